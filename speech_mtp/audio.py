@@ -1,0 +1,97 @@
+"""Audio files and PCM bytes <-> waveforms ``[S]`` of float32 in [-1, 1]. One channel only.
+
+This module resamples only where :func:`resample` is called: a file of another sample rate is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import soundfile
+import torch
+import torchaudio.functional
+from torch import Tensor
+
+from speech_mtp.files import replacing
+
+FORMATS = {".wav": "WAV", ".flac": "FLAC"}
+UNKNOWN_SIZE = 0xFFFFFFFF
+
+
+def read(path: str | os.PathLike[str], sample_rate: int | None = None, *, mono: bool = False) -> tuple[Tensor, int]:
+    """Read an audio file: ``(wave [S] float32, sample rate in Hz)``.
+
+    ``sample_rate`` is the rate that the caller needs; ``mono`` mixes several channels down to their mean.
+    Raises ``FileNotFoundError``, and ``ValueError`` for a file that is no audio, of another sample rate, of several
+    channels, without samples, or with samples that are NaN or infinite.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no audio file {os.fspath(path)}.")
+    try:
+        samples, rate = soundfile.read(os.fspath(path), dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, EOFError) as error:
+        raise ValueError(f"{os.fspath(path)} cannot be read as audio; give a WAV, FLAC or OGG file.") from error
+    num_samples, num_channels = samples.shape
+    if num_channels > 1 and not mono:
+        raise ValueError(
+            f"{os.fspath(path)} has {num_channels} channels, but one is needed; "
+            "mix it down in a sound editor, or read it with mono=True."
+        )
+    if num_samples == 0:
+        raise ValueError(f"{os.fspath(path)} holds no samples; give a file that is not empty.")
+    wave = torch.from_numpy(samples).mean(dim=1)
+    if not wave.isfinite().all():
+        raise ValueError(f"{os.fspath(path)} holds samples that are NaN or infinite; export it again.")
+    if sample_rate is not None and rate != sample_rate:
+        raise ValueError(
+            f"{os.fspath(path)} is sampled at {rate} Hz, but {sample_rate} Hz is needed; resample it first."
+        )
+    return wave, rate
+
+
+def write(path: str | os.PathLike[str], wave: Tensor, sample_rate: int) -> None:
+    """Write ``wave [S]`` as a 16-bit ``.wav`` or ``.flac`` file, whole or not at all; louder samples are clipped.
+
+    Raises ``ValueError`` for another suffix and for a wave that is empty, NaN or not ``[S]``, and ``OSError`` when
+    the file cannot be written.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise ValueError(f"Cannot write {os.fspath(path)}: the name must end in {' or '.join(FORMATS)}.")
+    if wave.numel() == 0:
+        raise ValueError(f"Cannot write {os.fspath(path)}: there are no samples to write.")
+    samples = _int16(wave).numpy()
+    with replacing(path) as temporary:
+        try:
+            soundfile.write(temporary, samples, sample_rate, subtype="PCM_16", format=FORMATS[suffix])
+        except soundfile.LibsndfileError as error:
+            raise OSError(str(error)) from error
+
+
+def resample(wave: Tensor, from_hz: int, to_hz: int) -> Tensor:
+    """``wave [..., S]`` at ``from_hz`` -> ``[..., ceil(S * to_hz / from_hz)]``, by windowed-sinc interpolation."""
+    if from_hz <= 0 or to_hz <= 0:
+        raise ValueError(f"Cannot resample from {from_hz} Hz to {to_hz} Hz; both rates must be positive.")
+    return torchaudio.functional.resample(wave, from_hz, to_hz)
+
+
+def pcm16(wave: Tensor) -> bytes:
+    """``wave [S]`` -> 16-bit little-endian PCM, rounded to the nearest step and clipped to full scale."""
+    return bytes(_int16(wave).numpy().astype("<i2").tobytes())
+
+
+def wav_header(sample_rate: int) -> bytes:
+    """The 44 bytes that precede a stream of 16-bit mono PCM of unknown length: its sizes are 0xFFFFFFFF."""
+    chunk = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
+    return struct.pack("<4sI4s", b"RIFF", UNKNOWN_SIZE, b"WAVE") + chunk + struct.pack("<4sI", b"data", UNKNOWN_SIZE)
+
+
+def _int16(wave: Tensor) -> Tensor:
+    if wave.ndim != 1:
+        raise ValueError(f"A waveform must be [S], one channel, but its shape is {list(wave.shape)}.")
+    wave = wave.detach().to("cpu", torch.float32)
+    if not wave.isfinite().all():
+        raise ValueError("The waveform holds samples that are NaN or infinite.")
+    return (wave * 32768).round().clamp(-32768, 32767).to(torch.int16)

@@ -1,0 +1,63 @@
+"""Waveform <-> codes: the interface of every codec.
+
+Streaming is the primitive: ``decode`` opens a state, pushes every frame and flushes, so offline audio
+and streamed audio are the same lines. A codec knows nothing of text, positions or language models.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from speech_mtp.types import Codes, CodecSpec
+
+
+class Codec(nn.Module, ABC):
+    """One codec. Subclasses set ``spec`` and implement ``encode``, ``open``, ``push`` and ``flush``.
+
+    A state holds a fixed number of *slots* (rows). Rows join with ``reset``, advance by different
+    numbers of frames, and leave with ``flush``; what one row does never changes another row.
+    """
+
+    spec: CodecSpec
+
+    @abstractmethod
+    def encode(self, wave: Tensor, lengths: Tensor | None = None) -> Codes:
+        """``wave [B, 1, S]`` float in [-1, 1] at ``spec.sample_rate`` -> codes.
+
+        ``lengths [B]`` in samples (default: all S). A row gives ceil(length / samples_per_frame) frames.
+        """
+
+    @abstractmethod
+    def open(self, slots: int) -> Any:
+        """A fresh decoding state for ``slots`` rows, all of them free (``reset`` starts one)."""
+
+    @abstractmethod
+    def reset(self, state: Any, rows: Tensor, timbre: Tensor | None) -> None:
+        """Start new utterances in ``rows [R]`` with ``timbre [R, E]`` (None for codecs without timbre)."""
+
+    @abstractmethod
+    def push(self, state: Any, frames: Tensor, lengths: Tensor) -> list[Tensor]:
+        """Decode ``frames [slots, K, F]``, of which the first ``lengths [slots]`` count (0: row is idle).
+
+        Returns one ``[S_b]`` waveform per slot: the samples that have become final. Their number may
+        lag behind ``lengths * samples_per_frame`` by the codec's fixed look-ahead.
+        """
+
+    @abstractmethod
+    def flush(self, state: Any, rows: Tensor) -> list[Tensor]:
+        """End the utterances of ``rows [R]``: their last samples, so that F frames gave F * samples_per_frame."""
+
+    @torch.inference_mode()
+    def decode(self, codes: Codes) -> Tensor:
+        """Codes -> ``[B, 1, S]``, rows padded with zeros past ``lengths * samples_per_frame``."""
+        slots = codes.frames.shape[0]
+        state = self.open(slots)
+        rows = torch.arange(slots, device=codes.frames.device)
+        self.reset(state, rows, codes.timbre)
+        pushed = self.push(state, codes.frames, codes.lengths)
+        waves = [torch.cat(pair) for pair in zip(pushed, self.flush(state, rows), strict=True)]
+        return nn.utils.rnn.pad_sequence(waves, batch_first=True).unsqueeze(1)

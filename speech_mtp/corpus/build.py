@@ -1,0 +1,274 @@
+"""Text -> teachers -> audio with a manifest: in parallel, and going on where a kill stopped it.
+
+1. collect the sentences and their splits, 2. give each voice its share of them, 3. leave out what the manifest
+already holds, 4. speak batches in worker processes, each on one core, 5. write audio, then its rows, 6. report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from tqdm import tqdm
+
+from speech_mtp import audio, plugins
+from speech_mtp.corpus.checks import AudioRules, fit
+from speech_mtp.corpus.manifest import MANIFEST, REJECTS, JsonLines, Reject, Row, as_line, read_manifest, read_rejects
+from speech_mtp.corpus.report import report
+from speech_mtp.corpus.selfwrite import WriteConfig, answered, expand_prompts, read_prompts, write
+from speech_mtp.corpus.sentences import SentenceRules
+from speech_mtp.corpus.teachers.base import SAMPLE_RATE, Teacher
+from speech_mtp.corpus.texts import Script, TextSource, load_script, stable_fraction
+from speech_mtp.files import replacing
+from speech_mtp.text.g2p.base import G2P
+from speech_mtp.text.phonemes import render
+
+REPORT = "report.json"
+Writer = Callable[[], tuple[Any, Any]]
+
+
+class VoicePlan(BaseModel):
+    """A ``voice`` of a ``teacher`` (plug-in name, or a mapping with ``name``) and the share of sentences it speaks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    teacher: str | dict[str, Any]
+    voice: str
+    share: float = Field(default=1.0, gt=0, le=1)
+
+
+class CorpusConfig(BaseModel):
+    """One corpus. ``write`` (optional) makes self-written text first; ``workers`` 0 means one per core."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    out: Path
+    texts: list[TextSource] = Field(min_length=1)
+    voices: list[VoicePlan] = Field(min_length=1)
+    write: WriteConfig | None = None
+    g2p: str | dict[str, Any] = "hibari"
+    sentences: SentenceRules = SentenceRules()
+    audio: AudioRules = AudioRules()
+    coverage_words: int = Field(default=20_000, ge=0)
+    seed: int = 0
+    workers: int = Field(default=0, ge=0)
+    batch: int = Field(default=32, ge=1)
+
+    @field_validator("voices")
+    @classmethod
+    def _distinct(cls, voices: list[VoicePlan]) -> list[VoicePlan]:
+        names = [plan.voice for plan in voices]
+        if len(set(names)) < len(names):
+            raise ValueError("each voice may be planned once; add up the shares of the one that is there twice")
+        return voices
+
+
+@dataclass(frozen=True)
+class Job:
+    """One utterance to be made."""
+
+    id: str
+    text: str
+    voice: str
+    split: str
+    seed: int
+
+
+def build_corpus(config: CorpusConfig, writer: Writer | None = None) -> dict[str, Any]:
+    """Make what is missing of the corpus in ``config.out`` and return its report, which is also written there.
+
+    ``writer`` returns a causal LM and its tokenizer; it is called if text remains to be written (``config.write``).
+    Raises ``ValueError`` or ``FileNotFoundError`` for unusable settings and texts, before any audio is made.
+    """
+    plans = {plan.voice: plan for plan in config.voices}
+    for plan in plans.values():
+        _teacher(_spec(plan.teacher)).check_voice(plan.voice)
+    if config.write is not None:
+        _write_text(config.write, writer)
+    script = load_script(config.texts, config.sentences, config.coverage_words, config.seed)
+    with JsonLines(config.out / MANIFEST) as manifest, JsonLines(config.out / REJECTS) as rejects:
+        finished = {row.id for row in read_manifest(config.out)} | {r.id for r in read_rejects(config.out)}
+        jobs = [job for job in plan_jobs(config, script) if job.id not in finished]
+        batches = _batches(jobs, config.batch)
+        progress = Progress(len(jobs))
+        for made in _speak_all(batches, plans, config):
+            manifest.append(as_line(item) for item in made if isinstance(item, Row))
+            rejects.append(as_line(item) for item in made if isinstance(item, Reject))
+            progress.advance(len(made), sum(item.seconds for item in made if isinstance(item, Row)))
+        progress.close()
+    figures = report(config.out, script.rejects, config.coverage_words)
+    with replacing(config.out / REPORT) as path:
+        path.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return figures
+
+
+def _write_text(config: WriteConfig, writer: Writer | None) -> None:
+    prompts = expand_prompts(read_prompts(config.prompts), config.texts, config.seed)
+    if answered(config.out, prompts) == len(prompts):
+        return
+    if writer is None:
+        raise ValueError(
+            f"{config.out} is not complete; name a backbone that writes it, or remove the section `write`."
+        )
+    model, tokenizer = writer()
+    write(model, tokenizer, prompts, config)
+
+
+def plan_jobs(config: CorpusConfig, script: Script) -> list[Job]:
+    """The utterances of all voices. Whether a voice speaks a sentence, and with which seed, depends on these two."""
+    jobs: list[Job] = []
+    for plan in config.voices:
+        for sentence in script.sentences:
+            key = f"{config.seed}:{plan.voice}:{sentence.text}"
+            if stable_fraction(f"share:{key}") < plan.share:
+                digest = hashlib.blake2b(key.encode(), digest_size=8)
+                name = f"{plan.voice}-{digest.hexdigest()}"
+                seed = int.from_bytes(digest.digest()[:4]) >> 1
+                jobs.append(Job(name, sentence.text, plan.voice, sentence.split, seed))
+    return jobs
+
+
+def _batches(jobs: list[Job], size: int) -> list[list[Job]]:
+    """Batches of one voice each, mixed, so that a corpus that is still growing has all voices in proportion."""
+    by_voice: dict[str, list[Job]] = {}
+    for job in sorted(jobs, key=lambda job: job.id):  # ids are hashes: a stable shuffle
+        by_voice.setdefault(job.voice, []).append(job)
+    batches = [voice[i : i + size] for voice in by_voice.values() for i in range(0, len(voice), size)]
+    return sorted(batches, key=lambda batch: stable_fraction(batch[0].id))
+
+
+def _speak_all(
+    batches: list[list[Job]], plans: dict[str, VoicePlan], config: CorpusConfig
+) -> Iterator[list[Row | Reject]]:
+    if not batches:
+        return
+    workers = min(config.workers or os.cpu_count() or 1, len(batches))
+    with _one_thread_each():
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+        try:
+            running: list[Future[list[Row | Reject]]] = []
+            for batch in batches:
+                teacher = _spec(plans[batch[0].voice].teacher)
+                running.append(pool.submit(speak_batch, batch, teacher, _spec(config.g2p), config.audio, config.out))
+            for future in as_completed(running):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def speak_batch(jobs: list[Job], teacher: str, g2p: str, rules: AudioRules, out: Path) -> list[Row | Reject]:
+    """Speak, check and store the utterances of one batch; ``teacher`` and ``g2p`` are plug-in specs in JSON."""
+    return [_speak(job, _teacher(teacher), _g2p(g2p), rules, out) for job in jobs]
+
+
+def _speak(job: Job, teacher: Teacher, g2p: G2P, rules: AudioRules, out: Path) -> Row | Reject:
+    try:
+        spoken = teacher.synthesize(job.text, job.voice, job.seed)
+        phonemes = render(g2p.phonemize(job.text))
+    except ValueError as error:
+        return Reject(job.id, job.text, job.voice, str(error))
+    utterance, reason = fit(spoken, job.text, rules)
+    if reason is not None:
+        return Reject(job.id, job.text, job.voice, reason)
+    name = f"audio/{job.voice}/{job.id[len(job.voice) + 1 :][:2]}/{job.id}.flac"
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    audio.write(out / name, torch.from_numpy(utterance.wave), SAMPLE_RATE)
+    return Row(
+        id=job.id,
+        text=job.text,
+        phonemes=phonemes,
+        voice=job.voice,
+        seconds=round(len(utterance.wave) / SAMPLE_RATE, 4),
+        seed=job.seed,
+        split=job.split,
+        audio=name,
+        licence=teacher.licence,
+        f0_hz=None if utterance.f0_hz is None else [round(float(hz), 1) for hz in utterance.f0_hz],
+        f0_rate_hz=utterance.f0_rate_hz,
+    )
+
+
+def _spec(plugin: str | dict[str, Any]) -> str:
+    return json.dumps(plugin, sort_keys=True)
+
+
+@cache
+def _teacher(spec: str) -> Teacher:
+    teacher: Teacher = plugins.build("corpus.teachers", json.loads(spec))
+    return teacher
+
+
+@cache
+def _g2p(spec: str) -> G2P:
+    g2p: G2P = plugins.build("text.g2p", json.loads(spec))
+    return g2p
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started inside compute on one thread each, so that one process a core fills the machine."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+class Progress:
+    """A bar on a terminal, otherwise a plain line every ``every_s`` seconds, on stderr."""
+
+    def __init__(self, total: int, every_s: float = 10.0) -> None:
+        self._total, self._every_s = total, every_s
+        self._done, self._audio_s = 0, 0.0
+        self._started = self._told = time.monotonic()
+        self._bar = tqdm(total=total, unit="utt", desc="corpus") if sys.stderr.isatty() else None
+
+    def advance(self, utterances: int, audio_s: float) -> None:
+        """Count ``utterances`` more, accepted ones lasting ``audio_s`` in all."""
+        self._done += utterances
+        self._audio_s += audio_s
+        if self._bar is not None:
+            self._bar.update(utterances)
+            self._bar.set_postfix(hours=f"{self._audio_s / 3600:.2f}", refresh=False)
+        elif time.monotonic() - self._told >= self._every_s or self._done == self._total:
+            self._told = time.monotonic()
+            left_s = (self._told - self._started) / self._done * (self._total - self._done)
+            line = (
+                f"corpus: {self._done} of {self._total} utterances, {self._audio_s / 3600:.2f} h, {left_s:.0f} s left"
+            )
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,115 @@
+"""The corpus as a talker reads it: codes, alignment and timbre of every utterance, small enough to commit.
+
+A folder holds ``rows.jsonl`` and ``codes.safetensors``: ``frames [K, total]`` int16, ``unit [total]`` int16 (the text unit of each
+frame), ``timbre [rows, E]`` float16. The backbone's hidden states are not stored with it; they are rebuilt from the text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from speech_mtp.codecs.decoupled import Decoupled
+from speech_mtp.corpus.align import unit_of_frame
+from speech_mtp.corpus.store import AudioStore
+from speech_mtp.files import replacing
+from speech_mtp.text.phonemes import parse
+
+
+@dataclass(frozen=True)
+class CodeRow:
+    """One utterance: its frames are ``start : start + frames`` of the folder's arrays."""
+
+    id: str
+    voice: str
+    text: str
+    phonemes: str
+    split: str
+    start: int
+    frames: int
+
+
+@dataclass
+class CodeCorpus:
+    """All rows with their tensors in memory (fifty hours are about twenty megabytes)."""
+
+    rows: list[CodeRow]
+    frames: Tensor
+    unit: Tensor
+    timbre: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def item(self, index: int) -> tuple[Tensor, Tensor]:
+        """Codes ``[K, F]`` and unit of each frame ``[F]``, int64."""
+        row = self.rows[index]
+        part = slice(row.start, row.start + row.frames)
+        return self.frames[:, part].long(), self.unit[part].long()
+
+
+def load_codes(folder: Path) -> CodeCorpus:
+    """Read a folder written by :func:`save_codes`."""
+    if not (folder / "codes.safetensors").exists():
+        raise FileNotFoundError(f"{folder} holds no codes.safetensors; run the encode stage of the recipe first.")
+    rows = [CodeRow(**json.loads(line)) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    tensors = load_file(folder / "codes.safetensors")
+    return CodeCorpus(rows, tensors["frames"], tensors["unit"], tensors["timbre"])
+
+
+def save_codes(corpus: CodeCorpus, folder: Path) -> None:
+    """Write both files under temporary names and rename them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        "frames": corpus.frames.to(torch.int16).contiguous(),
+        "unit": corpus.unit.to(torch.int16).contiguous(),
+        "timbre": corpus.timbre.half().contiguous(),
+    }
+    with replacing(folder / "codes.safetensors") as path:
+        save_file(tensors, path)
+    with replacing(folder / "rows.jsonl") as path:
+        path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in corpus.rows), encoding="utf-8")
+
+
+@torch.inference_mode()
+def encode_store(codec: Decoupled, store: AudioStore, batch: int = 16, device: str = "cpu") -> CodeCorpus:
+    """Encode and align every utterance of a store, shortest first; those that cannot be aligned are left out."""
+    if codec.phonemes is None:
+        raise ValueError("This codec has no phoneme head, so its codes cannot be aligned; use the training checkpoint.")
+    codec = codec.to(device).eval()
+    rows: list[CodeRow] = []
+    frames, units, timbres = [], [], []
+    total = 0
+    for indices in _batches(store, batch):
+        waves = [store.wave(i) for i in indices]
+        lengths = torch.tensor([len(w) for w in waves], device=device)
+        wave = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True).unsqueeze(1).to(device)
+        codes = codec.encode(wave, lengths)
+        mask = (torch.arange(codes.frames.shape[2], device=device) < codes.lengths[:, None])[..., None].float()
+        content, _ = codec.values(codes.frames)
+        log_probs = codec.phonemes(content, mask).log_softmax(-1).cpu()
+        for b, i in enumerate(indices):
+            row, n = store.rows[i], int(codes.lengths[b])
+            unit = unit_of_frame(log_probs[b, :n], torch.tensor([u.id for u in parse(row.phonemes)]))
+            if unit is None:
+                continue
+            rows.append(CodeRow(row.id, row.voice, row.text, row.phonemes, row.split, total, n))
+            frames.append(codes.frames[b, :, :n].cpu())
+            units.append(unit)
+            assert codes.timbre is not None
+            timbres.append(codes.timbre[b].cpu())
+            total += n
+    return CodeCorpus(rows, torch.cat(frames, 1), torch.cat(units), torch.stack(timbres))
+
+
+def _batches(store: AudioStore, batch: int) -> Iterator[list[int]]:
+    order = sorted(range(len(store)), key=lambda i: store.rows[i].samples)
+    for at in tqdm(range(0, len(order), batch), desc="encode", mininterval=5):
+        yield order[at : at + batch]

@@ -1,0 +1,74 @@
+"""What a corpus holds: hours, voices, phonemes, words, and what was refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from speech_mtp.corpus.coverage import speakable_word
+from speech_mtp.corpus.manifest import Row, read_manifest, read_rejects
+from speech_mtp.corpus.sentences import frequent_words, words_of
+from speech_mtp.text.phonemes import BLANK, SYMBOLS
+
+RARE = 100
+
+
+def report(folder: Path, text_rejects: Counter[str], coverage_words: int) -> dict[str, Any]:
+    """The figures of the corpus in ``folder`` as a JSON object.
+
+    ``words`` tells how many of the ``coverage_words`` most frequent English words are spoken in the train split,
+    and the share of those that make sense aloud (:func:`speech_mtp.corpus.coverage.speakable_word`).
+    """
+    rows = read_manifest(folder)
+    rejects = read_rejects(folder)
+    return {
+        "hours": _hours(rows),
+        "utterances": len(rows),
+        "sentences": {split: len({r.text for r in rows if r.split == split}) for split in ("train", "dev")},
+        "voices": {voice: _voice([r for r in rows if r.voice == voice]) for voice in sorted({r.voice for r in rows})},
+        "phonemes": _phonemes(rows),
+        "words": _words(rows, coverage_words),
+        "rejected_text": dict(text_rejects.most_common()),
+        "rejected_audio": dict(Counter(f"{r.voice}: {r.reason}" for r in rejects).most_common()),
+    }
+
+
+def _hours(rows: list[Row]) -> float:
+    return round(sum(row.seconds for row in rows) / 3600, 3)
+
+
+def _voice(rows: list[Row]) -> dict[str, Any]:
+    seconds = sum(row.seconds for row in rows)
+    chars = sum(len(row.text) for row in rows)
+    return {
+        "hours": _hours(rows),
+        "utterances": len(rows),
+        "chars_per_second": round(chars / seconds, 1),
+        "licence": rows[0].licence,
+    }
+
+
+def _phonemes(rows: list[Row]) -> dict[str, Any]:
+    counts = Counter("".join(row.phonemes for row in rows if row.split == "train"))
+    symbols = [symbol for symbol in SYMBOLS if symbol != BLANK]
+    return {
+        "covered": sum(counts[s] > 0 for s in symbols),
+        "of": len(symbols),
+        "rare": {s: counts[s] for s in symbols if counts[s] < RARE},
+    }
+
+
+def _words(rows: list[Row], count: int) -> dict[str, Any]:
+    spoken = {word for row in rows if row.split == "train" for word in words_of(row.text)}
+    frequent = frequent_words(count) if count else []
+    sensible = [word for word in frequent if speakable_word(word)]
+    missing = [word for word in sensible if word not in spoken]
+    return {
+        "distinct": len(spoken),
+        "frequent": len(frequent),
+        "frequent_spoken": sum(word in spoken for word in frequent),
+        "sensible": len(sensible),
+        "sensible_spoken": len(sensible) - len(missing),
+        "missing": missing[:50],
+    }

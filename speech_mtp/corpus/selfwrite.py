@@ -1,0 +1,153 @@
+"""Text that a language model writes itself: prompts -> raw answers, batched, resumable, as JSON lines.
+
+Self-written text is in the model's own style, which is what a voice for that model will have to speak. The raw
+answers are kept as they are; :mod:`speech_mtp.corpus.sentences` takes the speakable sentences out of them.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+from tqdm import tqdm
+
+from speech_mtp.corpus.coverage import speakable_word
+from speech_mtp.corpus.manifest import JsonLines, read_lines
+from speech_mtp.corpus.sentences import frequent_words
+
+_MARK = "\u241e"  # stands for the user's words while a chat template is cut open
+
+
+class WriteConfig(BaseModel):
+    """How much is written and how it is drawn. ``prompts`` is a YAML file of :class:`PromptBook`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    prompts: Path
+    out: Path
+    texts: int = Field(default=20_000, ge=1)
+    batch: int = Field(default=128, ge=1)
+    max_new_tokens: int = Field(default=56, ge=1)
+    temperature: float = Field(default=0.8, gt=0)
+    top_k: int = Field(default=40, ge=1)
+    seed: int = 0
+
+
+class PromptBook(BaseModel):
+    """Prompt templates. A word template holds ``{a} {b} {c}``, a topic template ``{topic}``.
+
+    ``empty_share`` of the prompts are an empty user turn: an instruct model then invents a user's words.
+    ``word_share`` are word templates, the rest topics. Words are drawn from the ``frequent_words`` most frequent.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    word_templates: list[str] = Field(min_length=1)
+    topic_templates: list[str] = Field(min_length=1)
+    topics: list[str] = Field(min_length=1)
+    frequent_words: int = Field(default=21_000, ge=3)
+    word_share: float = Field(default=0.4, ge=0, le=1)
+    empty_share: float = Field(default=0.05, ge=0, le=1)
+
+
+def read_prompts(path: Path) -> PromptBook:
+    """The prompt templates of a YAML file. Raises ``FileNotFoundError`` and ``ValueError``, naming the key at fault."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no prompt file {path}.")
+    try:
+        return PromptBook.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValidationError) as error:
+        raise ValueError(f"{path} is not a valid prompt file: {' '.join(str(error).split())}") from error
+
+
+def expand_prompts(book: PromptBook, count: int, seed: int) -> list[str]:
+    """``count`` prompts; prompt i is the same whatever the count. Words are used up before one comes again."""
+    rng = random.Random(seed)
+    words = [word for word in frequent_words(book.frequent_words) if speakable_word(word)]
+    deck: list[str] = []
+    prompts: list[str] = []
+    for _ in range(count):
+        kind = rng.random()
+        if kind < book.empty_share:
+            prompts.append("")
+        elif kind < book.empty_share + book.word_share:
+            if len(deck) < 3:
+                deck = rng.sample(words, len(words))
+            a, b, c = deck.pop(), deck.pop(), deck.pop()
+            prompts.append(rng.choice(book.word_templates).format(a=a, b=b, c=c))
+        else:
+            prompts.append(rng.choice(book.topic_templates).format(topic=rng.choice(book.topics)))
+    return prompts
+
+
+def write(model: Any, tokenizer: Any, prompts: Sequence[str], config: WriteConfig) -> int:
+    """Answer ``prompts`` into ``config.out`` (lines of ``index``, ``prompt``, ``text``); returns how many were new.
+
+    ``model`` is a Hugging Face causal LM, ``tokenizer`` its tokenizer with a chat template. A file that is there is
+    gone on with. The noise of a batch depends on the seed and the batch's first index alone.
+    Raises ``ValueError`` if the file there was written from other prompts.
+    """
+    with JsonLines(config.out) as log:
+        done = answered(config.out, prompts)
+        starts = range(done, len(prompts), config.batch)
+        for start in tqdm(starts, desc="writing", unit="batch", disable=not sys.stderr.isatty()):
+            batch = list(prompts[start : start + config.batch])
+            texts = _answer(model, tokenizer, batch, config, seed=config.seed + start)
+            pairs = enumerate(zip(batch, texts, strict=True), start=start)
+            log.append({"index": index, "prompt": prompt, "text": text} for index, (prompt, text) in pairs)
+    return len(prompts) - done
+
+
+def answered(path: Path, prompts: Sequence[str]) -> int:
+    """How many of ``prompts`` the file at ``path`` answers already, 0 without a file. Raises as :func:`write`."""
+    done = 0
+    if not path.exists():
+        return done
+    for line in read_lines(path):
+        if done >= len(prompts) or line.get("prompt") != prompts[done]:
+            raise ValueError(f"{path} was written from other prompts; give another `out` or remove the file.")
+        done += 1
+    return done
+
+
+@torch.inference_mode()
+def _answer(model: Any, tokenizer: Any, prompts: list[str], config: WriteConfig, seed: int) -> list[str]:
+    """1. prompts -> left-padded ids ``[B, L]``, 2. sample, 3. decode what is new."""
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    rows = [tokenizer.encode(_opened(tokenizer, prompt), add_special_tokens=False) for prompt in prompts]
+    ids, mask = _left_padded(rows, pad)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        written = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=config.max_new_tokens,
+            do_sample=True,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=1.0,
+            pad_token_id=pad,
+        )
+    return [tokenizer.decode(row, skip_special_tokens=True) for row in written[:, ids.shape[1] :].tolist()]
+
+
+def _opened(tokenizer: Any, prompt: str) -> str:
+    """The chat up to where the model goes on: its answer, or for an empty prompt the user's own words."""
+    if prompt:
+        turn = [{"role": "user", "content": prompt}]
+        return str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+    whole = str(tokenizer.apply_chat_template([{"role": "user", "content": _MARK}], tokenize=False))
+    return whole.split(_MARK)[0]
+
+
+def _left_padded(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token lists -> ids and mask ``[B, L]``."""
+    length = max(map(len, rows))
+    ids = torch.tensor([[pad] * (length - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask

@@ -1,0 +1,126 @@
+"""A corpus laid out for training: flat memory-mapped arrays and one JSON line per utterance.
+
+``audio.i16`` holds every utterance one after another (16-bit, ``sample_rate``), ``f0.f32`` its pitch in Hz 100 times
+a second (0 where unvoiced), ``rows.jsonl`` where each lies, its text, phonemes (string of
+:func:`speech_mtp.text.phonemes.render`), voice and split. Rows are appended after their data, so that a store cut
+off by a kill is valid up to its last whole row.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SAMPLE_RATE = 24_000
+PITCH_HOP = 240
+
+
+@dataclass(frozen=True)
+class Row:
+    """One utterance: ``start`` and ``samples`` into the audio; its pitch begins at ``pitch_start``."""
+
+    id: str
+    voice: str
+    text: str
+    phonemes: str
+    split: str
+    start: int
+    samples: int
+    pitch_start: int
+
+    @property
+    def pitch_steps(self) -> int:
+        return -(-self.samples // PITCH_HOP)
+
+
+class AudioStoreWriter:
+    """Appends utterances to a store; opening an existing one goes on after its last whole row."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.rows = read_rows(folder)
+        samples = self.rows[-1].start + self.rows[-1].samples if self.rows else 0
+        steps = self.rows[-1].pitch_start + self.rows[-1].pitch_steps if self.rows else 0
+        self._audio = _open_at(folder / "audio.i16", 2 * samples)
+        self._pitch = _open_at(folder / "f0.f32", 4 * steps)
+        whole = "".join(json.dumps(asdict(row)) + "\n" for row in self.rows)
+        (folder / "rows.jsonl").write_text(whole, encoding="utf-8")
+        self._lines = (folder / "rows.jsonl").open("a", encoding="utf-8")
+        self._samples, self._steps = samples, steps
+
+    def append(
+        self, id: str, voice: str, text: str, phonemes: str, split: str, wave: np.ndarray, f0_hz: np.ndarray
+    ) -> Row:
+        """``wave [S]`` float in [-1, 1] at 24 kHz, ``f0_hz [ceil(S / 240)]`` (0 unvoiced)."""
+        row = Row(id, voice, text, phonemes, split, self._samples, len(wave), self._steps)
+        if len(f0_hz) != row.pitch_steps:
+            raise ValueError(f"{id}: {len(f0_hz)} pitch values for {len(wave)} samples; expected {row.pitch_steps}.")
+        (np.clip(wave, -1, 1) * 32767).round().astype("<i2").tofile(self._audio)
+        f0_hz.astype("<f4").tofile(self._pitch)
+        self._audio.flush()
+        self._pitch.flush()
+        self._lines.write(json.dumps(asdict(row)) + "\n")
+        self._lines.flush()
+        self._samples += row.samples
+        self._steps += row.pitch_steps
+        self.rows.append(row)
+        return row
+
+    def close(self) -> None:
+        for file in (self._audio, self._pitch, self._lines):
+            file.close()
+
+
+def _open_at(path: Path, size: int):  # type: ignore[no-untyped-def]
+    path.touch()
+    file = path.open("r+b")
+    file.truncate(size)
+    file.seek(size)
+    return file
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The whole rows of a store (a last line cut off by a kill is ignored)."""
+    path = folder / "rows.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [Row(**json.loads(line)) for line in lines]
+
+
+class AudioStore:
+    """Reads stores: several folders in a row act as one."""
+
+    def __init__(self, folders: list[Path]) -> None:
+        self.rows: list[Row] = []
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
+        self._part_of: list[int] = []
+        for folder in folders:
+            rows = read_rows(folder)
+            if not rows:
+                raise FileNotFoundError(f"{folder} holds no corpus rows; run the corpus recipe first.")
+            self.rows += rows
+            self._part_of += [len(self._parts)] * len(rows)
+            self._parts.append(
+                (np.memmap(folder / "audio.i16", "<i2", mode="r"), np.memmap(folder / "f0.f32", "<f4", mode="r"))
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def wave(self, index: int) -> Tensor:
+        """``[S]`` float in [-1, 1]."""
+        row = self.rows[index]
+        audio = self._parts[self._part_of[index]][0][row.start : row.start + row.samples]
+        return torch.from_numpy(audio.astype(np.float32) / 32768)
+
+    def pitch(self, index: int) -> Tensor:
+        """``[ceil(S / 240)]`` Hz, 0 where unvoiced; entry i is the pitch at sample ``240 * (i + 1)``."""
+        row = self.rows[index]
+        track = self._parts[self._part_of[index]][1][row.pitch_start : row.pitch_start + row.pitch_steps]
+        return torch.from_numpy(track.astype(np.float32))

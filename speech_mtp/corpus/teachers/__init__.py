@@ -1,0 +1,1 @@
+"""Speech synthesisers that make training data: one file, one plug-in."""

@@ -1,0 +1,123 @@
+"""The one loop: propose, verify, accept, commit. Plain decoding is the draft of size one.
+
+The engine knows nothing of phonemes, waveforms or heads; it moves rows forward until each is done, must wait for
+text, or is stopped by a guard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from speech_mtp.decoding.base import DecodingRule, Law, seeds_of
+from speech_mtp.decoding.vanilla import Vanilla
+from speech_mtp.layouts.base import Next
+from speech_mtp.lm.speech_lm import DecodeState, SpeechLM
+from speech_mtp.types import Finish, Sampling, TextUnits, Verdict
+
+
+@dataclass(frozen=True)
+class Guard:
+    """When a row is a runaway: more than ``frames_per_unit`` frames per text unit (plus ``spare_frames``), or the same content
+    code for ``max_repeat`` frames."""
+
+    frames_per_unit: float = 8.0
+    spare_frames: int = 50
+    max_repeat: int = 60
+
+
+@dataclass
+class Step:
+    """What one step gave: ``frames [B, K, F]``, of which ``lengths [B]`` count, and the pointers ``[B]`` after it."""
+
+    frames: Tensor
+    lengths: Tensor
+    pointer: Tensor
+
+
+@dataclass
+class Run:
+    """A decode in progress: :meth:`advance` makes one step for every row that can make one."""
+
+    lm: SpeechLM
+    state: DecodeState
+    law: Law
+    rule: DecodingRule = field(default_factory=Vanilla)
+    guard: Guard = field(default_factory=Guard)
+    finish: list[Finish | None] = field(default_factory=list)
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.finish = [None] * len(self.state.last)
+        self._repeat = [0] * len(self.finish)
+        self._code = [-1] * len(self.finish)
+
+    def waiting(self) -> list[bool]:
+        """Rows that cannot go on until :meth:`SpeechLM.extend` brings more text."""
+        return [self._next(b) is Next.WAIT for b in range(len(self.finish))]
+
+    def _next(self, b: int) -> Next:
+        if self.finish[b] is not None:
+            return Next.DONE
+        s = self.state
+        last = int(s.last[b, 0]) if int(s.groups[b]) else None
+        return self.lm.layout.next_kind(int(s.pointer[b]), int(s.units.lengths[b]), bool(s.units.complete[b]), last)
+
+    def advance(self) -> Step | None:
+        """One step of every row that can go on; None when there is none."""
+        todo = [self._next(b) for b in range(len(self.finish))]
+        for b, kind in enumerate(todo):
+            if kind is Next.DONE and self.finish[b] is None:
+                self.finish[b] = Finish("stop")
+        active = torch.tensor([kind is Next.SPEECH for kind in todo], device=self.state.last.device)
+        if not active.any():
+            return None
+        verdict = step(self.lm, self.rule, self.state, self.law, active)
+        self.steps += 1
+        frames = self.lm.layout.frames(verdict.next[:, None])
+        lengths = active.long() * frames.shape[-1]
+        self._watch(frames, active)
+        return Step(frames, lengths, self.state.pointer)
+
+    def _watch(self, frames: Tensor, active: Tensor) -> None:
+        """The runaway guard: a row that trips it ends with finish reason ``runaway`` or ``length``."""
+        content = frames[:, 0].tolist()
+        lengths = (self.state.groups * frames.shape[-1]).tolist()
+        units = self.state.units.lengths.tolist()
+        for b in torch.nonzero(active)[:, 0].tolist():
+            for code in content[b]:
+                self._repeat[b] = self._repeat[b] + 1 if code == self._code[b] else 1
+                self._code[b] = code
+            if self._repeat[b] > self.guard.max_repeat:
+                self.finish[b] = Finish("runaway", f"one content code for {self._repeat[b]} frames")
+            elif lengths[b] > self.guard.frames_per_unit * units[b] + self.guard.spare_frames:
+                self.finish[b] = Finish("length", f"{lengths[b]} frames for {units[b]} text units")
+
+
+def step(lm: SpeechLM, rule: DecodingRule, state: DecodeState, law: Law, active: Tensor) -> Verdict:
+    """Hidden states -> draft -> one forward -> kept path and one sure position -> committed state."""
+    draft = rule.propose(state, law)
+    out = lm.verify(state, draft)
+    verdict = rule.accept(state, draft, out, law)
+    lm.commit(state, draft, verdict, active)
+    return verdict
+
+
+def start(
+    lm: SpeechLM, units: TextUnits, timbre: Tensor, sampling: Sampling, rule: DecodingRule | None = None, seeds: Tensor | None = None
+) -> Run:
+    """A run over the rows of ``units`` with voices ``timbre [B, E]``; ``seeds [B]`` default to the sampling's."""
+    law = Law(lm, sampling, seeds_of(sampling, len(timbre), timbre.device) if seeds is None else seeds)
+    return Run(lm, lm.prefill(units, timbre), law, rule or Vanilla())
+
+
+def generate(
+    lm: SpeechLM, units: TextUnits, timbre: Tensor, sampling: Sampling, seeds: Tensor | None = None
+) -> Iterator[Step]:
+    """Every step of a whole batch of complete texts."""
+    run = start(lm, units, timbre, sampling, seeds=seeds)
+    while (made := run.advance()) is not None:
+        yield made

@@ -1,0 +1,25 @@
+"""Plain decoding: the draft of size one."""
+
+from __future__ import annotations
+
+import torch
+
+from speech_mtp.decoding.base import DecodingRule, Law
+from speech_mtp.lm.speech_lm import DecodeState
+from speech_mtp.types import Draft, LMOutput, Verdict
+
+
+class Vanilla(DecodingRule):
+    """Drafts nothing but the committed position, keeps it, and samples the next one."""
+
+    lossless = True
+
+    def propose(self, state: DecodeState, law: Law) -> Draft:
+        parents = torch.full((len(state.last), 1), -1, device=state.last.device)
+        return Draft(state.last[:, None], parents)
+
+    def accept(self, state: DecodeState, draft: Draft, out: LMOutput, law: Law) -> Verdict:
+        hidden = out.top[:, 0]
+        tokens = law.lm.output.sample(hidden, lambda c, logits: law.pick(state, 0, c, logits))
+        kept = torch.zeros_like(draft.parents)
+        return Verdict(kept, torch.ones(len(hidden), dtype=torch.long, device=hidden.device), tokens)

@@ -1,0 +1,232 @@
+"""The text language model behind speech: the only file that knows Hugging Face causal LMs.
+
+A backbone reads text and gives one hidden state per token, taken from a layer of choice; the layers above that
+one are not computed. Every text is read as the assistant's own turn of the model's chat format. Supported are
+decoders with attention in every layer and a KV cache; recurrent and hybrid models are refused by name.
+
+The backbone knows nothing of phonemes, codes or speech.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+MODEL_TYPES = (
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "llama",
+    "mistral",
+    "phi",
+    "phi3",
+    "qwen2",
+    "qwen3",
+)
+"""``config.model_type`` of the supported families."""
+
+SOURCE = "source.json"
+"""File of a converted folder that holds the fingerprint of the file it was converted from (key ``sha256``)."""
+
+Span = tuple[int, int]
+
+
+@dataclass
+class Encoded:
+    """A batch of texts as the backbone sees them.
+
+    ``hidden [B, L, D]`` float32, zero past a row's ``lengths [B]``; ``spans[b][l]`` are the characters
+    (start, end) of token ``l`` in text ``b``.
+    """
+
+    hidden: Tensor
+    spans: list[list[Span]]
+    lengths: Tensor
+
+
+@dataclass
+class BackboneState:
+    """One growing text: its KV cache, the text read so far and its tokens, and tokens not yet fed."""
+
+    cache: DynamicCache
+    waiting: list[int]
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+
+
+class Backbone(nn.Module):
+    """A causal LM and its tokenizer, frozen unless said otherwise.
+
+    ``hidden_layer`` n in 1..N-1 gives the output of the first n of N layers, as ``output_hidden_states[n]`` of
+    the whole model would; -1 (or N) gives the last layer's output after the final norm. ``fingerprint`` names the
+    weights: checkpoints trained on one backbone refuse another. Raises ValueError for an unsupported model.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, fingerprint: str, hidden_layer: int = -1, frozen: bool = True
+    ) -> None:
+        super().__init__()
+        check_supported(model.config)
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError("The backbone's tokenizer gives no character offsets; use one with a tokenizer.json.")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.fingerprint = fingerprint
+        self.frozen = frozen
+        self.dim: int = model.config.hidden_size
+        self.hidden_layer = hidden_layer
+        self._lower = (_first_layers(model.base_model, hidden_layer),)  # in a tuple: shares modules, owns none
+        self._prefix = assistant_prefix(tokenizer)
+        self.train(False)
+        self.requires_grad_(not frozen)
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        fingerprint: str | None = None,
+        hidden_layer: int = -1,
+        frozen: bool = True,
+    ) -> Self:
+        """The backbone saved in ``folder`` (config.json, safetensors, tokenizer.json), in ``dtype``.
+
+        Raises FileNotFoundError when the folder holds no model and ValueError when it cannot serve as backbone.
+        """
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"There is no language model in {folder}: it has no config.json; check the path.")
+        check_supported(AutoConfig.from_pretrained(folder, local_files_only=True))
+        found = fingerprint or fingerprint_of(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+        return cls(model, tokenizer, found, hidden_layer, frozen)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def train(self, mode: bool = True) -> Self:
+        """A frozen backbone stays in evaluation mode whatever the model around it does."""
+        return super().train(mode and not self.frozen)
+
+    def encode(self, texts: list[str]) -> Encoded:
+        """Read each text as an assistant turn, from its beginning. A row is the same alone and among others."""
+        read = [self._tokenize(text) for text in texts]
+        lengths = [len(tokens) for tokens, _ in read]
+        start, width = len(self._prefix), max(lengths, default=0)
+        ids = torch.zeros(len(texts), start + width, dtype=torch.long)
+        for b, (tokens, _) in enumerate(read):
+            ids[b, : start + len(tokens)] = torch.tensor(self._prefix + tokens)
+        # Attention is causal and padding is on the right, so that no token ever sees padding: no mask is needed.
+        hidden = self._run(ids)[:, start:]
+        counts = torch.tensor(lengths, device=hidden.device)
+        inside = torch.arange(width, device=hidden.device) < counts[:, None]
+        return Encoded(hidden.masked_fill(~inside[..., None], 0.0), [spans for _, spans in read], counts)
+
+    def open(self) -> BackboneState:
+        """The state before the first word of a text that will arrive piece by piece."""
+        return BackboneState(DynamicCache(config=self._lower[0].config), list(self._prefix))
+
+    def extend(self, state: BackboneState, text_piece: str) -> tuple[Tensor, list[Span]]:
+        """Read the next piece of a growing text: ``hidden [1, l, D]`` of its tokens and their spans in the text.
+
+        Pieces are cut before white space, never within a word: ``"Good"``, ``" morning."``. Then the states are
+        those of :meth:`encode` for the whole text. Raises ValueError when the tokenizer reads the earlier text
+        anew because of this piece; ``state`` is then as before.
+        """
+        text = state.text + text_piece
+        tokens, spans = self._tokenize(text)
+        known = len(state.tokens)
+        if tokens[:known] != state.tokens:
+            raise ValueError(f"The piece {text_piece!r} changes how the text before it is read; cut before spaces.")
+        state.text, state.tokens = text, tokens
+        if len(tokens) == known:
+            return torch.zeros(1, 0, self.dim, device=self.device), []
+        new = state.waiting + tokens[known:]
+        state.waiting = []
+        hidden = self._run(torch.tensor([new]), state.cache)
+        return hidden[:, len(new) - len(tokens) + known :], spans[known:]
+
+    def _run(self, ids: Tensor, cache: DynamicCache | None = None) -> Tensor:
+        use_cache = cache is not None
+        out = self._lower[0](input_ids=ids.to(self.device), past_key_values=cache, use_cache=use_cache)
+        hidden: Tensor = out.last_hidden_state.float()
+        return hidden
+
+    def _tokenize(self, text: str) -> tuple[list[int], list[Span]]:
+        if not text:
+            return [], []
+        read = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(read["input_ids"]), [(int(a), int(b)) for a, b in read["offset_mapping"]]
+
+
+def check_supported(config: Any) -> None:
+    """Raise ValueError, naming the family, unless ``config`` is of a supported attention-only decoder."""
+    kind = config.model_type
+    if kind not in MODEL_TYPES:
+        raise ValueError(f"A {kind!r} model cannot be the backbone; use a decoder of {', '.join(MODEL_TYPES)}.")
+    if getattr(config, "use_bidirectional_attention", None):
+        raise ValueError(f"This {kind!r} model attends to later tokens; use a causal language model as backbone.")
+
+
+def assistant_prefix(tokenizer: Any) -> list[int]:
+    """Tokens that open an assistant turn, such as ``<|im_start|>assistant\\n``; without a chat format just bos."""
+    opening = ""
+    if tokenizer.chat_template:
+        turn = [{"role": "user", "content": "Hello"}]
+        asked = tokenizer.apply_chat_template(turn, tokenize=False)
+        opened = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        opening = opened.removeprefix(asked)
+    tokens = list(tokenizer(opening)["input_ids"])  # with bos where the tokenizer adds it
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if not tokens and first is None:
+        raise ValueError("The backbone's tokenizer has no chat format and no bos or eos token; it cannot start a turn.")
+    return tokens or [first]
+
+
+def fingerprint_of(folder: Path) -> str:
+    """Sha256 (hex) that names the weights of ``folder``.
+
+    For a converted folder that of the file it came from, as recorded there; otherwise that of its safetensors
+    file, or of all of its files' digests in the order of their names. Raises FileNotFoundError without weights.
+    """
+    if (folder / SOURCE).is_file():
+        return str(json.loads((folder / SOURCE).read_text(encoding="utf-8"))["sha256"])
+    digests = [sha256(path) for path in sorted(folder.glob("*.safetensors"))]
+    if not digests:
+        raise FileNotFoundError(f"There are no weights in {folder}: no *.safetensors file; download the model again.")
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_layers(decoder: Any, count: int) -> Any:
+    """``decoder`` cut to its first ``count`` layers without the final norm; the modules are shared, not copied."""
+    total = len(decoder.layers)
+    if count in (-1, total):
+        return decoder
+    if not 1 <= count < total:
+        raise ValueError(f"hidden_layer is {count}, but the backbone has {total} layers; use 1 to {total}, or -1.")
+    lower = copy.copy(decoder)
+    lower._modules = dict(decoder._modules)
+    lower.layers = decoder.layers[:count]
+    setattr(lower, "norm" if hasattr(decoder, "norm") else "final_layernorm", nn.Identity())
+    settings = decoder.config.to_dict()
+    if settings.get("layer_types"):
+        settings["layer_types"] = settings["layer_types"][:count]
+    lower.config = type(decoder.config).from_dict({**settings, "num_hidden_layers": count})
+    lower.config._attn_implementation = decoder.config._attn_implementation
+    return lower

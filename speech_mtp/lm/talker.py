@@ -1,0 +1,71 @@
+"""The talker: a small causal transformer over speech positions (pre-norm, rotary, SwiGLU; LLaMA's block).
+
+It knows nothing of text, codes or sampling: vectors in, hidden states out. Training, prefill and verification
+of a draft are the same lines; the first two merely have no cache.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speech_mtp.lm.cache import KVCache
+from speech_mtp.types import LMOutput
+
+
+def rotate(x: Tensor, index: Tensor, base: float = 10_000.0) -> Tensor:
+    """Rotary position embedding (Su et al. 2021): ``x [B, H, T, d]``, ``index [B, T]``."""
+    half = x.shape[-1] // 2
+    rates = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angle = index[:, None, :, None].float() * rates
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+class TalkerBlock(nn.Module):
+    """Attention and SwiGLU with RMS norms; ``layer`` is its place in the cache."""
+
+    def __init__(self, dim: int, heads: int, hidden: int, layer: int) -> None:
+        super().__init__()
+        self.heads, self.layer = heads, layer
+        self.norm_attention, self.norm_mlp = nn.RMSNorm(dim), nn.RMSNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None) -> Tensor:
+        q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = rotate(q, index), rotate(k, index)
+        if cache is not None:
+            k, v = cache.write(self.layer, k, v)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        gate, up = self.gate_up(self.norm_mlp(x)).chunk(2, -1)
+        return x + self.down(F.silu(gate) * up)
+
+
+class Talker(nn.Module):
+    """``x [B, T, D]`` -> hidden states; ``num_layers`` blocks of width ``dim``."""
+
+    def __init__(self, dim: int, num_layers: int, heads: int, hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if dim % (2 * heads):
+            raise ValueError(f"The talker's dim {dim} does not divide into {heads} heads of even size.")
+        self.dim, self.heads = dim, heads
+        self.blocks = nn.ModuleList(TalkerBlock(dim, heads, hidden, i) for i in range(num_layers))
+        self.norm = nn.RMSNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def open(self, rows: int, size: int, device: torch.device) -> KVCache:
+        """An empty cache with room for ``size`` positions per row."""
+        return KVCache.empty(len(self.blocks), rows, self.heads, size, self.dim // self.heads, device)
+
+    def forward(self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None) -> LMOutput:
+        """``index [B, T]``, ``mask [B, 1, T, S]`` bool (True: may look). With a cache, S is its size."""
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, index, mask, cache)
+        return LMOutput(self.norm(x)[:, :, None])

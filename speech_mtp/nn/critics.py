@@ -1,0 +1,66 @@
+"""Multi-resolution spectrogram critics for adversarial training of decoders.
+
+Complex spectrograms at several window sizes, a small 2-D network each (the MRD of Univnet, arXiv:2106.07889, on real
+and imaginary parts as in EnCodec, arXiv:2210.13438), least-squares losses (Mao et al. 2017) and feature matching.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+
+class SpectrogramCritic(nn.Module):
+    """``wave [B, S]`` -> a map of scores and the feature maps before it."""
+
+    window: Tensor
+
+    def __init__(self, n_fft: int, width: int = 24) -> None:
+        super().__init__()
+        self.n_fft = n_fft
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        sizes = [2, width, width, width, width]
+        self.layers = nn.ModuleList(
+            weight_norm(nn.Conv2d(a, b, (9, 3), stride=(2, 1), padding=(4, 1))) for a, b in zip(sizes, sizes[1:], strict=False)
+        )
+        self.score = weight_norm(nn.Conv2d(width, 1, 3, padding=1))
+
+    def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
+        spec = torch.stft(wave, self.n_fft, self.n_fft // 4, window=self.window, return_complex=True, normalized=True)
+        x = torch.stack([spec.real, spec.imag], 1)
+        x = x.sign() * (x.abs() + 1e-4).log1p() * 3
+        features = []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.1)
+            features.append(x)
+        return self.score(x), features
+
+
+class SpectrogramCritics(nn.Module):
+    """One critic per window size; ``wave [B, S]`` -> their outputs."""
+
+    def __init__(self, sizes: tuple[int, ...] = (512, 1024, 2048), width: int = 24) -> None:
+        super().__init__()
+        self.critics = nn.ModuleList(SpectrogramCritic(n, width) for n in sizes)
+
+    def forward(self, wave: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
+        return [critic(wave) for critic in self.critics]
+
+
+def critic_loss(critics: SpectrogramCritics, fake: Tensor, real: Tensor) -> Tensor:
+    """Least squares: real to 1, fake to 0."""
+    pairs = zip(critics(fake), critics(real), strict=True)
+    return torch.stack([f.square().mean() + (r - 1).square().mean() for (f, _), (r, _) in pairs]).mean()
+
+
+def generator_loss(critics: SpectrogramCritics, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """``(least squares fake to 1, L1 between feature maps relative to their size)``."""
+    with torch.no_grad():
+        wanted = critics(real)
+    scores, features = [], []
+    for (f, have), (_, want) in zip(critics(fake), wanted, strict=True):
+        scores.append((f - 1).square().mean())
+        features += [F.l1_loss(a, b) / b.abs().mean().clamp(min=1e-4) for a, b in zip(have, want, strict=True)]
+    return torch.stack(scores).mean(), torch.stack(features).mean()

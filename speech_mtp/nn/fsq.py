@@ -1,0 +1,43 @@
+"""Finite scalar quantisation (Mentzer et al. 2023, arXiv:2309.15505): a product of small uniform grids.
+
+No codebook is learned, so no code can die of neglect; the implicit codebook size is the product of the
+levels. Gradients pass straight through the rounding.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class FSQ(nn.Module):
+    """Rounds each of ``len(levels)`` numbers to one of ``levels[i]`` values in [-1, 1]."""
+
+    _levels: Tensor
+    _basis: Tensor
+
+    def __init__(self, levels: tuple[int, ...]) -> None:
+        super().__init__()
+        if any(level < 2 for level in levels):
+            raise ValueError(f"FSQ levels are {levels}; each must be at least 2.")
+        self.levels = tuple(levels)
+        self.size = math.prod(levels)
+        basis = [math.prod(levels[:i]) for i in range(len(levels))]
+        self.register_buffer("_levels", torch.tensor(levels), persistent=False)
+        self.register_buffer("_basis", torch.tensor(basis), persistent=False)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """``z [..., d]`` (unbounded) -> values ``[..., d]`` on the grid (straight-through) and codes ``[...]``."""
+        top = (self._levels - 1).to(z.dtype)
+        unit = (torch.tanh(z) + 1) / 2 * top
+        digits = unit.round()
+        values = unit + (digits - unit).detach()
+        codes = (digits.long().clamp(min=0) * self._basis).sum(-1)
+        return values / top * 2 - 1, codes
+
+    def values(self, codes: Tensor) -> Tensor:
+        """Codes ``[...]`` -> grid values ``[..., d]``; exact inverse of ``forward``'s codes."""
+        digits = codes[..., None] // self._basis % self._levels
+        return digits.float() / (self._levels - 1) * 2 - 1

@@ -1,0 +1,88 @@
+"""Spectral leaves: mel features, minimum-phase filters, multi-resolution spectral losses."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import torchaudio
+from torch import Tensor, nn
+
+
+class LogMel(nn.Module):
+    """Log-mel spectrogram, one column per ``hop`` samples: ``wave [B, S]`` -> ``[B, ceil(S / hop), num_mels]``.
+
+    Column i is centred on the middle of samples ``[i * hop, (i + 1) * hop)``; natural logarithm, floor 1e-5.
+    """
+
+    def __init__(self, sample_rate: int, n_fft: int, hop: int, num_mels: int, f_max: float | None = None) -> None:
+        super().__init__()
+        self.hop, self.n_fft = hop, n_fft
+        self.mel = torchaudio.transforms.MelSpectrogram(
+            sample_rate, n_fft, hop_length=hop, n_mels=num_mels, f_max=f_max, power=1.0, center=False, norm="slaney"
+        )
+
+    def forward(self, wave: Tensor) -> Tensor:
+        frames = -(-wave.shape[-1] // self.hop)
+        before = (self.n_fft - self.hop) // 2
+        after = frames * self.hop - wave.shape[-1] + self.n_fft - self.hop - before
+        mel = self.mel(F.pad(wave, (before, after)))
+        return mel.clamp(min=1e-5).log().transpose(1, 2)
+
+
+class LowSpectrum(nn.Module):
+    """Log-magnitude of the lowest bins of a long window, where the harmonics of the voice are resolved.
+
+    ``wave [B, S]`` -> ``[B, ceil(S / hop), bins]``, same columns as :class:`LogMel`.
+    """
+
+    window: Tensor
+
+    def __init__(self, n_fft: int, hop: int, bins: int) -> None:
+        super().__init__()
+        self.n_fft, self.hop, self.bins = n_fft, hop, bins
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        frames = -(-wave.shape[-1] // self.hop)
+        before = (self.n_fft - self.hop) // 2
+        after = frames * self.hop - wave.shape[-1] + self.n_fft - self.hop - before
+        spec = torch.stft(
+            F.pad(wave, (before, after)), self.n_fft, self.hop, window=self.window, center=False, return_complex=True
+        )
+        return spec[:, 1 : self.bins + 1].abs().clamp(min=1e-4).log().transpose(1, 2)
+
+
+def minimum_phase(log_magnitude: Tensor) -> Tensor:
+    """Phase (radians) of the minimum-phase filter with this magnitude, by the folded real cepstrum.
+
+    ``log_magnitude [..., n_fft // 2 + 1]`` -> the same shape (Oppenheim and Schafer, ch. 13).
+    """
+    n_fft = 2 * (log_magnitude.shape[-1] - 1)
+    cepstrum = torch.fft.irfft(log_magnitude, n_fft)
+    fold = torch.zeros(n_fft, device=log_magnitude.device)
+    fold[0] = fold[n_fft // 2] = 1
+    fold[1 : n_fft // 2] = 2
+    return torch.fft.rfft(cepstrum * fold, n_fft).imag
+
+
+class SpectralLoss(nn.Module):
+    """Multi-resolution STFT loss (Yamamoto et al. 2020, Parallel WaveGAN): L1 of log magnitudes plus
+    spectral convergence, averaged over resolutions. Waves ``[B, S]``."""
+
+    def __init__(self, sizes: tuple[int, ...] = (512, 1024, 2048), floor: float = 1e-3) -> None:
+        super().__init__()
+        self.sizes, self.floor = sizes, floor
+        for n_fft in sizes:
+            self.register_buffer(f"window_{n_fft}", torch.hann_window(n_fft), persistent=False)
+
+    def forward(self, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """``(log-magnitude L1, spectral convergence)``, both scalars."""
+        both = torch.cat([fake, real])
+        log_terms, convergence = [], []
+        for n_fft in self.sizes:
+            window = getattr(self, f"window_{n_fft}")
+            spec = torch.stft(both, n_fft, n_fft // 4, window=window, return_complex=True)
+            a, b = (spec.real.square() + spec.imag.square()).clamp(min=1e-8).sqrt().chunk(2)
+            log_terms.append(F.l1_loss((a + self.floor).log(), (b + self.floor).log()))
+            convergence.append((a - b).norm() / b.norm().clamp(min=1e-3))
+        return torch.stack(log_terms).mean(), torch.stack(convergence).mean()

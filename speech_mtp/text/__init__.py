@@ -1,0 +1,1 @@
+"""Text before it becomes speech: normalising, splitting into sentences, phonemes."""

@@ -1,0 +1,191 @@
+"""Training of the speech LM: a frozen backbone's states and aligned codes in, a talker out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from speech_mtp.corpus.codes import CodeCorpus
+from speech_mtp.lm.speech_lm import SpeechLM
+from speech_mtp.objectives.ntp import NTP
+from speech_mtp.training.base import Task
+from speech_mtp.types import Codes, Kind, Positions, TextUnits
+
+
+@dataclass(frozen=True)
+class LMTaskConfig:
+    """``noise`` is the share of input groups whose codes are replaced by random ones (they will be imperfect in
+    decoding too); ``timbre_noise`` the spread added to timbre vectors; ``zero_hidden`` trains without the backbone."""
+
+    batch: int = 48
+    noise: float = 0.1
+    timbre_noise: float = 0.05
+    weights: dict[str, float] = field(default_factory=lambda: {"control": 1.0, "stream0": 1.0, "stream1": 0.6})
+    zero_hidden: bool = False
+    amp: bool = True
+    grad_clip: float = 1.0
+    weight_decay: float = 0.05
+    seed: int = 0
+
+
+class UnitStore:
+    """Text units of every sentence, with the backbone's states, as flat arrays on disk.
+
+    ``hidden.f16 [tokens, D]`` is memory-mapped; ``units.npy [4, total]`` holds phoneme, stress, word start and token;
+    ``index.json`` maps each text to its slices.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        meta = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        self.index: dict[str, list[int]] = meta["texts"]
+        self.dim: int = meta["dim"]
+        self._hidden = np.memmap(folder / "hidden.f16", np.float16, mode="r").reshape(-1, self.dim)
+        self._units = np.load(folder / "units.npy")
+
+    def units(self, texts: list[str]) -> TextUnits:
+        """A padded batch."""
+        slices = [self.index[t] for t in texts]
+        arrays = [torch.from_numpy(self._units[:, a:b].astype(np.int64)).T for a, b, _, _ in slices]
+        hidden = [torch.from_numpy(self._hidden[c:d].astype(np.float32)) for _, _, c, d in slices]
+        fields = nn.utils.rnn.pad_sequence(arrays, batch_first=True)
+        lengths = torch.tensor([len(a) for a in arrays])
+        return TextUnits(
+            phoneme=fields[..., 0],
+            stress=fields[..., 1],
+            word_start=fields[..., 2],
+            token=fields[..., 3],
+            lengths=lengths,
+            hidden=nn.utils.rnn.pad_sequence(hidden, batch_first=True),
+            complete=torch.ones_like(lengths, dtype=torch.bool),
+        )
+
+
+def write_units(folder: Path, batches: list[tuple[list[str], TextUnits]]) -> None:
+    """Store units made elsewhere: ``batches`` of (texts, units)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts: dict[str, list[int]] = {}
+    columns: list[np.ndarray] = []
+    at_unit = at_token = 0
+    dim = 0
+    with (folder / "hidden.f16").open("wb") as file:
+        for names, units in batches:
+            dim = units.hidden.shape[-1]
+            for b, text in enumerate(names):
+                n = int(units.lengths[b])
+                tokens = int(units.token[b, :n].max()) + 1
+                parts = (units.phoneme, units.stress, units.word_start, units.token)
+                columns.append(torch.stack([p[b, :n] for p in parts]).numpy().astype(np.int16))
+                units.hidden[b, :tokens].half().numpy().tofile(file)
+                texts[text] = [at_unit, at_unit + n, at_token, at_token + tokens]
+                at_unit, at_token = at_unit + n, at_token + tokens
+    np.save(folder / "units.npy", np.concatenate(columns, 1))
+    (folder / "index.json").write_text(json.dumps({"dim": dim, "texts": texts}), encoding="utf-8")
+
+
+class LMData:
+    """Batches by number, utterances of like length together: a pure function of the seed and the number."""
+
+    def __init__(self, corpus: CodeCorpus, units: UnitStore, config: LMTaskConfig, split: str) -> None:
+        self.corpus, self.units, self.config = corpus, units, config
+        rows = [i for i, r in enumerate(corpus.rows) if r.split == split and r.text in units.index]
+        if not rows:
+            raise ValueError(f"The code corpus has no {split} utterance whose text has stored units.")
+        rows.sort(key=lambda i: corpus.rows[i].frames)
+        self.buckets = [rows[at : at + config.batch] for at in range(0, len(rows), config.batch)]
+
+    def __len__(self) -> int:
+        return len(self.buckets)
+
+    def batch(self, number: int) -> tuple[Codes, Tensor, TextUnits]:
+        """Codes, unit of each frame, text units. Every pass over the corpus has its own order and its own neighbours."""
+        epoch, at = divmod(number, len(self.buckets))
+        rng = np.random.default_rng((self.config.seed, epoch))
+        order = rng.permutation(len(self.buckets))
+        picks = self.buckets[order[at]]
+        items = [self.corpus.item(i) for i in picks]
+        frames = nn.utils.rnn.pad_sequence([f.T for f, _ in items], batch_first=True).transpose(1, 2)
+        unit = nn.utils.rnn.pad_sequence([u for _, u in items], batch_first=True)
+        lengths = torch.tensor([f.shape[1] for f, _ in items])
+        timbre = self.corpus.timbre[picks].float()
+        texts = [self.corpus.rows[i].text for i in picks]
+        return Codes(frames, lengths, timbre), unit, self.units.units(texts)
+
+
+class LMTask(Task):
+    """Trains the talker, its embeddings and its output layer; the backbone stays frozen, its states are stored."""
+
+    def __init__(
+        self, lm: SpeechLM, corpus: CodeCorpus, units: UnitStore, config: LMTaskConfig, device: torch.device
+    ) -> None:
+        self.lm, self.config, self.device = lm.to(device), config, device
+        self.train_data = LMData(corpus, units, config, "train")
+        self.dev_data = LMData(corpus, units, config, "dev")
+        self.objective = NTP()
+        decayed = [p for p in lm.parameters() if p.ndim > 1]
+        plain = [p for p in lm.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.modules = {"lm": lm}
+        self.optimizers = {"lm": torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)}
+
+    def step(self, number: int, learning_rate: float) -> dict[str, float]:
+        self.lm.train()
+        terms = self.terms(self.train_data.batch(number), noise=self.config.noise)
+        total = torch.stack([self.config.weights[k] * v for k, v in terms.items()]).sum()
+        optimizer = self.optimizers["lm"]
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self.lm.parameters(), self.config.grad_clip)
+        optimizer.step()
+        return {"loss": float(total.detach()), "norm": float(norm)} | {k: float(v.detach()) for k, v in terms.items()}
+
+    def terms(self, batch: tuple[Codes, Tensor, TextUnits], noise: float = 0.0, zero: bool = False) -> dict[str, Tensor]:
+        """Named terms of one batch; ``zero`` (or the setting) blanks the backbone's hidden states."""
+        codes, unit, units = batch
+        codes = Codes(codes.frames.to(self.device), codes.lengths.to(self.device), codes.timbre)
+        units = units.to(self.device)
+        if zero or self.config.zero_hidden:
+            units.hidden = torch.zeros_like(units.hidden)
+        assert codes.timbre is not None
+        timbre = codes.timbre.to(self.device)
+        positions = self.lm.layout.pack(codes, unit.to(self.device), units.lengths)
+        if noise:
+            timbre = timbre + self.config.timbre_noise * torch.randn_like(timbre)
+            positions.tokens = self.corrupt(positions, noise)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+            out = self.lm(positions, units, timbre)
+            return dict(self.objective.terms(self.lm, out, positions))
+
+    def corrupt(self, positions: Positions, share: float) -> Tensor:
+        """Replace the code channels of a share of input groups by random codes (never the control channel)."""
+        tokens = positions.tokens.clone()
+        hit = torch.rand(tokens.shape[:2], device=tokens.device) < share
+        hit &= positions.kind == Kind.SPEECH
+        for c, size in enumerate(self.lm.layout.channel_sizes):
+            if c:
+                random = torch.randint(size, tokens.shape[:2], device=tokens.device)
+                tokens[..., c] = torch.where(hit, random, tokens[..., c])
+        return tokens
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Mean terms over the dev split, and the same with the backbone's states blanked (``blank/``)."""
+        self.lm.eval()
+        sums: dict[str, float] = {}
+        for number in range(len(self.dev_data)):
+            batch = self.dev_data.batch(number)
+            for prefix, zero in (("", False), ("blank/", True)):
+                for name, value in self.terms(batch, zero=zero).items():
+                    sums[prefix + name] = sums.get(prefix + name, 0.0) + float(value) / len(self.dev_data)
+        return sums
+
+    def export(self, folder: Path) -> None:
+        from speech_mtp.hub import save_speech_lm
+
+        save_speech_lm(self.lm, folder)

@@ -1,0 +1,105 @@
+"""The one training loop: steps, schedule, log, evaluation, checkpoints, resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from speech_mtp.training import checkpoint
+from speech_mtp.training.base import Task
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """``learning_rate`` warms up linearly over ``warmup`` steps and falls by a cosine to ``final_fraction`` of it."""
+
+    steps: int
+    learning_rate: float
+    warmup: int = 200
+    final_fraction: float = 0.05
+    log_every: int = 20
+    evaluate_every: int = 500
+    save_every_s: float = 180.0
+    max_time_s: float | None = None
+    seed: int = 0
+
+
+def learning_rate(config: LoopConfig, step: int) -> float:
+    """The rate of step ``step`` (counted from 0)."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup))
+    progress = min(1.0, step / max(1, config.steps))
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return config.learning_rate * warm * (config.final_fraction + (1 - config.final_fraction) * cosine)
+
+
+def train(task: Task, config: LoopConfig, folder: Path, main_process: bool = True) -> dict[str, float]:
+    """Train until ``config.steps``, resuming from ``folder/last`` if it is there; returns the last evaluation.
+
+    Every step seeds torch from ``(seed, step)``, so an interrupted run continues on the very same curve. With
+    ``max_time_s`` the run stops early, saved, and the next call goes on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = checkpoint.load(task, folder) or {"step": 0}
+    start = time.monotonic()
+    saved = start
+    log = Log(folder, state["step"]) if main_process else None
+    bar = tqdm(total=config.steps, initial=state["step"], disable=not (main_process and sys.stderr.isatty()))
+    scores: dict[str, float] = {}
+    for step in range(state["step"], config.steps):
+        torch.manual_seed(config.seed * 1_000_003 + step)
+        rate = learning_rate(config, step)
+        scalars = task.step(step, rate)
+        bar.update()
+        now = time.monotonic()
+        late = config.max_time_s is not None and now - start > config.max_time_s
+        done = step + 1 == config.steps or late
+        if log and (step % config.log_every == 0 or done):
+            speed = (step + 1 - state["step"]) / (now - start)
+            log.write({"step": step, "rate": rate, "eta_s": (config.steps - step) / speed, **scalars})
+        if (step + 1) % config.evaluate_every == 0 or done:
+            scores = task.evaluate()
+            if log:
+                log.write({"step": step, **{f"dev/{k}": v for k, v in scores.items()}})
+        if main_process and (done or now - saved > config.save_every_s):
+            checkpoint.save(task, folder, step + 1, {"config": config.__dict__})
+            saved = now
+        if late:
+            break
+    bar.close()
+    return scores
+
+
+class Log:
+    """JSONL always, TensorBoard if it is installed, plain lines where there is no terminal."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        path = folder / "log.jsonl"
+        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < step] if step else []
+        path.write_text("".join(line + "\n" for line in kept))
+        self._file = path.open("a")
+        self._board = _tensorboard(folder)
+
+    def write(self, scalars: dict[str, Any]) -> None:
+        self._file.write(json.dumps(scalars) + "\n")
+        self._file.flush()
+        if self._board:
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, scalars["step"])
+        line = "  ".join(f"{k} {v:.4g}" for k, v in scalars.items())
+        tqdm.write(line) if sys.stderr.isatty() else print(line, flush=True)
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(folder / "tensorboard")

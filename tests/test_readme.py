@@ -1,0 +1,47 @@
+"""The README tells the truth: its commands are those that CI runs, its files exist."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_ci_and_make_run_the_test_command_of_the_readme() -> None:
+    command = BLOCKS[1].strip()
+    assert command.endswith("pytest")
+    assert command in (ROOT / ".ci/run").read_text("utf-8").splitlines()
+    extras = " ".join(re.findall(r"--extra \w+", command))
+    assert f"uv run {extras} pytest" in command
+    assert f"RUN := $(UV) run {extras}\n" in (ROOT / "Makefile").read_text("utf-8")
+
+
+def test_both_commands_bootstrap_the_same_way_and_name_real_extras() -> None:
+    say, test = (block.strip() for block in BLOCKS[:2])
+    assert "\n" not in say + test
+    bootstrap = "python3 -m venv .uv && .uv/bin/pip install -q uv && .uv/bin/uv run "
+    assert say.startswith(bootstrap)
+    assert test.startswith(bootstrap)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert set(re.findall(r"--extra (\w+)", say + test)) <= extras.keys()
+
+
+def test_plain_pip_installs_what_the_offline_extra_holds() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert all(requirement in BLOCKS[2] for requirement in extras["offline"])
+
+
+def test_the_files_that_it_names_exist() -> None:
+    named = set(re.findall(r"`((?:speech_mtp|recipes)/[\w/]+\.(?:py|md|yaml))`", README))
+    assert len(named) >= 5
+    planned = {"speech_mtp/heads/medusa.py"}  # the example of a plug-in
+    assert sorted(name for name in named - planned if not (ROOT / name).is_file()) == []
+
+
+def test_every_make_target_is_explained() -> None:
+    targets = re.findall(r"^(\w+): ", (ROOT / "Makefile").read_text("utf-8"), flags=re.MULTILINE)
+    assert sorted(targets) == sorted(re.findall(r"`make (\w+)`", README))
