@@ -1,6 +1,6 @@
 # Every target works on a fresh machine: uv installs what it needs into .venv.
 UV := .uv/bin/uv
-RUN := $(UV) run --extra offline --extra codecs --extra train --extra eval --extra dev
+RUN := $(UV) run --extra offline --extra train --extra eval --extra dev
 
 .PHONY: check test fmt gate
 

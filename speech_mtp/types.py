@@ -51,9 +51,7 @@ class CodecSpec:
     def __post_init__(self) -> None:
         filled = [k for s in self.streams.values() for k in range(s.start, s.stop)]
         if filled != list(range(len(self.codebook_sizes))):
-            raise ValueError(
-                f"streams {self.streams} do not cover the {len(self.codebook_sizes)} codebooks in order."
-            )
+            raise ValueError(f"streams {self.streams} do not cover the {len(self.codebook_sizes)} codebooks in order.")
 
     @property
     def num_streams(self) -> int:

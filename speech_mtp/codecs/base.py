@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speech_mtp.types import Codes, CodecSpec
+from speech_mtp.types import CodecSpec, Codes
 
 
 class Codec(nn.Module, ABC):

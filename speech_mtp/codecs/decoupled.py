@@ -23,7 +23,7 @@ from speech_mtp.nn.conv import Block
 from speech_mtp.nn.fsq import FSQ
 from speech_mtp.nn.source_filter import Pitch, SourceFilterDecoder, SourceFilterState
 from speech_mtp.nn.spectral import LogMel, LowSpectrum
-from speech_mtp.types import Codes, CodecSpec
+from speech_mtp.types import CodecSpec, Codes
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """EnCodec (Défossez et al. 2022, arXiv 2210.13438), the causal mono model: 24 kHz, 75 frames per second.
 
 Two implementations behind one class: ``transformers.EncodecModel``, and the package ``encodec`` of the authors
-(extra ``codecs``). Both read the same safetensors files. Streaming is exact: the LSTM carries its state and each
+(CC BY-NC 4.0). Both read the same safetensors files. Streaming is exact: the LSTM carries its state and each
 convolution its past; because the first convolution mirrors its start, the first sound waits for 7 frames.
 
 Not supported, and refused: the 48 kHz stereo model, whose normalisation looks at the whole utterance.
@@ -10,6 +10,7 @@ Not supported, and refused: the 48 kHz stereo model, whose normalisation looks a
 from __future__ import annotations
 
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,6 @@ from speech_mtp.codecs._rowwise import (
     ready_model,
 )
 from speech_mtp.codecs._stages import seanet
-from speech_mtp.plugins import require
 from speech_mtp.types import CodecSpec
 
 Backend = Literal["transformers", "encodec"]
@@ -121,7 +121,8 @@ def _load_package(source: str | Path) -> nn.Module:
 
 def _package_model(config: Any, weights: dict[str, Tensor]) -> nn.Module:
     """The package's model of the same shape as ``config``, with weights named as in either implementation."""
-    package = require("encodec.model", "codecs")
+    package: Any = import_module("encodec.model")  # pulls in an old audio stack, so only when asked for
+
     weights = {_plain_weight_norm(name): weight for name, weight in weights.items()}
     shape = {
         "channels": config.audio_channels,

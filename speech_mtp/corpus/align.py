@@ -10,8 +10,8 @@ from torch import Tensor
 def unit_of_frame(log_probs: Tensor, phonemes: Tensor) -> Tensor | None:
     """``log_probs [F, V]`` (blank 0), ``phonemes [U]`` -> the unit of every frame ``[F]``, monotone and starting at 0.
 
-    CTC fires once somewhere inside a unit and is blank around it; the border between two units is put halfway between the
-    end of one firing and the start of the next. None when the utterance is too short for its phonemes.
+    CTC fires once somewhere inside a unit and is blank around it; the border between two units is put halfway between
+    the end of one firing and the start of the next. None when the utterance is too short for its phonemes.
     """
     repeats = int((phonemes[1:] == phonemes[:-1]).sum())
     if len(phonemes) + repeats > len(log_probs) or len(phonemes) == 0:

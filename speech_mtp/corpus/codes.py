@@ -1,14 +1,14 @@
 """The corpus as a talker reads it: codes, alignment and timbre of every utterance, small enough to commit.
 
-A folder holds ``rows.jsonl`` and ``codes.safetensors``: ``frames [K, total]`` int16, ``unit [total]`` int16 (the text unit of each
-frame), ``timbre [rows, E]`` float16. The backbone's hidden states are not stored with it; they are rebuilt from the text.
+A folder holds ``rows.jsonl`` and ``codes.safetensors``: ``frames [K, total]`` int16, ``unit [total]`` int16 (the text
+unit of each frame), ``timbre [rows, E]`` float16. The backbone's states are not stored; they are rebuilt from the text.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -55,8 +55,21 @@ class CodeCorpus:
         return self.frames[:, part].long(), self.unit[part].long()
 
 
-def load_codes(folder: Path) -> CodeCorpus:
-    """Read a folder written by :func:`save_codes`."""
+def load_codes(*folders: Path) -> CodeCorpus:
+    """Read folders written by :func:`save_codes`; several act as one."""
+    parts = [_load_one(folder) for folder in folders]
+    rows: list[CodeRow] = []
+    total = 0
+    for part in parts:
+        rows += [replace(row, start=row.start + total) for row in part.rows]
+        total += part.frames.shape[1]
+    frames, unit, timbre = (
+        torch.cat([getattr(p, k) for p in parts], d) for k, d in (("frames", 1), ("unit", 0), ("timbre", 0))
+    )
+    return CodeCorpus(rows, frames, unit, timbre)
+
+
+def _load_one(folder: Path) -> CodeCorpus:
     if not (folder / "codes.safetensors").exists():
         raise FileNotFoundError(f"{folder} holds no codes.safetensors; run the encode stage of the recipe first.")
     rows = [CodeRow(**json.loads(line)) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -84,6 +97,7 @@ def encode_store(codec: Decoupled, store: AudioStore, batch: int = 16, device: s
     if codec.phonemes is None:
         raise ValueError("This codec has no phoneme head, so its codes cannot be aligned; use the training checkpoint.")
     codec = codec.to(device).eval()
+    phonemes = codec.phonemes
     rows: list[CodeRow] = []
     frames, units, timbres = [], [], []
     total = 0
@@ -94,7 +108,7 @@ def encode_store(codec: Decoupled, store: AudioStore, batch: int = 16, device: s
         codes = codec.encode(wave, lengths)
         mask = (torch.arange(codes.frames.shape[2], device=device) < codes.lengths[:, None])[..., None].float()
         content, _ = codec.values(codes.frames)
-        log_probs = codec.phonemes(content, mask).log_softmax(-1).cpu()
+        log_probs = phonemes(content, mask).log_softmax(-1).cpu()
         for b, i in enumerate(indices):
             row, n = store.rows[i], int(codes.lengths[b])
             unit = unit_of_frame(log_probs[b, :n], torch.tensor([u.id for u in parse(row.phonemes)]))

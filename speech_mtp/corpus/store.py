@@ -15,6 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
+
+from speech_mtp import audio
+from speech_mtp.corpus.manifest import read_manifest
 
 SAMPLE_RATE = 24_000
 PITCH_HOP = 240
@@ -124,3 +128,54 @@ class AudioStore:
         row = self.rows[index]
         track = self._parts[self._part_of[index]][1][row.pitch_start : row.pitch_start + row.pitch_steps]
         return torch.from_numpy(track.astype(np.float32))
+
+
+def store_manifest(folder: Path, out: Path, progress: bool = True) -> int:
+    """Lay the corpus of ``folder`` (a manifest and its audio) out as a store in ``out``; goes on after a kill.
+
+    Pitch is the teacher's own where the manifest has it, otherwise probabilistic YIN (librosa, Mauch and Dixon 2014).
+    Returns the number of rows.
+    """
+    writer = AudioStoreWriter(out)
+    known = {row.id for row in writer.rows}
+    for row in tqdm(read_manifest(folder), desc="store", mininterval=5, disable=not progress):
+        if row.id in known:
+            continue
+        wave, rate = audio.read(folder / row.audio, SAMPLE_RATE)
+        steps = -(-len(wave) // PITCH_HOP)
+        if row.f0_hz is not None and row.f0_rate_hz is not None:
+            pitch = resample_pitch(np.asarray(row.f0_hz), row.f0_rate_hz, steps)
+        else:
+            pitch = estimate_pitch(wave.numpy(), steps)
+        writer.append(row.id, row.voice, row.text, row.phonemes, row.split, wave.numpy(), pitch)
+    writer.close()
+    return len(writer.rows)
+
+
+def resample_pitch(f0_hz: np.ndarray, rate_hz: float, steps: int) -> np.ndarray:
+    """A pitch track whose value i is the middle of frame i -> ``steps`` values at the ends of 10 ms steps."""
+    at = (np.arange(steps) + 1) * PITCH_HOP / SAMPLE_RATE * rate_hz - 0.5
+    last = len(f0_hz) - 1
+    low = np.clip(np.floor(at).astype(int), 0, last)
+    high = np.clip(low + 1, 0, last)
+    near = f0_hz[np.clip(np.round(at).astype(int), 0, last)]
+    voiced = (f0_hz[low] > 0) & (f0_hz[high] > 0)
+    return np.where(voiced, np.interp(at, np.arange(last + 1), f0_hz), near)
+
+
+def estimate_pitch(wave: np.ndarray, steps: int) -> np.ndarray:
+    """``wave [S]`` at 24 kHz -> ``steps`` values in Hz, 0 where unvoiced."""
+    import librosa
+
+    f0, voiced, _ = librosa.pyin(
+        wave,
+        fmin=60,
+        fmax=420,
+        sr=SAMPLE_RATE,
+        frame_length=1200,
+        hop_length=PITCH_HOP,
+        resolution=0.2,
+        n_thresholds=30,
+    )
+    track = np.where(voiced, np.nan_to_num(f0), 0.0)
+    return track[np.clip(np.arange(steps) + 1, 0, len(track) - 1)]

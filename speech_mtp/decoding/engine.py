@@ -21,8 +21,8 @@ from speech_mtp.types import Finish, Sampling, TextUnits, Verdict
 
 @dataclass(frozen=True)
 class Guard:
-    """When a row is a runaway: more than ``frames_per_unit`` frames per text unit (plus ``spare_frames``), or the same content
-    code for ``max_repeat`` frames."""
+    """When a row is a runaway: more than ``frames_per_unit`` frames per text unit (plus ``spare_frames``), or the same
+    content code for ``max_repeat`` frames."""
 
     frames_per_unit: float = 8.0
     spare_frames: int = 50
@@ -97,6 +97,7 @@ class Run:
                 self.finish[b] = Finish("length", f"{lengths[b]} frames for {units[b]} text units")
 
 
+@torch.inference_mode()
 def step(lm: SpeechLM, rule: DecodingRule, state: DecodeState, law: Law, active: Tensor) -> Verdict:
     """Hidden states -> draft -> one forward -> kept path and one sure position -> committed state."""
     draft = rule.propose(state, law)
@@ -107,7 +108,12 @@ def step(lm: SpeechLM, rule: DecodingRule, state: DecodeState, law: Law, active:
 
 
 def start(
-    lm: SpeechLM, units: TextUnits, timbre: Tensor, sampling: Sampling, rule: DecodingRule | None = None, seeds: Tensor | None = None
+    lm: SpeechLM,
+    units: TextUnits,
+    timbre: Tensor,
+    sampling: Sampling,
+    rule: DecodingRule | None = None,
+    seeds: Tensor | None = None,
 ) -> Run:
     """A run over the rows of ``units`` with voices ``timbre [B, E]``; ``seeds [B]`` default to the sampling's."""
     law = Law(lm, sampling, seeds_of(sampling, len(timbre), timbre.device) if seeds is None else seeds)

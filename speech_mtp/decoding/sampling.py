@@ -24,7 +24,8 @@ def _scramble(x: Tensor) -> Tensor:
 def uniform(seed: Tensor, position: Tensor, channel: int, purpose: int, count: int) -> Tensor:
     """``seed, position [B]`` int64 -> ``[B, count]`` float32 in (0, 1)."""
     key = _scramble(seed * _MIX[0] + position)
-    key = _scramble(key + (channel * 64 + purpose + 1) * _MIX[0])
+    stream = torch.tensor(channel * 64 + purpose + 1, device=seed.device) * _MIX[0]
+    key = _scramble(key + stream)
     numbers = _scramble(key[:, None] + torch.arange(1, count + 1, device=seed.device) * _MIX[0])
     return (((numbers >> 40) & 0xFFFFFF).float() + 0.5) / (1 << 24)
 

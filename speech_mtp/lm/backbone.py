@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 MODEL_TYPES = (
@@ -208,9 +209,14 @@ def fingerprint_of(folder: Path) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hex digest of a file; a progress bar appears when that takes more than a second."""
+    digest = hashlib.sha256()
+    bar = tqdm(total=path.stat().st_size, desc=f"Checking {path.name}", unit="B", unit_scale=True, delay=1, leave=False)
+    with path.open("rb") as file, bar:
+        while block := file.read(1 << 22):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()
 
 
 def _first_layers(decoder: Any, count: int) -> Any:

@@ -8,6 +8,7 @@ stored states and shipped without the LLM. The model knows nothing of sampling o
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +49,9 @@ class SpeechLMConfig:
 class DecodeState:
     """Where every row of a running decode stands.
 
-    ``last [B, C]`` is the committed position not yet in the cache, ``pointer, groups, stalled [B]`` the text unit, the groups so
-    far and the groups since the pointer moved, ``recent [B, W]`` the newest content codes. ``version`` counts commits.
+    ``last [B, C]`` is the committed position not yet in the cache, ``pointer, groups, stalled [B]`` the text unit, the
+    groups so far and the groups since the pointer moved, ``recent [B, W]`` the newest content codes. ``version`` counts
+    commits.
     """
 
     cache: KVCache
@@ -65,7 +67,7 @@ class DecodeState:
 
     def clone(self) -> DecodeState:
         """An independent copy: both may go on."""
-        copies = {k: v.clone() for k, v in self.__dict__.items() if isinstance(v, Tensor)}
+        copies: dict[str, Any] = {k: v.clone() for k, v in self.__dict__.items() if isinstance(v, Tensor)}
         return replace(self, cache=self.cache.clone(), **copies)
 
 
@@ -98,7 +100,9 @@ class SpeechLM(nn.Module):
         return asdict(self.config)
 
     # -- training ---------------------------------------------------------------------------------------------
-    def embed(self, tokens: Tensor, encoded: Tensor, units: TextUnits, timbre: Tensor, pointer: Tensor | None) -> Tensor:
+    def embed(
+        self, tokens: Tensor, encoded: Tensor, units: TextUnits, timbre: Tensor, pointer: Tensor | None
+    ) -> Tensor:
         """Speech positions ``tokens [B, T, C]`` -> ``[B, T, D]``."""
         x = self.fusion(tokens) + self.timbre(timbre)[:, None]
         if self.window is not None:

@@ -95,8 +95,8 @@ class SourceFilterDecoder(nn.Module):
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
 
     def _causal(self) -> list[CausalConv | CausalBlock]:
-        layers: list[CausalConv | CausalBlock] = [self.pitch_in, *self.pitch_slow, *self.pitch_fast]  # type: ignore[list-item]
-        return [*layers, self.slow_in, *self.slow, *self.fast]  # type: ignore[list-item]
+        layers: list[CausalConv | CausalBlock] = [self.pitch_in, *self.pitch_slow, *self.pitch_fast]
+        return [*layers, self.slow_in, *self.slow, *self.fast]
 
     def train(self, mode: bool = True) -> SourceFilterDecoder:
         """Outside training the small pitch branch runs in double precision.

@@ -61,6 +61,11 @@ class SentenceBuffer:
         rest, self._words, self._unread = self._cut(self._words, final=True), [], ""
         return sentences + rest
 
+    @property
+    def pending(self) -> list[str]:
+        """The words of the unfinished sentence that have been read; only :meth:`flush` may still drop them."""
+        return list(self._words)
+
     def _read(self, final: bool) -> list[str]:
         """Feed every unread word whose successor is known well enough."""
         found = list(WORD.finditer(self._unread))

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from speech_mtp.codecs.decoupled import Decoupled
@@ -31,6 +32,7 @@ from speech_mtp.nn.source_filter import Pitch
 from speech_mtp.nn.spectral import SpectralLoss
 from speech_mtp.text.phonemes import parse
 from speech_mtp.training.base import Task
+from speech_mtp.training.distributed import Workers
 
 _RATIOS = ((10, 9), (9, 10), (11, 10), (10, 11), (8, 7), (7, 8))
 
@@ -38,6 +40,8 @@ _RATIOS = ((10, 9), (9, 10), (11, 10), (10, 11), (8, 7), (7, 8))
 @dataclass(frozen=True)
 class CodecWeights:
     """Weights of the terms; ``critic`` 0 trains without discriminators."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     stft: float = 1.0
     convergence: float = 1.0
@@ -56,6 +60,8 @@ class CodecTaskConfig:
     """``crop_frames`` codec frames are decoded per utterance; ``resample`` is the share of utterances whose
     speed, pitch and formants are shifted together to make new voices; ``warp`` the spread of the frequency warp."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     batch: int = 8
     crop_frames: int = 32
     max_seconds: float = 4.5
@@ -72,11 +78,11 @@ class ReverseGradient(torch.autograd.Function):
     """Identity forward, minus the gradient backward."""
 
     @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(ctx: object, x: Tensor) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: object, *grads: Tensor) -> Tensor:  # noqa: ARG004
+    def backward(ctx: object, *grads: Tensor) -> Tensor:
         return -grads[0]
 
 
@@ -196,7 +202,15 @@ def warp_frequency(mel: Tensor, factors: Tensor) -> Tensor:
 class CodecTask(Task):
     """Trains a :class:`Decoupled` codec that has a phoneme head."""
 
-    def __init__(self, codec: Decoupled, store: AudioStore, config: CodecTaskConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        codec: Decoupled,
+        store: AudioStore,
+        config: CodecTaskConfig,
+        device: torch.device,
+        workers: Workers | None = None,
+    ) -> None:
+        self.workers = workers or Workers()
         if codec.phonemes is None:
             raise ValueError("The codec to train needs num_symbols > 0: the phoneme CTC shapes its content stream.")
         self.codec = codec.to(device).train()
@@ -220,7 +234,7 @@ class CodecTask(Task):
             self.optimizers["critics"] = torch.optim.AdamW(self.critics.parameters(), betas=(0.8, 0.98), fused=True)
 
     def step(self, number: int, learning_rate: float) -> dict[str, float]:
-        batch = self.data.batch(number).to(self.device)
+        batch = self.data.batch(self.workers.batch_number(number)).to(self.device)
         terms, fake, real = self.terms(batch)
         adversarial = self.config.weights.critic > 0 and number >= self.config.critic_from
         scalars: dict[str, float] = {}
@@ -237,7 +251,9 @@ class CodecTask(Task):
             group["lr"] = learning_rate
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 5.0)
+        parameters = [p for g in optimizer.param_groups for p in g["params"]]
+        self.workers.average_gradients(parameters)
+        nn.utils.clip_grad_norm_(parameters, 5.0)
         optimizer.step()
         return float(loss.detach())
 
@@ -263,7 +279,11 @@ class CodecTask(Task):
         frames = mask[..., 0].sum(1).long()
         terms = {
             "ctc": F.ctc_loss(
-                logits.log_softmax(-1).transpose(0, 1), batch.phonemes, frames, batch.phoneme_lengths, zero_infinity=True
+                logits.log_softmax(-1).transpose(0, 1),
+                batch.phonemes,
+                frames,
+                batch.phoneme_lengths,
+                zero_infinity=True,
             ),
             "adversary": torch.stack([F.cross_entropy(g.float(), batch.voice) for g in guesses]).mean(),
             "energy": ((energy - loudness).abs() * fine).sum() / fine.sum(),
@@ -282,7 +302,9 @@ class CodecTask(Task):
         size, steps, n = codec.spec.samples_per_frame, decoder.steps, self.config.crop_frames
         take = n + decoder.flush_frames
         at = batch.crop[:, None] + torch.arange(take, device=content.device)
-        padded = [F.pad(x, (0, 0, 0, take)).gather(1, at[..., None].expand(-1, -1, x.shape[-1])) for x in (content, prosody)]
+        padded = [
+            F.pad(x, (0, 0, 0, take)).gather(1, at[..., None].expand(-1, -1, x.shape[-1])) for x in (content, prosody)
+        ]
         lag = batch.crop[:, None] * steps + torch.arange(-steps, (take - 1) * steps, device=at.device)
         hertz = F.pad(batch.pitch, (steps, take * steps)).gather(1, (lag + steps))
         voiced = (hertz > 0).float()
@@ -297,10 +319,14 @@ class CodecTask(Task):
         where = batch.crop[:, None] * size + torch.arange(n * size, device=at.device)
         real = F.pad(batch.wave, (0, take * size)).gather(1, where)
         error = (guess.log_f0.float() - truth.log_f0).abs() * voiced
-        return fake, real, {
-            "pitch": error.sum() / voiced.sum().clamp(min=1),
-            "voicing": F.binary_cross_entropy_with_logits(guess.voiced.float(), voiced),
-        }
+        return (
+            fake,
+            real,
+            {
+                "pitch": error.sum() / voiced.sum().clamp(min=1),
+                "voicing": F.binary_cross_entropy_with_logits(guess.voiced.float(), voiced),
+            },
+        )
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -316,7 +342,7 @@ class CodecTask(Task):
     def export(self, folder: Path) -> None:
         from speech_mtp.hub import save_codec
 
-        save_codec(self.codec, folder)
+        save_codec(self.codec, folder, dtype="fp32")
 
 
 def fill_unvoiced(hertz: Tensor) -> Tensor:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from speech_mtp.corpus.codes import CodeCorpus
 from speech_mtp.lm.speech_lm import SpeechLM
 from speech_mtp.objectives.ntp import NTP
 from speech_mtp.training.base import Task
+from speech_mtp.training.distributed import Workers
 from speech_mtp.types import Codes, Kind, Positions, TextUnits
 
 
@@ -21,6 +23,8 @@ from speech_mtp.types import Codes, Kind, Positions, TextUnits
 class LMTaskConfig:
     """``noise`` is the share of input groups whose codes are replaced by random ones (they will be imperfect in
     decoding too); ``timbre_noise`` the spread added to timbre vectors; ``zero_hidden`` trains without the backbone."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     batch: int = 48
     noise: float = 0.1
@@ -120,8 +124,15 @@ class LMTask(Task):
     """Trains the talker, its embeddings and its output layer; the backbone stays frozen, its states are stored."""
 
     def __init__(
-        self, lm: SpeechLM, corpus: CodeCorpus, units: UnitStore, config: LMTaskConfig, device: torch.device
+        self,
+        lm: SpeechLM,
+        corpus: CodeCorpus,
+        units: UnitStore,
+        config: LMTaskConfig,
+        device: torch.device,
+        workers: Workers | None = None,
     ) -> None:
+        self.workers = workers or Workers()
         self.lm, self.config, self.device = lm.to(device), config, device
         self.train_data = LMData(corpus, units, config, "train")
         self.dev_data = LMData(corpus, units, config, "dev")
@@ -134,18 +145,21 @@ class LMTask(Task):
 
     def step(self, number: int, learning_rate: float) -> dict[str, float]:
         self.lm.train()
-        terms = self.terms(self.train_data.batch(number), noise=self.config.noise)
+        terms = self.terms(self.train_data.batch(self.workers.batch_number(number)), noise=self.config.noise)
         total = torch.stack([self.config.weights[k] * v for k, v in terms.items()]).sum()
         optimizer = self.optimizers["lm"]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         optimizer.zero_grad(set_to_none=True)
         total.backward()
+        self.workers.average_gradients(list(self.lm.parameters()))
         norm = nn.utils.clip_grad_norm_(self.lm.parameters(), self.config.grad_clip)
         optimizer.step()
         return {"loss": float(total.detach()), "norm": float(norm)} | {k: float(v.detach()) for k, v in terms.items()}
 
-    def terms(self, batch: tuple[Codes, Tensor, TextUnits], noise: float = 0.0, zero: bool = False) -> dict[str, Tensor]:
+    def terms(
+        self, batch: tuple[Codes, Tensor, TextUnits], noise: float = 0.0, zero: bool = False
+    ) -> dict[str, Tensor]:
         """Named terms of one batch; ``zero`` (or the setting) blanks the backbone's hidden states."""
         codes, unit, units = batch
         codes = Codes(codes.frames.to(self.device), codes.lengths.to(self.device), codes.timbre)

@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict
 from tqdm import tqdm
 
 from speech_mtp.training import checkpoint
 from speech_mtp.training.base import Task
+from speech_mtp.training.distributed import Workers
 
 
 @dataclass(frozen=True)
 class LoopConfig:
     """``learning_rate`` warms up linearly over ``warmup`` steps and falls by a cosine to ``final_fraction`` of it."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     steps: int
     learning_rate: float
@@ -40,12 +44,14 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     return config.learning_rate * warm * (config.final_fraction + (1 - config.final_fraction) * cosine)
 
 
-def train(task: Task, config: LoopConfig, folder: Path, main_process: bool = True) -> dict[str, float]:
+def train(task: Task, config: LoopConfig, folder: Path, workers: Workers | None = None) -> dict[str, float]:
     """Train until ``config.steps``, resuming from ``folder/last`` if it is there; returns the last evaluation.
 
     Every step seeds torch from ``(seed, step)``, so an interrupted run continues on the very same curve. With
     ``max_time_s`` the run stops early, saved, and the next call goes on.
     """
+    workers = workers or Workers()
+    main_process = workers.main
     folder.mkdir(parents=True, exist_ok=True)
     state = checkpoint.load(task, folder) or {"step": 0}
     start = time.monotonic()
@@ -54,7 +60,7 @@ def train(task: Task, config: LoopConfig, folder: Path, main_process: bool = Tru
     bar = tqdm(total=config.steps, initial=state["step"], disable=not (main_process and sys.stderr.isatty()))
     scores: dict[str, float] = {}
     for step in range(state["step"], config.steps):
-        torch.manual_seed(config.seed * 1_000_003 + step)
+        torch.manual_seed((config.seed * 1_000_003 + step) * workers.count + workers.rank)
         rate = learning_rate(config, step)
         scalars = task.step(step, rate)
         bar.update()

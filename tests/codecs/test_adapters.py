@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,8 @@ ADAPTERS: dict[str, Callable[[], RowwiseCodec]] = {
     "mimi": Mimi.tiny,
     "dac": Dac.tiny,
 }
-needs_package = pytest.mark.skipif(find_spec("encodec") is None, reason="needs the extra 'codecs'")
 PACKAGE = "encodec of the package"
-each_adapter = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=needs_package if name == PACKAGE else ()) for name in ADAPTERS]
-)
+each_adapter = pytest.mark.parametrize("name", list(ADAPTERS))
 
 
 def reference(name: str, model: Any, frames: Tensor) -> Tensor:
@@ -104,7 +100,6 @@ def test_streaming_emits_all_that_is_final_and_nothing_else(name: str) -> None:
     assert len(emitted) <= first_change < len(emitted) + codec.spec.samples_per_frame
 
 
-@needs_package
 def test_both_encodec_backends_are_the_same_codec() -> None:
     ours, theirs = Encodec.tiny(), Encodec.tiny(backend="encodec")
     wave = 0.3 * torch.randn(1, 1, 333, generator=torch.Generator().manual_seed(0))
@@ -180,7 +175,6 @@ def test_a_saved_folder_loads_by_path_and_by_recipe(codec_class: type[Any], tmp_
     assert built.spec.num_streams == 2
 
 
-@needs_package
 def test_the_package_reads_the_same_folder(tmp_path: Path) -> None:
     model = saved(tmp_path, Encodec)
     codec = Encodec.from_pretrained(tmp_path, backend="encodec")
@@ -191,7 +185,7 @@ def test_the_package_reads_the_same_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("codec_class", "settings"),
-    [(Encodec, {}), pytest.param(Encodec, {"backend": "encodec"}, marks=needs_package), (Mimi, {}), (Dac, {})],
+    [(Encodec, {}), (Encodec, {"backend": "encodec"}), (Mimi, {}), (Dac, {})],
 )
 def test_bad_folders_are_refused_in_one_sentence(
     codec_class: type[Any], settings: dict[str, str], tmp_path: Path
@@ -217,7 +211,7 @@ def test_bad_folders_are_refused_in_one_sentence(
         codec_class.from_pretrained(tmp_path / "nowhere", **settings)
 
 
-@pytest.mark.parametrize("backend", ["transformers", pytest.param("encodec", marks=needs_package)])
+@pytest.mark.parametrize("backend", ["transformers", "encodec"])
 def test_weights_that_lack_a_tensor_are_refused(backend: Any, tmp_path: Path) -> None:
     saved(tmp_path, Encodec)
     weights = load_file(tmp_path / "model.safetensors")

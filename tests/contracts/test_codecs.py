@@ -11,7 +11,6 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -24,8 +23,8 @@ from speech_mtp.codecs.base import Codec
 from speech_mtp.types import Codes
 
 TINY: dict[str, Callable[[], Codec]] = {name: plugins.find("codecs", name).tiny for name in plugins.names("codecs")}
-if find_spec("encodec") is not None:  # the extra "codecs": the same adapter on the authors' own code
-    TINY["encodec of the package"] = partial(plugins.find("codecs", "encodec").tiny, backend="encodec")
+# the same adapter on the authors' own code
+TINY["encodec of the package"] = partial(plugins.find("codecs", "encodec").tiny, backend="encodec")
 each_codec = pytest.mark.parametrize("name", TINY)
 
 

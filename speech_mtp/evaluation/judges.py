@@ -1,0 +1,33 @@
+"""The judges that reports listen with, in one value, so that a test or another language can bring its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from speech_mtp.evaluation.dnsmos import dnsmos
+from speech_mtp.evaluation.f0 import log_f0
+from speech_mtp.evaluation.speaker_similarity import speaker_embedding
+from speech_mtp.evaluation.wer import transcribe
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Each takes ``(wave [S], sample_rate)``.
+
+    ``transcribe`` gives text, ``opinion`` the overall DNSMOS, ``embed`` a speaker vector and ``pitch`` the log-F0 track.
+    """
+
+    transcribe: Callable[[Tensor, int], str] = transcribe
+    opinion: Callable[[Tensor, int], float] = lambda wave, rate: dnsmos(wave, rate).overall
+    embed: Callable[[Tensor, int], Tensor] = speaker_embedding
+    pitch: Callable[[Tensor, int], Tensor] = log_f0
+
+    def speaker(self, wave: Tensor, sample_rate: int) -> Tensor | None:
+        """The speaker vector of generated audio; None if no speech is found in it: a result, not a fault."""
+        try:
+            return self.embed(wave, sample_rate)
+        except ValueError:
+            return None

@@ -1,0 +1,130 @@
+"""How well a model speaks: many sentences in one voice, judged one by one and together.
+
+The report knows no model: it is handed a function that speaks a sentence and tells how long that took.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from speech_mtp.evaluation.judges import Judges
+from speech_mtp.evaluation.last_word import last_word_heard
+from speech_mtp.evaluation.latency import delays, real_time_factor
+from speech_mtp.evaluation.speaker_similarity import speaker_similarity
+from speech_mtp.evaluation.wer import WordErrors, total_errors, word_errors
+from speech_mtp.types import Finish
+
+NUM_WORST = 10
+
+
+class Spoken(Protocol):
+    """One utterance: ``wave [S]``, and the seconds it took as a whole and until its first sample."""
+
+    @property
+    def wave(self) -> Tensor: ...
+    @property
+    def sample_rate(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def finish(self) -> Finish: ...
+    @property
+    def compute_s(self) -> float: ...
+    @property
+    def first_audio_s(self) -> float: ...
+
+
+def speech_report(
+    say: Callable[[str], Spoken],
+    sentences: Sequence[str],
+    reference: tuple[Tensor, int] | None = None,
+    judges: Judges | None = None,
+) -> dict[str, Any]:
+    """Aggregates, the worst sentences and one row per sentence (``rows``), all of it plain JSON.
+
+    ``reference`` is a wave of the voice with its rate; without one, utterances are compared with the mean of the others
+    (``similarity_to`` says which). Rates and fractions lie in [0, 1], times are in the unit of their name. An
+    utterance in which no speech is found has ``similarity`` None and counts as 0. Raises ``ValueError`` for no sentences,
+    and for a reference without speech.
+    """
+    if not sentences:
+        raise ValueError("There are no sentences to evaluate; give a file with one sentence a line.")
+    judges = judges or Judges()
+    rows: list[dict[str, Any]] = []
+    errors: list[WordErrors] = []
+    speakers: list[Tensor | None] = []
+    for text in tqdm(sentences, unit="sentence", disable=not sys.stderr.isatty()):
+        row, found, speaker = _judge(text, say(text), judges)
+        rows.append(row)
+        errors.append(found)
+        speakers.append(speaker)
+    anchor = None if reference is None else judges.embed(*reference)
+    for row, similarity in zip(rows, _similarities(speakers, anchor), strict=True):
+        row["similarity"] = similarity
+    report = _aggregate(rows, total_errors(errors))
+    report["similarity_to"] = "mean of the other utterances" if anchor is None else "reference"
+    report["worst"] = sorted(rows, key=lambda row: (row["wer"], row["cer"]), reverse=True)[:NUM_WORST]
+    return {**report, "rows": rows}
+
+
+def _judge(text: str, spoken: Spoken, judges: Judges) -> tuple[dict[str, Any], WordErrors, Tensor | None]:
+    wave, rate = spoken.wave, spoken.sample_rate
+    heard = judges.transcribe(wave, rate)
+    found = word_errors(text, heard)
+    seconds = len(wave) / rate
+    row = {
+        "text": text,
+        "heard": heard,
+        "wer": found.wer,
+        "cer": found.cer,
+        "finish_reason": spoken.finish.reason,
+        "success": spoken.finish.reason == "stop" and last_word_heard(text, heard),
+        "dnsmos": judges.opinion(wave, rate),
+        "seconds": seconds,
+        "compute_s": spoken.compute_s,
+        "rtf": real_time_factor(spoken.compute_s, seconds),
+        "ttfa_ms": 1000 * spoken.first_audio_s,
+        "steps": spoken.steps,
+    }
+    return row, found, judges.speaker(wave, rate)
+
+
+def _similarities(speakers: list[Tensor | None], anchor: Tensor | None) -> list[float | None]:
+    """To ``anchor``; without one, of each to the mean of the others (None where there is nothing to compare)."""
+    found = [speaker for speaker in speakers if speaker is not None]
+    total = torch.stack(found).sum(0) if found else torch.zeros(1)
+    scores: list[float | None] = []
+    for speaker in speakers:
+        if speaker is None or (anchor is None and len(found) < 2):
+            scores.append(None)
+        else:
+            scores.append(speaker_similarity(speaker, total - speaker if anchor is None else anchor))
+    return scores
+
+
+def _aggregate(rows: list[dict[str, Any]], errors: WordErrors) -> dict[str, Any]:
+    def total(key: str) -> float:
+        return sum(row[key] or 0.0 for row in rows)
+
+    first = delays([row["ttfa_ms"] for row in rows])
+    return {
+        "sentences": len(rows),
+        "seconds": total("seconds"),
+        "wer": errors.wer,
+        "cer": errors.cer,
+        "success_rate": total("success") / len(rows),
+        "finish_reasons": dict(Counter(row["finish_reason"] for row in rows)),
+        "dnsmos": total("dnsmos") / len(rows),
+        "similarity": total("similarity") / len(rows) if any(row["similarity"] is not None for row in rows) else None,
+        "rtf": real_time_factor(total("compute_s"), total("seconds")),
+        "ttfa_ms_p50": first.p50,
+        "ttfa_ms_p95": first.p95,
+        "steps_per_second": total("steps") / total("seconds"),
+    }

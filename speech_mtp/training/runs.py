@@ -1,0 +1,225 @@
+"""The stages of a recipe, as strict settings and one function each.
+
+``store`` lays a corpus out for training, ``codec`` trains a codec on it, ``encode`` turns it into aligned codes,
+``units`` stores the backbone's states of every text, ``lm`` trains a talker, ``package`` joins a codec and a
+talker into a model that speaks. ``store``, ``codec`` and ``lm`` go on after a kill; the others take minutes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from tqdm import tqdm
+
+from speech_mtp import hub, plugins
+from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
+from speech_mtp.corpus.codes import encode_store, load_codes, save_codes
+from speech_mtp.corpus.store import AudioStore, store_manifest
+from speech_mtp.lm.backbone import Backbone
+from speech_mtp.lm.speech_lm import SpeechLM, SpeechLMConfig
+from speech_mtp.lm.units import UnitMaker
+from speech_mtp.text.phonemes import SYMBOLS
+from speech_mtp.training.base import Task
+from speech_mtp.training.codec import CodecTask, CodecTaskConfig
+from speech_mtp.training.distributed import Workers
+from speech_mtp.training.lm import LMTask, LMTaskConfig, UnitStore, write_units
+from speech_mtp.training.loop import LoopConfig, train
+from speech_mtp.types import Sampling
+
+
+class Stage(BaseModel):
+    """Common settings. ``device`` auto takes CUDA if it is there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    out: Path
+    device: str = "auto"
+
+    def torch_device(self) -> torch.device:
+        if self.device != "auto":
+            return torch.device(self.device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class StoreRun(Stage):
+    """Lay the corpus in ``corpus`` (manifest and audio) out as an audio store."""
+
+    kind: Literal["store"]
+    corpus: Path
+
+
+class CodecRun(Stage):
+    """Train a codec on the audio stores ``data``; the result is an inference checkpoint in ``out/export``."""
+
+    kind: Literal["codec"]
+    data: list[Path]
+    model: DecoupledConfig = DecoupledConfig()
+    task: CodecTaskConfig = CodecTaskConfig()
+    loop: LoopConfig
+
+
+class EncodeRun(Stage):
+    """Encode and align the stores ``data`` with ``codec``; the result is a code corpus in ``out``."""
+
+    kind: Literal["encode"]
+    data: list[Path]
+    codec: str
+    batch: int = 16
+
+
+class UnitsRun(Stage):
+    """Store phonemes and backbone states of every text in ``codes``. ``backbone`` names a source (see hub)."""
+
+    kind: Literal["units"]
+    codes: list[Path]
+    backbone: dict[str, Any]
+    hidden_layer: int = -1
+    g2p: str = "hibari"
+    batch: int = 24
+
+
+class LMRun(Stage):
+    """Train a talker on ``codes`` and ``units``."""
+
+    kind: Literal["lm"]
+    codes: list[Path]
+    units: Path
+    model: dict[str, Any] = {}
+    task: LMTaskConfig = LMTaskConfig()
+    loop: LoopConfig
+
+
+class PackageRun(Stage):
+    """Join ``codec`` and the talker of ``lm`` into the model folder ``out``; ``voices`` maps names to corpus voices."""
+
+    kind: Literal["package"]
+    codec: str
+    lm: Path
+    codes: list[Path]
+    voices: dict[str, str]
+    backbone: dict[str, Any]
+    hidden_layer: int = -1
+    g2p: str = "hibari"
+    sampling: Sampling = Sampling()
+    storage: Literal["int8", "bf16", "fp32"] = "int8"
+    card: Path
+
+
+class TrainConfig(BaseModel):
+    """A recipe file holds one stage, told apart by ``kind``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    run: Annotated[StoreRun | CodecRun | EncodeRun | UnitsRun | LMRun | PackageRun, Field(discriminator="kind")]
+
+
+def run(config: TrainConfig) -> dict[str, Any]:
+    """Carry out one stage; returns what it has to report."""
+    stages: dict[str, Callable[[Any], dict[str, Any]]] = {
+        "store": _store,
+        "codec": _codec,
+        "encode": _encode,
+        "units": _units,
+        "lm": _lm,
+        "package": _package,
+    }
+    return stages[config.run.kind](config.run)
+
+
+def _store(stage: StoreRun) -> dict[str, Any]:
+    return {"utterances": store_manifest(stage.corpus, stage.out)}
+
+
+def _codec(stage: CodecRun) -> dict[str, Any]:
+    workers = Workers()
+    torch.manual_seed(stage.loop.seed)
+    entries = {**stage.model.__dict__, "num_symbols": len(SYMBOLS)}
+    task = CodecTask(
+        Decoupled(DecoupledConfig(**entries)), AudioStore(stage.data), stage.task, stage.torch_device(), workers
+    )
+    return _finish(task, stage, workers)
+
+
+def _lm(stage: LMRun) -> dict[str, Any]:
+    workers = Workers()
+    torch.manual_seed(stage.loop.seed)
+    units = UnitStore(stage.units)
+    meta = json.loads((stage.codes[0] / "codec.json").read_text(encoding="utf-8"))
+    fixed = {
+        **meta,
+        "codebook_sizes": tuple(meta["codebook_sizes"]),
+        "num_phonemes": len(SYMBOLS),
+        "backbone_dim": units.dim,
+    }
+    wrong = [key for key in stage.model if key not in SpeechLMConfig.__dataclass_fields__ or key in fixed]
+    if wrong:
+        free = [key for key in SpeechLMConfig.__dataclass_fields__ if key not in fixed]
+        raise ValueError(f"The talker has no setting {wrong[0]!r}; {plugins.nearest(wrong[0], free)}")
+    lm = SpeechLM(SpeechLMConfig(**fixed, **stage.model))
+    task = LMTask(lm, load_codes(*stage.codes), units, stage.task, stage.torch_device(), workers)
+    return _finish(task, stage, workers)
+
+
+def _finish(task: Task, stage: CodecRun | LMRun, workers: Workers) -> dict[str, Any]:
+    scores = train(task, stage.loop, stage.out, workers)
+    if workers.main:
+        task.export(stage.out / "export")
+    return {"out": str(stage.out), **scores}
+
+
+def _encode(stage: EncodeRun) -> dict[str, Any]:
+    codec = hub.load_codec(stage.codec)
+    if not isinstance(codec, Decoupled):
+        raise ValueError(f"The codec {stage.codec} has no phoneme head to align with; train one by recipes/tokenizer.")
+    corpus = encode_store(codec, AudioStore(stage.data), stage.batch, str(stage.torch_device()))
+    save_codes(corpus, stage.out)
+    meta = {
+        "codebook_sizes": codec.spec.codebook_sizes,
+        "frame_rate_hz": codec.spec.frame_rate_hz,
+        "timbre_dim": codec.spec.timbre_dim,
+    }
+    (stage.out / "codec.json").write_text(json.dumps(meta), encoding="utf-8")
+    return {"utterances": len(corpus), "hours": corpus.frames.shape[1] / codec.spec.frame_rate_hz / 3600}
+
+
+def _units(stage: UnitsRun) -> dict[str, Any]:
+    folder = hub.resolve_backbone(stage.backbone["sha256"], stage.backbone, None)
+    backbone = Backbone.from_folder(folder, torch.bfloat16, hidden_layer=stage.hidden_layer)
+    maker = UnitMaker(backbone.to(stage.torch_device()), plugins.build("text.g2p", stage.g2p))
+    texts = sorted({row.text for row in load_codes(*stage.codes).rows}, key=len)
+    batches = []
+    for at in tqdm(range(0, len(texts), stage.batch), desc="units", mininterval=5):
+        part = texts[at : at + stage.batch]
+        with torch.inference_mode():
+            batches.append((part, maker.make(part).to("cpu")))
+    write_units(stage.out, batches)
+    return {"texts": len(texts)}
+
+
+def _package(stage: PackageRun) -> dict[str, Any]:
+    corpus = load_codes(*stage.codes)
+    voices = {}
+    for name, voice in stage.voices.items():
+        mine = [i for i, row in enumerate(corpus.rows) if row.voice == voice]
+        if not mine:
+            hint = plugins.nearest(voice, {row.voice for row in corpus.rows})
+            raise ValueError(f"No utterance of the code corpus has the voice {voice!r}; {hint}.")
+        voices[name] = corpus.timbre[mine].float().mean(0)
+    hub.save_model(
+        stage.out,
+        codec=hub.load_codec(stage.codec),
+        lm=hub.load_speech_lm(stage.lm),
+        voices=voices,
+        entries={
+            "backbone": stage.backbone,
+            "hidden_layer": stage.hidden_layer,
+            "g2p": stage.g2p,
+            "sampling": stage.sampling.__dict__,
+        },
+        storage=stage.storage,
+        card=stage.card.read_text(encoding="utf-8"),
+    )
+    return {"out": str(stage.out), "voices": list(voices)}
