@@ -1,7 +1,7 @@
 """The command line: ``say``, ``tokenize``, ``corpus``, ``train``, ``eval speech``, ``eval codec``.
 
-A wrong input ends with one sentence on stderr and exit code 2, and leaves no half-written file. Heavy modules are imported
-by the commands that need them, so that ``--help`` is fast.
+A wrong input ends with one sentence on stderr and exit code 2, and leaves no half-written file. Heavy modules are
+imported by the commands that need them, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,12 +82,9 @@ def say(
     if (text is None) == (lines is None) or (lines is None) != (out_dir is None):
         raise ValueError("Give either a text, or --lines FILE together with --out-dir DIR.")
     jobs = [(_text(text), out)] if text is not None else list(_numbered(lines, out_dir))
-    from speech_mtp.streaming.feed import sentences
-
-    for words, path in jobs:
+    for _, path in jobs:
         _check_output(path, folder_exists=out_dir is None)
-        if isinstance(words, str):
-            sentences(words)  # refuses what cannot be spoken before anything is loaded or written
+    _check_texts([words for words, _ in jobs if isinstance(words, str)], lines)
     from speech_mtp.streaming.timed import say as speak
     from speech_mtp.streaming.timed import warm_up
 
@@ -145,6 +143,19 @@ def _numbered(lines: Path | None, folder: Path | None) -> Iterator[tuple[str, Pa
         yield line, folder / f"{number:03d}.wav"
 
 
+def _check_texts(texts: list[str], source: Path | None) -> None:
+    """Refuse what cannot be spoken, naming its line in ``source``, before anything is loaded or written."""
+    from speech_mtp.streaming.feed import sentences
+
+    for number, text in enumerate(texts, start=1):
+        try:
+            sentences(text)
+        except ValueError as error:
+            if source is None:
+                raise
+            raise ValueError(f"Line {number} of {source} cannot be spoken: {error}") from error
+
+
 def _check_output(path: Path, suffixes: Iterable[str] | None = None, folder_exists: bool = True) -> None:
     """Refuse, before any work, a file that cannot be written."""
     from speech_mtp.audio import FORMATS
@@ -195,8 +206,9 @@ def _tell(spoken: Utterance, path: Path, as_json: bool) -> None:
         print(json.dumps({**figures, "words": [asdict(word) for word in spoken.words]}, ensure_ascii=False), flush=True)
         return
     print(
-        "{file}: {seconds:.2f} s of audio, real-time factor {rtf:.3f}, first audio after {ttfa_ms:.0f} ms, "
-        "{steps} steps of {frames_per_step:g} frames, ended by {finish_reason}".format(**figures),
+        f"{path}: {spoken.seconds:.2f} s of audio, real-time factor {figures['rtf']}, "
+        f"first audio after {figures['ttfa_ms']} ms, {spoken.steps} steps of {figures['frames_per_step']} frames, "
+        f"ended by {spoken.finish.reason}",
         flush=True,
     )
     if spoken.finish.detail:
@@ -294,13 +306,10 @@ def eval_speech(
     _check_output(out, (".json",))
     from speech_mtp import audio
     from speech_mtp.evaluation.speech_report import speech_report
-    from speech_mtp.streaming.feed import sentences as speakable
-    from speech_mtp.streaming.timed import say as speak
     from speech_mtp.streaming.timed import warm_up
 
     texts = _lines(sentences)
-    for text in texts:
-        speakable(text)
+    _check_texts(texts, sentences)
     recording = audio.read(reference, mono=True) if reference else None
     loaded = _load(model, backbone)
     if voice is not None:
@@ -310,11 +319,17 @@ def eval_speech(
     reports = {}
     for name in [voice] if voice else loaded.voices:
         known = recording or _recording_of(model, name)
-        reports[name] = speech_report(lambda text, name=name: speak(loaded, text, name, sampling), texts, known)
+        reports[name] = speech_report(partial(_spoken, loaded, name, sampling), texts, known)
         print(f"{name}: {_summary(reports[name])}", file=sys.stderr)
     worst = max(reports, key=lambda name: reports[name]["wer"])
     figures = {k: v for k, v in reports[worst].items() if k != "rows"}
     _write_report(out, {"model": model, "voice": worst, **figures, "sampling": asdict(sampling), "voices": reports})
+
+
+def _spoken(model: SpeechModel, voice: str, sampling: Sampling, text: str) -> Utterance:
+    from speech_mtp.streaming.timed import say as speak
+
+    return speak(model, text, voice, sampling)
 
 
 def _recording_of(model: str, voice: str) -> tuple[Any, int] | None:

@@ -402,10 +402,18 @@ def load(name_or_path: str | Path = DEFAULT_MODEL, backbone: str | None = None) 
         raise ValueError(f"The model in {folder} is damaged ({error}); get it again.") from error
     if config.get("kind") != "model":
         raise ValueError(f"{folder} holds a {config.get('kind')}, not a model that speaks; name the folder above it.")
+    missing = {"backbone", "hidden_layer", "g2p", "voices", "sampling"} - set(config)
+    if missing or not set(config["voices"]) <= set(voices):
+        what = min(missing) if missing else "timbre of every voice"
+        raise ValueError(f"The model in {folder} is incomplete: it has no {what}; get it again.")
+    try:
+        sampling = Sampling(**config["sampling"])
+    except TypeError as error:
+        raise ValueError(f"{folder / CONFIG} has settings that this version does not know: {error}.") from error
     source = config["backbone"]
     where = resolve_backbone(source["sha256"], source, backbone)
     trunk = Backbone.from_folder(where, torch.float32, source["sha256"], config["hidden_layer"])
     maker = UnitMaker(trunk, plugins.build("text.g2p", config["g2p"]))
     lm, codec = load_speech_lm(folder / "talker"), load_codec(folder / "codec")
     ordered = {name: voices[name] for name in config["voices"]}
-    return SpeechModel(str(name_or_path), maker, lm, codec, ordered, Sampling(**config["sampling"]))
+    return SpeechModel(str(name_or_path), maker, lm, codec, ordered, sampling)

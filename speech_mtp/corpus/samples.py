@@ -22,7 +22,7 @@ Recording = tuple[str, str | None, Tensor]
 
 
 def from_folder(folder: Path, sample_rate: int, per_voice: int) -> Iterator[Recording]:
-    """At most ``per_voice`` recordings of each voice. Raises as :func:`speech_mtp.audio.read`, and for no audio at all."""
+    """At most ``per_voice`` recordings of each voice. Raises as :func:`speech_mtp.audio.read`, and for no audio."""
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO)

@@ -141,7 +141,7 @@ def store_manifest(folder: Path, out: Path, progress: bool = True) -> int:
     for row in tqdm(read_manifest(folder), desc="store", mininterval=5, disable=not progress):
         if row.id in known:
             continue
-        wave, rate = audio.read(folder / row.audio, SAMPLE_RATE)
+        wave, _ = audio.read(folder / row.audio, SAMPLE_RATE)
         steps = -(-len(wave) // PITCH_HOP)
         if row.f0_hz is not None and row.f0_rate_hz is not None:
             pitch = resample_pitch(np.asarray(row.f0_hz), row.f0_rate_hz, steps)

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any, TypeVar
 
-import librosa
 import torch
+from librosa.sequence import dtw
 from torch import Tensor
 from tqdm import tqdm
 
@@ -119,7 +119,7 @@ def _streams(codec: Codec, encoded: list[_Encoded]) -> dict[str, list[dict[str, 
 def _swap(
     codec: Codec, encoded: list[_Encoded], judges: Judges, rng: random.Random, max_pairs: int
 ) -> dict[str, Any] | None:
-    """Codes of A with the timbre of B: is it understood, and is it nearer to voice B (mean of its originals) than to A?"""
+    """Codes of A with the timbre of B: is it understood, and nearer to voice B (mean of its originals) than to A?"""
     pairs = [(a, b) for a in encoded for b in encoded if a.sample.voice != b.sample.voice and a.text]
     if not codec.spec.timbre_dim or not pairs:
         return None
@@ -131,9 +131,9 @@ def _swap(
     wins, errors, to_target, to_source = [], [], [], []
     for a, b in _progress(rng.sample(pairs, min(max_pairs, len(pairs))), "swap"):
         wave = _decode(codec, replace(a.codes, timbre=b.codes.timbre))
-        vector = judges.speaker(wave, rate)
-        to_target.append(0.0 if vector is None else speaker_similarity(vector, voices[b.sample.voice]))
-        to_source.append(0.0 if vector is None else speaker_similarity(vector, voices[a.sample.voice]))
+        found = judges.speaker(wave, rate)
+        to_target.append(0.0 if found is None else speaker_similarity(found, voices[b.sample.voice]))
+        to_source.append(0.0 if found is None else speaker_similarity(found, voices[a.sample.voice]))
         wins.append(to_target[-1] > to_source[-1])
         errors.append(word_errors(a.text, judges.transcribe(wave, rate)))
     return {
@@ -176,7 +176,7 @@ def code_agreement(codec: Codec, first: Codes, second: Codes) -> float:
         cost = (~equal).float()
     else:
         cost = torch.cdist(values(first.frames)[0][0].float(), values(second.frames)[0][0].float())
-    _, path = librosa.sequence.dtw(C=cost.cpu().numpy())
+    _, path = dtw(C=cost.cpu().numpy())
     return float(equal[path[:, 0].copy(), path[:, 1].copy()].float().mean())
 
 

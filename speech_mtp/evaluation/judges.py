@@ -17,7 +17,7 @@ from speech_mtp.evaluation.wer import transcribe
 class Judges:
     """Each takes ``(wave [S], sample_rate)``.
 
-    ``transcribe`` gives text, ``opinion`` the overall DNSMOS, ``embed`` a speaker vector and ``pitch`` the log-F0 track.
+    ``transcribe`` gives text, ``opinion`` the overall DNSMOS, ``embed`` a speaker vector and ``pitch`` a log-F0 track.
     """
 
     transcribe: Callable[[Tensor, int], str] = transcribe

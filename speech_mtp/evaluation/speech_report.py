@@ -50,8 +50,8 @@ def speech_report(
     """Aggregates, the worst sentences and one row per sentence (``rows``), all of it plain JSON.
 
     ``reference`` is a wave of the voice with its rate; without one, utterances are compared with the mean of the others
-    (``similarity_to`` says which). Rates and fractions lie in [0, 1], times are in the unit of their name. An
-    utterance in which no speech is found has ``similarity`` None and counts as 0. Raises ``ValueError`` for no sentences,
+    (``similarity_to`` says which). Rates are fractions, times are in the unit of their name. An utterance in which no
+    speech is found has ``similarity`` None and counts as 0. Raises ``ValueError`` for no sentences,
     and for a reference without speech.
     """
     if not sentences:

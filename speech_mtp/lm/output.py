@@ -1,9 +1,9 @@
 """Output layers: a hidden state -> the tokens of the next position, one distribution per channel.
 
 ``linear`` and ``mlp`` judge every channel by itself (SLM-Decoupled-MTP); ``depth`` goes channel by channel, each
-seeing the tokens chosen before it in the same position, so a group of many frames stays coherent (a chain-rule factorisation
-like the depth transformers of Moshi and CSM, but with a running sum in place of attention, after NADE, Larochelle
-and Murray 2011: one small product per channel and no second cache).
+seeing the tokens chosen before it in the same position, so a group of many frames stays coherent (the chain rule, as
+in the depth transformers of Moshi and CSM, but with a running sum in place of attention, after NADE, Larochelle and
+Murray 2011: one small product per channel and no second cache).
 """
 
 from __future__ import annotations

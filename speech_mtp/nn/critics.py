@@ -6,6 +6,8 @@ and imaginary parts as in EnCodec, arXiv:2210.13438), least-squares losses (Mao 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,8 +25,7 @@ class SpectrogramCritic(nn.Module):
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         sizes = [2, width, width, width, width]
         self.layers = nn.ModuleList(
-            weight_norm(nn.Conv2d(a, b, (9, 3), stride=(2, 1), padding=(4, 1)))
-            for a, b in zip(sizes, sizes[1:], strict=False)
+            weight_norm(nn.Conv2d(a, b, (9, 3), stride=(2, 1), padding=(4, 1))) for a, b in pairwise(sizes)
         )
         self.score = weight_norm(nn.Conv2d(width, 1, 3, padding=1))
 

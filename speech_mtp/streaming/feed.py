@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 from speech_mtp.text.normalize import check_text, normalize
 from speech_mtp.text.split import SentenceBuffer, split_sentences
@@ -57,11 +58,13 @@ class Feed:
         sure = words[: -self.hold]
         if not any(c.isalnum() for w in sure for c in w):
             return
-        text = normalize(" ".join(sure))
+        whole = normalize(" ".join(sure))
+        text = _common_words(whole, normalize(" ".join(words)))  # "Dr." alone reads as "Drive", before a name not
         if not text.startswith(self._said):
             return
         piece, self._said = text[len(self._said) :], text
-        if (len(text) > self.max_chars and sure[-1][-1] in ",;:") or len(text) > 2 * self.max_chars:
+        long = (len(text) > self.max_chars and sure[-1][-1] in ",;:") or len(text) > 2 * self.max_chars
+        if long and text == whole:
             self._taken += len(sure)
             self._said = ""
             yield Piece(piece, end=True)
@@ -78,3 +81,9 @@ class Feed:
         if not text.startswith(said):  # the end changed how the beginning reads: say what follows the words said
             text = said + " " + " ".join(text.split(" ")[len(said.split(" ")) :])
         yield Piece(text[len(said) :], end=True)
+
+
+def _common_words(first: str, second: str) -> str:
+    """The words that both texts begin with."""
+    pairs = zip(first.split(" "), second.split(" "), strict=False)
+    return " ".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

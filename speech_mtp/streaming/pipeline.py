@@ -131,6 +131,8 @@ class _Speech:
                 ended = run.finish[0] or Finish("stop")
                 self.finish = max(self.finish, ended, key=lambda f: _SEVERITY.index(f.reason))
                 run = None
+        if not self.sentence:
+            raise ValueError("The text stream ended without a word; there is nothing to say.")
         yield Chunk(self._end(), [], self.steps, self.frames, self.finish)
 
     def _sound(self) -> Tensor:

@@ -18,7 +18,7 @@ WARM_UP = "Hello there."
 
 @dataclass(frozen=True)
 class Utterance:
-    """``wave [S]`` and how it came about. ``compute_s`` and ``first_audio_s`` leave out the time spent waiting for text."""
+    """``wave [S]`` and how it came about. ``compute_s`` and ``first_audio_s`` leave out time spent waiting for text."""
 
     wave: Tensor
     sample_rate: int

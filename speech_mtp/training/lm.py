@@ -99,18 +99,26 @@ class LMData:
         rows = [i for i, r in enumerate(corpus.rows) if r.split == split and r.text in units.index]
         if not rows:
             raise ValueError(f"The code corpus has no {split} utterance whose text has stored units.")
-        rows.sort(key=lambda i: corpus.rows[i].frames)
-        self.buckets = [rows[at : at + config.batch] for at in range(0, len(rows), config.batch)]
+        self.rows = np.array(rows)
+        self.frames = np.array([corpus.rows[i].frames for i in rows])
+        self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
 
     def __len__(self) -> int:
-        return len(self.buckets)
+        return -(-len(self.rows) // self.config.batch)
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        """The rows of every batch of a pass: lengths are blurred before sorting, so neighbours differ by pass."""
+        if self._epoch[0] != epoch:
+            rng = np.random.default_rng((self.config.seed, epoch))
+            order = np.argsort(self.frames * rng.uniform(0.9, 1.1, len(self.frames)), kind="stable")
+            parts = np.array_split(self.rows[order], len(self))
+            self._epoch = (epoch, [parts[i] for i in rng.permutation(len(parts))])
+        return self._epoch[1]
 
     def batch(self, number: int) -> tuple[Codes, Tensor, TextUnits]:
-        """Codes, unit of each frame, text units. Every pass over the corpus has its own order and its own neighbours."""
-        epoch, at = divmod(number, len(self.buckets))
-        rng = np.random.default_rng((self.config.seed, epoch))
-        order = rng.permutation(len(self.buckets))
-        picks = self.buckets[order[at]]
+        """Codes, unit of each frame, text units; number n is batch n % len of pass n // len."""
+        epoch, at = divmod(number, len(self))
+        picks = self._batches(epoch)[at].tolist()
         items = [self.corpus.item(i) for i in picks]
         frames = nn.utils.rnn.pad_sequence([f.T for f, _ in items], batch_first=True).transpose(1, 2)
         unit = nn.utils.rnn.pad_sequence([u for _, u in items], batch_first=True)

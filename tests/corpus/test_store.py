@@ -1,0 +1,94 @@
+"""Audio stores, alignment and code corpora."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
+from speech_mtp.corpus.align import unit_of_frame
+from speech_mtp.corpus.codes import encode_store, load_codes, save_codes
+from speech_mtp.corpus.store import AudioStore, AudioStoreWriter, resample_pitch
+from speech_mtp.text.phonemes import SYMBOLS
+
+
+def filled(folder: Path, count: int = 3) -> AudioStoreWriter:
+    writer = AudioStoreWriter(folder)
+    for i in range(len(writer.rows), count):
+        wave = np.sin(np.arange(24_000 + 240 * i) * 0.05).astype(np.float32) * 0.3
+        writer.append(f"u{i}", "sine", "Hello.", "həlˈO.", "train", wave, np.full(-(-len(wave) // 240), 190.0))
+    return writer
+
+
+def test_a_store_reads_back_what_was_written(tmp_path: Path) -> None:
+    filled(tmp_path).close()
+    store = AudioStore([tmp_path])
+    assert [row.samples for row in store.rows] == [24_000, 24_240, 24_480]
+    expected = torch.sin(torch.arange(24_240) * 0.05) * 0.3
+    assert torch.allclose(store.wave(1), expected, atol=1e-4)
+    assert store.pitch(2).tolist() == [190.0] * 102
+
+
+def test_a_store_cut_off_by_a_kill_goes_on_after_its_last_whole_row(tmp_path: Path) -> None:
+    filled(tmp_path).close()
+    with (tmp_path / "audio.i16").open("ab") as file:
+        file.write(b"\x01" * 777)
+    lines = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(lines[:-20])
+    filled(tmp_path, 4).close()
+    store = AudioStore([tmp_path])
+    assert [row.id for row in store.rows] == ["u0", "u1", "u2", "u3"]
+    expected = torch.sin(torch.arange(24_720) * 0.05) * 0.3
+    assert torch.allclose(store.wave(3), expected, atol=1e-4)
+
+
+def test_an_empty_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="corpus recipe"):
+        AudioStore([tmp_path])
+
+
+def test_pitch_is_interpolated_between_voiced_values_only() -> None:
+    track = resample_pitch(np.array([100.0, 200.0, 0.0, 0.0]), 50.0, 8)
+    assert track[0] == pytest.approx(100.0)
+    assert 100 < track[1] < 200
+    assert set(track[4:]) == {0.0}
+
+
+def test_alignment_follows_the_peaks_of_the_lattice() -> None:
+    phonemes = torch.tensor([3, 5, 5, 2])
+    log_probs = torch.full((16, 8), -9.0)
+    log_probs[:, 0] = -0.1
+    for frame, label in ((2, 3), (6, 5), (9, 5), (13, 2)):
+        log_probs[frame, 0], log_probs[frame, label] = -9.0, -0.01
+    unit = unit_of_frame(log_probs.log_softmax(-1), phonemes)
+    assert unit is not None
+    assert unit.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
+
+
+def test_too_many_phonemes_cannot_be_aligned() -> None:
+    assert unit_of_frame(torch.zeros(3, 8).log_softmax(-1), torch.tensor([1, 1, 2])) is None
+
+
+def test_code_corpora_round_trip_and_join(tmp_path: Path) -> None:
+    filled(tmp_path / "audio").close()
+    torch.manual_seed(0)
+    small = DecoupledConfig(
+        content_dims=(16, 16),
+        prosody_dims=(8, 16),
+        decoder_dims=(16, 16),
+        decoder_blocks=(1, 1),
+        num_symbols=len(SYMBOLS),
+    )
+    corpus = encode_store(Decoupled(small), AudioStore([tmp_path / "audio"]), batch=2)
+    save_codes(corpus, tmp_path / "codes")
+    both = load_codes(tmp_path / "codes", tmp_path / "codes")
+    assert len(both) == 2 * len(corpus) == 6
+    for i in range(3):
+        for a, b in zip(both.item(i), both.item(3 + i), strict=True):
+            assert torch.equal(a, b)
+        frames, unit = both.item(i)
+        assert frames.shape == (2, both.rows[i].frames) and len(unit) == both.rows[i].frames
+        assert (unit.diff() >= 0).all() and int(unit[-1]) <= 4

@@ -1,0 +1,219 @@
+"""Reports by contrived judges: what was planted must be found in the figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("jiwer", reason="needs the eval extra")
+pytest.importorskip("whisper_normalizer", reason="needs the eval extra")
+
+from speech_mtp import audio
+from speech_mtp.codecs.decoupled import Decoupled
+from speech_mtp.corpus.samples import from_corpus, from_folder
+from speech_mtp.corpus.store import AudioStoreWriter
+from speech_mtp.evaluation.codec_report import Sample, code_agreement, codec_report
+from speech_mtp.evaluation.judges import Judges
+from speech_mtp.evaluation.speech_report import speech_report
+from speech_mtp.types import Codes, Finish
+
+SENTENCES = ["the dog ran home", "we had soup", "it is late now"]
+RATE = 1000
+
+
+@dataclass
+class Said:
+    wave: Tensor
+    sample_rate: int = RATE
+    steps: int = 10
+    finish: Finish = field(default_factory=lambda: Finish("stop"))
+    compute_s: float = 0.5
+    first_audio_s: float = 0.1
+
+
+def judges(heard: list[str], speaker: Callable[[Tensor], Tensor] | None = None) -> Judges:
+    """Transcripts in order; the opinion is the length in seconds."""
+    transcripts = iter(heard)
+    return Judges(
+        transcribe=lambda wave, rate: next(transcripts),
+        opinion=lambda wave, rate: len(wave) / rate,
+        embed=lambda wave, rate: speaker(wave) if speaker else torch.tensor([1.0, 0.0]),
+        pitch=lambda wave, rate: torch.arange(10.0),
+    )
+
+
+def test_aggregates_weigh_words_and_seconds() -> None:
+    said = iter([Said(torch.ones(1000)), Said(torch.ones(3000), first_audio_s=0.3, steps=30), Said(torch.ones(1000))])
+    heard = ["the dog ran home", "we had soap", "it is late now"]
+    report = speech_report(lambda text: next(said), SENTENCES, judges=judges(heard))
+    assert report["wer"] == pytest.approx(1 / 11)
+    assert report["success_rate"] == pytest.approx(2 / 3)
+    assert report["seconds"] == 5
+    assert report["rtf"] == pytest.approx(1.5 / 5)
+    assert report["dnsmos"] == pytest.approx(5 / 3)
+    assert report["steps_per_second"] == pytest.approx(10)
+    assert report["ttfa_ms_p50"] == pytest.approx(100)
+    assert report["ttfa_ms_p95"] == pytest.approx(280)
+    assert report["worst"][0]["text"] == "we had soup"
+    assert [row["heard"] for row in report["rows"]] == heard
+    assert report["similarity"] == pytest.approx(1.0)
+    assert "mean" in report["similarity_to"]
+    json.dumps(report)
+
+
+def test_a_runaway_is_no_success_and_silence_is_all_words_lost() -> None:
+    said = iter([Said(torch.ones(1000), finish=Finish("runaway")), Said(torch.zeros(1000)), Said(torch.ones(1000))])
+
+    def speaker(wave: Tensor) -> Tensor:
+        if not wave.any():
+            raise ValueError("no speech was found")
+        return torch.tensor([1.0, 0.0])
+
+    heard = ["the dog ran home", "", "it is late now"]
+    report = speech_report(lambda text: next(said), SENTENCES, judges=judges(heard, speaker))
+    assert report["wer"] == pytest.approx(3 / 11)
+    assert report["success_rate"] == pytest.approx(1 / 3)
+    assert report["finish_reasons"] == {"runaway": 1, "stop": 2}
+    assert [row["similarity"] for row in report["rows"]] == [pytest.approx(1.0), None, pytest.approx(1.0)]
+    assert report["similarity"] == pytest.approx(2 / 3)
+
+
+def test_a_reference_is_what_voices_are_compared_with() -> None:
+    def speaker(wave: Tensor) -> Tensor:
+        return torch.tensor([1.0, 0.0]) if wave[0] > 0 else torch.tensor([0.6, 0.8])
+
+    report = speech_report(
+        lambda text: Said(torch.ones(1000)), SENTENCES, (-torch.ones(1000), RATE), judges(SENTENCES, speaker)
+    )
+    assert report["similarity_to"] == "reference"
+    assert report["similarity"] == pytest.approx(0.6)
+
+
+def test_no_sentence_is_refused() -> None:
+    with pytest.raises(ValueError, match="no sentences"):
+        speech_report(lambda text: Said(torch.ones(10)), [], judges=judges([]))
+
+
+# -- codec ------------------------------------------------------------------------------------------------------------
+CODEC = Decoupled.tiny()
+CODEC_RATE = CODEC.spec.sample_rate
+
+
+def recording(seed: int, seconds: float = 0.8) -> Tensor:
+    return 0.2 * torch.randn(int(seconds * CODEC_RATE), generator=torch.Generator().manual_seed(seed))
+
+
+def samples() -> list[Sample]:
+    texts = ["hello there", "good morning"]
+    return [Sample(voice, text, recording(i)) for i, voice in enumerate(("a", "b")) for text in texts]
+
+
+def loudness(wave: Tensor) -> Tensor:
+    return torch.stack([wave.std(), wave.abs().max()])
+
+
+def test_every_part_of_the_codec_report() -> None:
+    ears = Judges(
+        transcribe=lambda wave, rate: "hello there",
+        opinion=lambda wave, rate: 3.0,
+        embed=lambda wave, rate: loudness(wave),
+        pitch=lambda wave, rate: wave[: len(wave) // 240 * 240].view(-1, 240).std(1),
+    )
+    report = codec_report(CODEC, samples(), ears)
+    assert report["voices"] == ["a", "b"]
+    assert report["round_trip"]["wer"] == pytest.approx(0.5)
+    assert report["bits_per_second"] == pytest.approx(25 * torch.tensor([1000.0, 200.0]).log2().sum().item())
+    assert [len(books) for books in report["streams"].values()] == [1, 1]
+    assert 0 < report["streams"]["content"][0]["fraction"] <= 1
+    assert report["swap"]["trials"] == 8
+    assert 0 <= report["swap"]["nearer_to_target"] <= 1
+    assert report["agreement"]["pairs"] == 2
+    assert report["melody"]["voiced_utterances"] == 4
+    assert report["melody"]["mel_distance"] > 0
+    json.dumps(report)
+
+
+def test_one_voice_has_no_swap_and_no_agreement() -> None:
+    ears = judges(["hello there"] * 10)
+    report = codec_report(CODEC, samples()[:1], ears)
+    assert report["swap"] is None
+    assert report["agreement"] is None
+    with pytest.raises(ValueError, match="no audio"):
+        codec_report(CODEC, [], ears)
+
+
+def test_agreement_is_found_through_a_change_of_tempo() -> None:
+    content = torch.tensor([5, 5, 80, 80, 300, 300, 7, 7])
+    slow = content.repeat_interleave(2)
+    other = torch.tensor([1, 2, 3, 4, 600, 601, 602, 603])
+
+    def codes(stream: Tensor) -> Codes:
+        return Codes(torch.stack([stream, torch.zeros_like(stream)])[None], torch.tensor([len(stream)]))
+
+    assert code_agreement(CODEC, codes(content), codes(slow)) == 1.0
+    assert code_agreement(CODEC, codes(content), codes(other)) == 0.0
+
+
+def test_the_swap_test_tells_timbre_from_content() -> None:
+    """A codec whose sound is nothing but its timbre wins every trial; one that ignores timbre wins none."""
+
+    class Planted(Decoupled):
+        def encode(self, wave: Tensor, lengths: Tensor | None = None) -> Codes:
+            codes = super().encode(wave, lengths)
+            codes.timbre = torch.full((1, self.spec.timbre_dim), float(wave.mean()))
+            return codes
+
+        def decode(self, codes: Codes) -> Tensor:
+            assert codes.timbre is not None
+            return codes.timbre[:, :1, None].expand(1, 1, codes.frames.shape[-1] * 960).clone()
+
+    planted = Planted(CODEC.config).eval()
+    rows = [Sample(voice, "hello there", torch.full((9600,), level)) for voice, level in (("a", 0.9), ("b", -0.9))]
+
+    def ears() -> Judges:
+        return Judges(
+            transcribe=lambda wave, rate: "hello there",
+            opinion=lambda wave, rate: 3.0,
+            embed=lambda wave, rate: torch.tensor([float(wave.mean()), 1.0]),
+            pitch=lambda wave, rate: torch.zeros(3),
+        )
+
+    assert codec_report(planted, rows, ears())["swap"]["nearer_to_target"] == 1.0
+    planted.decode = lambda codes: torch.full((1, 1, 960), 0.0)  # type: ignore[method-assign]
+    assert codec_report(planted, rows, ears())["swap"]["nearer_to_target"] == 0.0
+
+
+# -- recordings -------------------------------------------------------------------------------------------------------
+def test_a_folder_has_a_folder_per_voice_and_texts_beside(tmp_path: Path) -> None:
+    for voice, name in (("ann", "1"), ("ann", "2"), ("bob", "1")):
+        (tmp_path / voice).mkdir(exist_ok=True)
+        audio.write(tmp_path / voice / f"{name}.wav", recording(0, 0.1), CODEC_RATE)
+    (tmp_path / "bob" / "1.txt").write_text("good morning\n")
+    found = list(from_folder(tmp_path, CODEC_RATE, per_voice=1))
+    assert [(voice, text) for voice, text, _ in found] == [("ann", None), ("bob", "good morning")]
+    with pytest.raises(ValueError, match="16000 Hz is needed"):
+        list(from_folder(tmp_path, 16_000, per_voice=1))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no audio"):
+        list(from_folder(tmp_path / "empty", CODEC_RATE, per_voice=1))
+
+
+def test_a_store_gives_the_same_sentences_of_its_voices(tmp_path: Path) -> None:
+    writer = AudioStoreWriter(tmp_path)
+    for voice, texts in (("a", ["one", "two", "three"]), ("b", ["three", "four"])):
+        for text in texts:
+            wave = recording(len(text), 0.1).numpy()
+            writer.append(f"{voice}-{text}", voice, text, "", "dev", wave, torch.zeros(10).numpy())
+    writer.close()
+    found = list(from_corpus(tmp_path, "dev", CODEC_RATE, per_voice=1))
+    assert [(voice, text) for voice, text, _ in found] == [("a", "three"), ("b", "three")]
+    with pytest.raises(ValueError, match="no test utterance"):
+        list(from_corpus(tmp_path, "test", CODEC_RATE, per_voice=1))
+    with pytest.raises(FileNotFoundError):
+        list(from_corpus(tmp_path / "none", "dev", CODEC_RATE, per_voice=1))

@@ -1,0 +1,153 @@
+"""The quality gate of the shipped model: ``python -m tests.gate``, one line a check, exit code 1 if one fails.
+
+It speaks everyday sentences in every shipped voice and listens to them, holds streamed against offline sound, and
+recomputes greedy decoding without a cache. The bounds below are floors of a release, not records.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+import speech_mtp
+from speech_mtp.evaluation.wer import total_errors, transcribe, word_errors
+from speech_mtp.lm.bundle import SpeechModel
+from speech_mtp.streaming.feed import sentences
+from speech_mtp.streaming.pipeline import Ramp, speak
+from speech_mtp.streaming.timed import Utterance, say
+from speech_mtp.types import Codes
+from tests.replay import greedy_tokens, shortfall
+
+MODEL = "tiny-en"
+MAX_WER = 0.25
+SECONDS_PER_CHARACTER = (0.035, 0.15)
+MIN_RMS = 0.01
+MAX_DIFFERENCE = 1e-4
+MAX_SHORTFALL = 1e-3  # nats: two logits so close may change places between two orders of summation
+
+SENTENCES = [
+    "Good morning, did you sleep well?",
+    "The train to the city leaves at 9:45 from platform 3.",
+    "Dr. Miller can see you on Tuesday at half past two.",
+    "I bought two pounds of apples and a loaf of bread.",
+    "It costs $12.50, but you can pay later.",
+    "Please call me back when you have a minute.",
+    "We walked along the river until it started to rain.",
+    "My sister was born on March 3rd, 1998.",
+    "Turn left at St. James Street, then go straight for 200 m.",
+    "She said that dinner would be ready in ten minutes.",
+    "There are 24 students in the class, and all of them passed.",
+    "Thank you very much for your help, and have a nice day!",
+]
+
+Check = tuple[str, bool, str]
+"""What was checked, whether it holds, the figures."""
+
+
+def sound_checks(model: SpeechModel, voice: str) -> Iterator[Check]:
+    """Everyday sentences are spoken whole, at a natural pace, and understood."""
+    spoken = [(text, say(model, text, voice)) for text in SENTENCES]
+    quietest = min(float(u.wave.square().mean().sqrt()) for _, u in spoken)
+    yield f"{voice}: not silent", quietest > MIN_RMS, f"lowest RMS {quietest:.3f}, bound {MIN_RMS}"
+    reasons = [u.finish.reason for _, u in spoken]
+    yield f"{voice}: ends by itself", set(reasons) == {"stop"}, f"{reasons.count('stop')} of {len(reasons)}"
+    yield pace_check(voice, spoken)
+    errors = total_errors(word_errors(text, transcribe(u.wave, u.sample_rate)) for text, u in spoken)
+    yield f"{voice}: understood", errors.wer <= MAX_WER, f"WER {errors.wer:.1%}, bound {MAX_WER:.0%}"
+
+
+def pace_check(voice: str, spoken: list[tuple[str, Utterance]]) -> Check:
+    """Seconds per character of the text as it is read out."""
+    paces = [u.seconds / len(" ".join(sentences(text))) for text, u in spoken]
+    low, high = SECONDS_PER_CHARACTER
+    figures = f"{min(paces):.3f} to {max(paces):.3f} s a character, bounds {low} and {high}"
+    return f"{voice}: natural pace", low <= min(paces) and max(paces) <= high, figures
+
+
+def streaming_checks(model: SpeechModel, voice: str) -> Iterator[Check]:
+    """Chunks laid end to end are one decode of all frames, and pieces of text sound as the whole text."""
+    text = " ".join(SENTENCES[:2])
+    whole = say(model, text, voice).wave
+    for groups in ((1,), (2,), (7,)):
+        frames, wave = recorded(model, text, voice, Ramp(groups))
+        offline = model.codec.decode(Codes(frames, torch.tensor([frames.shape[-1]]), model.timbre(voice)))[0, 0]
+        yield same(f"{voice}: chunks of {groups[0]} groups equal offline decoding", wave, offline)
+        yield same(f"{voice}: chunks of {groups[0]} groups equal the usual ones", wave, whole)
+    for size in (1, 3, 11):
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        wave = say(model, pieces, voice).wave
+        yield same(f"{voice}: text in pieces of {size} characters equals the whole", wave, whole)
+
+
+def recorded(model: SpeechModel, text: str, voice: str, ramp: Ramp) -> tuple[Tensor, Tensor]:
+    """All frames ``[1, K, F]`` that the codec was given, and the sound ``[S]``."""
+    given: list[Tensor] = []
+    codec = model.codec
+    push = codec.push
+
+    def listen(state: object, frames: Tensor, lengths: Tensor) -> list[Tensor]:
+        given.append(frames)
+        return push(state, frames, lengths)
+
+    codec.push = listen  # type: ignore[method-assign]
+    try:
+        wave = torch.cat([chunk.wave for chunk in speak(model, text, voice, ramp=ramp)])
+    finally:
+        del codec.push
+    return torch.cat(given, -1), wave
+
+
+def same(name: str, first: Tensor, second: Tensor) -> Check:
+    if first.shape != second.shape:
+        return name, False, f"{len(first)} and {len(second)} samples"
+    difference = float((first - second).abs().max())
+    return name, difference <= MAX_DIFFERENCE, f"greatest difference {difference:.1e}, bound {MAX_DIFFERENCE:.0e}"
+
+
+def lossless_checks(model: SpeechModel, voice: str) -> Iterator[Check]:
+    """Step by step with a cache, greedy decoding gives what one forward over all positions gives."""
+    worst, tokens = 0.0, 0
+    for text in SENTENCES[:10]:
+        units = model.maker.make([" ".join(sentences(text))])
+        found = greedy_tokens(model.lm, units, model.timbre(voice))
+        worst = max(worst, float(shortfall(model.lm, units, model.timbre(voice), found).max()))
+        tokens += found.numel()
+    figures = f"{tokens} tokens of 10 prompts, greatest shortfall {worst:.1e} nats, bound {MAX_SHORTFALL:.0e}"
+    yield "greedy decoding equals recomputation", worst <= MAX_SHORTFALL, figures
+
+
+def seed_checks(model: SpeechModel) -> Iterator[Check]:
+    """The same seed gives the same sound, another seed another."""
+    first, again = (say(model, SENTENCES[0]).wave for _ in range(2))
+    yield same("the same seed gives the same sound", first, again)
+    other = say(model, SENTENCES[0], sampling=replace(model.sampling, seed=model.sampling.seed + 1)).wave
+    differs = other.shape != first.shape or not torch.equal(other, first)
+    yield "another seed gives another sound", differs or model.sampling.temperature == 0, f"{len(other)} samples"
+
+
+def run(parts: Iterable[Callable[[], Iterator[Check]]]) -> int:
+    """Print every check; the number of failures."""
+    passed = failed = 0
+    for part in parts:
+        for name, holds, figures in part():
+            print(f"{'ok  ' if holds else 'FAIL'}  {name} ({figures})", flush=True)
+            passed, failed = passed + holds, failed + (not holds)
+    print(f"{passed} passed, {failed} failed")
+    return failed
+
+
+def main() -> int:
+    model = speech_mtp.load(MODEL)
+    voices = list(model.voices)
+    parts: list[Callable[[], Iterator[Check]]] = [lambda voice=v: sound_checks(model, voice) for v in voices]  # type: ignore[misc]
+    parts += [lambda: streaming_checks(model, voices[0]), lambda: lossless_checks(model, voices[0])]
+    parts += [lambda: seed_checks(model)]
+    return 1 if run(parts) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""Pieces of text: together they are the normalised sentences, however the text was cut."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speech_mtp.streaming.feed import Feed, sentences
+
+TEXTS = [
+    "Dr. Miller can see you on Tuesday at half past two. My sister was born on March 3rd, 1998.",
+    "Turn left at St. James Street, then go straight for 200 m. Good morning!",
+    "It costs $12.50, but you can pay later. The train leaves at 9:45 from platform 3.",
+]
+
+
+def closed(pieces: list[str]) -> list[str]:
+    """The sentences that a feed makes of ``pieces``."""
+    done, text = [], ""
+    for piece in Feed().pieces(pieces):
+        if piece is not None:
+            text += piece.text
+            if piece.end:
+                done.append(text)
+                text = ""
+    assert not text, "the last sentence was left open"
+    return done
+
+
+@given(text=st.sampled_from(TEXTS), cuts=st.lists(st.integers(0, 88), max_size=20))
+@settings(max_examples=80)
+def test_the_pieces_are_the_sentences(text: str, cuts: list[int]) -> None:
+    edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    assert closed([text[a:b] for a, b in itertools.pairwise(edges)]) == sentences(text)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_letter_by_letter(text: str) -> None:
+    assert closed(list(text)) == sentences(text)
+
+
+def test_words_come_before_the_sentence_ends() -> None:
+    feed = Feed().pieces(["the quick brown fox jumps over "])
+    first = next(feed)
+    assert first is not None
+    assert first.text
+    assert not first.end
+
+
+def test_a_long_sentence_is_closed_at_a_clause_end_and_loses_no_word() -> None:
+    words = [f"word{chr(97 + i % 26)}," if i % 7 == 6 else f"word{chr(97 + i % 26)}" for i in range(200)]
+    done = closed([word + " " for word in words])
+    assert len(done) > 2
+    assert " ".join(done).replace(",", "").split() == [word.strip(",") for word in words]
+
+
+def test_too_long_a_stream_is_refused() -> None:
+    with pytest.raises(ValueError, match="longer than 10000"):
+        closed(["word "] * 2001)

@@ -1,0 +1,296 @@
+"""The command line, on a tiny random model: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from speech_mtp import audio, cli, hub, plugins
+from speech_mtp.lm.bundle import SpeechModel
+from tests.tiny import tiny_model
+
+TEXT = "Hello there, it is good."
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SpeechModel:
+    """The model that every name means, and an empty working folder."""
+    made = tiny_model()
+
+    def load(name: str, backbone: str | None = None) -> SpeechModel:
+        if name != "tiny-en":
+            raise ValueError(f"There is no model {name!r}.")
+        return made
+
+    monkeypatch.setattr(hub, "load", load, raising=False)
+    monkeypatch.setattr(hub, "load_codec", lambda name: made.codec)
+    monkeypatch.chdir(tmp_path)
+    return made
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["speech-mtp", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Exit code 2, one line on stderr, nothing on stdout, nothing written."""
+    before = sorted(Path.cwd().rglob("*"))
+    assert call(monkeypatch, *arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("speech-mtp: ")
+    assert "Traceback" not in said.err
+    assert sorted(Path.cwd().rglob("*")) == before
+    return said.err
+
+
+# -- say --------------------------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("model")
+class TestSay:
+    def test_writes_a_file_and_ends_with_a_json_line(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert call(monkeypatch, "say", TEXT, "-o", "hello.wav", "--voice", "high", "--seed", "3", "--json") == 0
+        figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+        wave, rate = audio.read("hello.wav")
+        assert rate == 24_000
+        assert figures["seconds"] == pytest.approx(len(wave) / rate, abs=1e-3)
+        assert figures["frames_per_step"] == 2
+        assert figures["steps"] * 2 / 25 == pytest.approx(figures["seconds"])
+        assert figures["finish_reason"] == "stop"
+        assert 0 < figures["ttfa_ms"] <= 1000 * figures["rtf"] * figures["seconds"] + 1
+        assert [word["word"] for word in figures["words"]] == ["Hello", "there", "it", "is", "good"]
+
+    def test_prints_its_figures_for_people(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert call(monkeypatch, "say", TEXT) == 0
+        line = capsys.readouterr().out
+        assert all(word in line for word in ("out.wav", "s of audio", "real-time factor", "first audio", "steps of 2"))
+
+    def test_the_seed_decides_the_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, seed in (("a.wav", "1"), ("b.wav", "1"), ("c.wav", "2")):
+            call(monkeypatch, "say", TEXT, "-o", name, "--seed", seed)
+        assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes() != Path("c.wav").read_bytes()
+
+    def test_a_file_and_a_text_sound_alike(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        Path("story.txt").write_text(TEXT + "\n", encoding="utf-8")
+        call(monkeypatch, "say", TEXT, "-o", "a.flac")
+        call(monkeypatch, "say", "@story.txt", "-o", "b.flac")
+        assert torch.equal(audio.read("a.flac")[0], audio.read("b.flac")[0])
+
+    def test_standard_input_is_a_stream_of_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        call(monkeypatch, "say", TEXT, "-o", "a.wav")
+        read, write = os.pipe()
+        os.write(write, TEXT.encode())
+        os.close(write)
+        with os.fdopen(read) as stdin:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            assert call(monkeypatch, "say", "-", "-o", "b.wav") == 0
+        assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
+
+    def test_empty_standard_input_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        read, write = os.pipe()
+        os.close(write)
+        with os.fdopen(read) as stdin:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            assert "nothing to say" in refused(monkeypatch, capsys, "say", "-")
+
+    def test_standard_input_is_read_as_it_comes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        read, write = os.pipe()
+        with os.fdopen(read) as stdin:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            pieces = cli._stdin()
+            os.write(write, "Gr\u00fc".encode()[:-1])
+            first = next(pieces)
+            os.write(write, "\u00fc".encode()[1:] + b"n")
+            second = next(pieces)
+            os.close(write)
+            assert [first, second, "".join(pieces)] == ["Gr", "\u00fcn", ""]
+
+    def test_lines_become_numbered_files_with_a_json_line_each(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: SpeechModel
+    ) -> None:
+        Path("lines.txt").write_text("Hello there.\nIt is good.\n\n", encoding="utf-8")
+        call(monkeypatch, "say", "It is good.", "-o", "alone.wav")
+        capsys.readouterr()
+        assert call(monkeypatch, "say", "--lines", "lines.txt", "--out-dir", "made/here", "--json") == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [row["file"] for row in rows] == ["made/here/000.wav", "made/here/001.wav"]
+        assert sorted(path.name for path in Path("made/here").iterdir()) == ["000.wav", "001.wav"]
+        assert Path("made/here/001.wav").read_bytes() == Path("alone.wav").read_bytes()
+
+    def test_temperature_nought_ignores_the_seed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, seed in (("a.wav", "1"), ("b.wav", "2")):
+            call(monkeypatch, "say", TEXT, "-o", name, "--seed", seed, "--temperature", "0")
+        assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
+
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            (["say", ""], "empty"),
+            (["say", "..."], "only punctuation"),
+            (["say", "a " * 6000], "more than the 10000"),
+            (["say", "Привет, мир"], "Cyrillic"),
+            (["say", TEXT, "--voice", "hihg"], "did you mean 'high'"),
+            (["say", TEXT, "--group", "5"], "2 frames per step, not 5; use --group 2"),
+            (["say", TEXT, "--model", "huge"], "no model 'huge'"),
+            (["say", TEXT, "--temperature", "-1"], "temperature is -1"),
+            (["say", TEXT, "-o", "hello.mp3"], "must end in .wav or .flac"),
+            (["say", TEXT, "-o", "nowhere/hello.wav"], "there is no folder nowhere"),
+            (["say", "@missing.txt"], "no text file missing.txt"),
+            (["say"], "either a text, or --lines"),
+            (["say", TEXT, "--lines", "x.txt", "--out-dir", "d"], "either a text, or --lines"),
+            (["say", "--lines", "x.txt"], "--out-dir"),
+            (["say", "--lines", "x.txt", "--out-dir", "d"], "no text file x.txt"),
+            (["say", TEXT, "--seed", "seven"], "--seed"),
+            (["sya", TEXT], "No such command"),
+            (["train", "missing.yaml"], "no settings file"),
+            (["corpus", "missing.yaml"], "no settings file"),
+        ],
+    )
+    def test_a_wrong_input_is_one_sentence(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        arguments: list[str],
+        expected: str,
+    ) -> None:
+        if arguments[0] == "train":
+            pytest.importorskip("speech_mtp.training.runs")
+        assert expected in refused(monkeypatch, capsys, *arguments)
+
+    def test_a_bad_line_is_found_before_any_is_spoken(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        Path("lines.txt").write_text("Hello there.\n\nIt is good.\n", encoding="utf-8")
+        assert "Line 2" in refused(monkeypatch, capsys, "say", "--lines", "lines.txt", "--out-dir", "made")
+        Path("lines.txt").write_text("Hello there.\n你好\n", encoding="utf-8")
+        said = refused(monkeypatch, capsys, "say", "--lines", "lines.txt", "--out-dir", "made")
+        assert "Line 2" in said
+        assert "Chinese" in said
+        Path("lines.txt").write_bytes(b"\xff\xfe\x00")
+        assert "UTF-8" in refused(monkeypatch, capsys, "say", "--lines", "lines.txt", "--out-dir", "made")
+
+    def test_a_missing_extra_is_named(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: SpeechModel
+    ) -> None:
+        def missing(texts: list[str]) -> None:
+            plugins.require("no_such_package", "offline")
+
+        monkeypatch.setattr(model.maker, "make", missing)
+        assert "speech-mtp[offline]" in refused(monkeypatch, capsys, "say", TEXT)
+
+    def test_an_interrupt_leaves_nothing_and_says_130(
+        self, monkeypatch: pytest.MonkeyPatch, model: SpeechModel
+    ) -> None:
+        def interrupt(texts: list[str]) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(model.maker, "make", interrupt)
+        assert call(monkeypatch, "say", TEXT) == 130
+        assert list(Path.cwd().iterdir()) == []
+
+
+# -- tokenize ---------------------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("model")
+class TestTokenize:
+    @pytest.fixture
+    def recording(self, model: SpeechModel) -> Path:
+        wave = 0.1 * torch.randn(9_700, generator=torch.Generator().manual_seed(0))
+        audio.write("in.wav", wave, 24_000)
+        return Path("in.wav")
+
+    def test_codes_and_timbre_and_their_sound(
+        self, monkeypatch: pytest.MonkeyPatch, recording: Path, model: SpeechModel
+    ) -> None:
+        assert call(monkeypatch, "tokenize", "in.wav", "-o", "codes.safetensors", "--resynthesize", "again.wav") == 0
+        tensors = load_file("codes.safetensors")
+        codes = model.codec.encode(audio.read("in.wav")[0][None, None])
+        assert codes.timbre is not None
+        assert torch.equal(tensors["frames"], codes.frames[0])
+        assert torch.equal(tensors["timbre"], codes.timbre[0])
+        assert len(audio.read("again.wav", 24_000)[0]) == 11 * 960
+
+    def test_names_of_its_own(self, monkeypatch: pytest.MonkeyPatch, recording: Path) -> None:
+        assert call(monkeypatch, "tokenize", "in.wav", "--resynthesize") == 0
+        assert sorted(p.name for p in Path.cwd().iterdir()) == ["in.resynthesized.wav", "in.safetensors", "in.wav"]
+
+    def test_refusals(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recording: Path
+    ) -> None:
+        audio.write("slow.wav", torch.zeros(100), 8_000)
+        Path("noise.wav").write_bytes(b"no sound")
+        for arguments, expected in (
+            (["missing.wav"], "no audio file"),
+            (["slow.wav"], "24000 Hz is needed"),
+            (["noise.wav"], "cannot be read as audio"),
+            (["in.wav", "-o", "codes.npz"], ".safetensors"),
+            (["in.wav", "-o", "no/codes.safetensors"], "no folder no"),
+            (["in.wav", "other.wav"], "--resynthesize"),
+        ):
+            assert expected in refused(monkeypatch, capsys, "tokenize", *arguments)
+
+
+# -- eval -------------------------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("model")
+class TestEval:
+    def test_every_voice_is_reported_and_the_worst_comes_first(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from speech_mtp.evaluation import speech_report as module
+
+        monkeypatch.setattr(cli, "_recording_of", lambda model, voice: None)
+        made: list[str] = []
+
+        def fake(say: object, texts: list[str], reference: object) -> dict[str, object]:
+            spoken = say(texts[0])  # type: ignore[operator]
+            made.append(texts[0])
+            return {"wer": float(len(made)), "rows": [spoken.seconds]}
+
+        monkeypatch.setattr(module, "speech_report", fake)
+        Path("lines.txt").write_text("Hello there.\n", encoding="utf-8")
+        assert call(monkeypatch, "eval", "speech", "--sentences", "lines.txt", "--json", "scores.json") == 0
+        report = json.loads(Path("scores.json").read_text())
+        assert (report["voice"], report["wer"]) == ("high", 2.0)
+        assert set(report["voices"]) == {"low", "high"}
+        assert "rows" not in report
+        assert report["sampling"]["seed"] == 5
+        capsys.readouterr()
+        assert "no voice 'x'" in refused(
+            monkeypatch, capsys, "eval", "speech", "--sentences", "lines.txt", "--voice", "x", "--json", "s.json"
+        )
+
+    def test_a_codec_needs_recordings(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert "--audio DIR" in refused(monkeypatch, capsys, "eval", "codec", "--json", "s.json")
+        Path("empty").mkdir()
+        assert "holds no audio" in refused(monkeypatch, capsys, "eval", "codec", "--audio", "empty", "--json", "s.json")
+
+
+def test_help_names_every_command_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from speech_mtp import cli; sys.argv = ['speech-mtp', '--help']\n"
+        "try: cli.main()\nexcept SystemExit as ended: code = ended.code\n"
+        "heavy = {'torch', 'transformers', 'pydantic'} & set(sys.modules)\n"
+        "sys.exit(f'{heavy}' if heavy else code)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert all(name in ended.stdout for name in ("say", "tokenize", "corpus", "train", "eval"))

@@ -1,0 +1,187 @@
+"""The loop goes on where it stopped, on the same curve; the speech LM's task takes real steps."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from speech_mtp.corpus.codes import CodeCorpus, CodeRow
+from speech_mtp.lm.units import UnitMaker
+from speech_mtp.training import checkpoint
+from speech_mtp.training.base import Task
+from speech_mtp.training.lm import LMTask, LMTaskConfig, UnitStore, write_units
+from speech_mtp.training.loop import LoopConfig, learning_rate, train
+from tests.lm.tiny import Letters, tiny_backbone
+from tests.tiny import tiny_lm
+
+
+class Killed(Exception):
+    """What a kill looks like from inside."""
+
+
+class Line(Task):
+    """Fits a line to noise that is drawn in each step; dies before step ``die_at``."""
+
+    def __init__(self, die_at: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.modules = {"line": nn.Linear(3, 1)}
+        self.optimizers = {"line": torch.optim.AdamW(self.modules["line"].parameters())}
+        self.die_at = die_at
+
+    def step(self, number: int, learning_rate: float) -> dict[str, float]:
+        if number == self.die_at:
+            raise Killed
+        x = torch.randn(8, 3)
+        loss = (self.modules["line"](x)[:, 0] - x.sum(1) - number / 10).square().mean()
+        optimizer = self.optimizers["line"]
+        optimizer.param_groups[0]["lr"] = learning_rate
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return {"loss": float(loss.detach())}
+
+    def evaluate(self) -> dict[str, float]:
+        return {"weight": float(self.modules["line"].weight.detach().sum())}
+
+    def export(self, folder: Path) -> None:
+        raise AssertionError("not called by the loop")
+
+
+CONFIG = LoopConfig(steps=12, learning_rate=0.05, warmup=3, log_every=1, evaluate_every=5, save_every_s=0.0)
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize("die_at", [1, 5, 11])
+def test_a_killed_run_goes_on_on_the_same_curve(tmp_path: Path, die_at: int) -> None:
+    scores = train(Line(), CONFIG, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(Line(die_at), CONFIG, tmp_path / "cut")
+    assert train(Line(), CONFIG, tmp_path / "cut") == scores
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert [step for step, _ in losses(tmp_path / "cut")] == list(range(12))
+
+
+def test_steps_after_the_last_checkpoint_are_done_again_and_logged_once(tmp_path: Path) -> None:
+    rare = LoopConfig(**{**CONFIG.__dict__, "save_every_s": 1e9})
+    train(Line(), CONFIG, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(Line(7), rare, tmp_path / "cut")  # never saved: starts afresh
+    train(Line(), rare, tmp_path / "cut")
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_a_kill_between_two_renames_loses_nothing(tmp_path: Path) -> None:
+    task = Line()
+    checkpoint.save(task, tmp_path, 3, {})
+    (tmp_path / "last").rename(tmp_path / "last.old")
+    (tmp_path / "last.tmp").mkdir()
+    found = checkpoint.load(Line(), tmp_path)
+    assert found is not None
+    assert found["step"] == 3
+    checkpoint.save(task, tmp_path, 4, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last"]
+
+
+def test_a_damaged_checkpoint_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    checkpoint.save(Line(), tmp_path, 3, {})
+    path = tmp_path / "last" / "line.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match="cannot be resumed") as error:
+        checkpoint.load(Line(), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_time_that_is_up_saves_and_the_next_call_goes_on(tmp_path: Path) -> None:
+    train(Line(), CONFIG, tmp_path / "whole")
+    hasty = LoopConfig(**{**CONFIG.__dict__, "max_time_s": 0.0, "save_every_s": 1e9})
+    for _ in range(12):
+        train(Line(), hasty, tmp_path / "bits")
+    assert losses(tmp_path / "bits") == losses(tmp_path / "whole")
+
+
+def test_the_rate_warms_up_and_falls() -> None:
+    rates = [learning_rate(CONFIG, step) for step in range(13)]
+    assert rates[0] == pytest.approx(0.05 / 3)
+    assert max(rates) == pytest.approx(rates[2])
+    assert rates[12] == pytest.approx(0.05 * CONFIG.final_fraction)
+    assert all(a > b for a, b in itertools.pairwise(rates[2:]))
+
+
+# -- the speech LM ----------------------------------------------------------------------------------------------------
+TEXTS = ["hello there.", "the quick brown fox jumps.", "good morning", "it is a lazy dog."]
+
+
+def tiny_task(folder: Path, **settings: object) -> LMTask:
+    maker = UnitMaker(tiny_backbone(), Letters())
+    write_units(folder, [(TEXTS[:2], maker.make(TEXTS[:2])), (TEXTS[2:], maker.make(TEXTS[2:]))])
+    store = UnitStore(folder)
+    rng = torch.Generator().manual_seed(0)
+    rows, frames, unit = [], [], []
+    for i, text in enumerate([*TEXTS, TEXTS[0]]):
+        n = 3 * int(store.units([text]).lengths[0])
+        start = sum(f.shape[1] for f in frames)
+        rows.append(CodeRow(f"{i}", "low", text, "", "dev" if i == 4 else "train", start, n))
+        frames.append(torch.stack([torch.randint(0, size, (n,), generator=rng) for size in (1000, 200)]))
+        unit.append(torch.arange(n) // 3)
+    timbre = torch.randn(5, 8, generator=rng)
+    corpus = CodeCorpus(rows, torch.cat(frames, 1), torch.cat(unit), timbre)
+    config = LMTaskConfig(batch=2, **settings)  # type: ignore[arg-type]
+    return LMTask(tiny_lm(), corpus, store, config, torch.device("cpu"))
+
+
+def test_stored_units_are_those_that_were_made(tmp_path: Path) -> None:
+    maker = UnitMaker(tiny_backbone(), Letters())
+    made = maker.make(TEXTS)
+    write_units(tmp_path, [(TEXTS, made)])
+    read = UnitStore(tmp_path).units(TEXTS)
+    for name in ("phoneme", "stress", "word_start", "token", "lengths"):
+        assert torch.equal(getattr(read, name), getattr(made, name)), name
+    tokens = int(read.token.max()) + 1
+    torch.testing.assert_close(read.hidden[:, :tokens], made.hidden[:, :tokens], atol=2e-3, rtol=2e-3)
+
+
+def test_a_talker_learns_four_sentences_by_heart(tmp_path: Path) -> None:
+    task = tiny_task(tmp_path, noise=0.0, timbre_noise=0.0, amp=False)
+    before = task.evaluate()
+    for number in range(60):
+        scalars = task.step(number, 3e-3)
+    assert scalars["control"] < 0.6 * before["control"]
+    assert scalars["stream0"] < before["stream0"] - 1
+    assert {"control", "stream0", "stream1", "blank/control"} <= before.keys()
+
+
+def test_the_batches_of_a_pass_are_every_utterance_once_and_repeatable(tmp_path: Path) -> None:
+    task = tiny_task(tmp_path)
+    shapes = [task.train_data.batch(number)[0].lengths.tolist() for number in range(2)]
+    assert sorted(shapes[0] + shapes[1]) == sorted(row.frames for row in task.train_data.corpus.rows[:4])
+    assert shapes == [tiny_task(tmp_path).train_data.batch(number)[0].lengths.tolist() for number in range(2)]
+
+
+def test_noise_replaces_codes_and_never_the_pointer_steps(tmp_path: Path) -> None:
+    task = tiny_task(tmp_path)
+    codes, unit, units = task.train_data.batch(0)
+    positions = task.lm.layout.pack(codes, unit, units.lengths)
+    torch.manual_seed(0)
+    noisy = task.corrupt(positions, 0.5)
+    assert torch.equal(noisy[..., 0], positions.tokens[..., 0])
+    share = (noisy[..., 1] != positions.tokens[..., 1]).float().mean()
+    assert 0.2 < share < 0.8
+
+
+def test_the_task_resumes_too(tmp_path: Path) -> None:
+    config = LoopConfig(steps=4, learning_rate=1e-3, warmup=1, log_every=1, evaluate_every=100, save_every_s=1e9)
+    whole = train(tiny_task(tmp_path / "units"), config, tmp_path / "whole")
+    hasty = LoopConfig(**{**config.__dict__, "max_time_s": 0.0})
+    for _ in range(4):
+        train(tiny_task(tmp_path / "units"), hasty, tmp_path / "bits")
+    assert losses(tmp_path / "bits") == losses(tmp_path / "whole")
+    assert whole
