@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -31,7 +31,9 @@ from speech_mtp.codecs.base import Codec
 from speech_mtp.files import replacing
 from speech_mtp.lm.backbone import SOURCE, Backbone, fingerprint_of, sha256
 from speech_mtp.lm.bundle import SpeechModel
+from speech_mtp.lm.direct import DirectLM
 from speech_mtp.lm.speech_lm import SpeechLM
+from speech_mtp.lm.text_encoder import Spelled, TextEncoder, TextEncoderConfig
 from speech_mtp.lm.units import UnitMaker
 from speech_mtp.types import Sampling
 
@@ -346,22 +348,50 @@ def _refuse_files(path: Path) -> None:
 # -- speech models --------------------------------------------------------------------------------------------------
 DEFAULT_MODEL = "tiny-en"
 VOICES = "voices.safetensors"
+LM = TypeVar("LM", SpeechLM, DirectLM)
 
 
-def save_speech_lm(lm: SpeechLM, folder: str | Path, dtype: Storage = "fp32", card: str = "") -> None:
-    """Save a talker. Errors as for :func:`save_checkpoint`."""
-    save_checkpoint(folder, {"kind": "speech_lm", "speech_lm": lm.to_config()}, lm.state_dict(), dtype, card)
+def save_speech_lm(lm: SpeechLM | DirectLM, folder: str | Path, dtype: Storage = "fp32", card: str = "") -> None:
+    """Save a talker, or a backbone that speaks itself. Errors as for :func:`save_checkpoint`."""
+    kind = "direct_lm" if isinstance(lm, DirectLM) else "speech_lm"
+    save_checkpoint(folder, {"kind": kind, kind: lm.to_config()}, lm.state_dict(), dtype, card)
 
 
 def load_speech_lm(folder: str | Path) -> SpeechLM:
     """A talker in evaluation mode. Errors as for :func:`load_checkpoint`."""
-    config, state = load_checkpoint(folder, kind="speech_lm")
+    return _load_lm(SpeechLM, "speech_lm", Path(folder))
+
+
+def load_direct_lm(folder: str | Path) -> DirectLM:
+    """A backbone that speaks itself, in evaluation mode. Errors as for :func:`load_checkpoint`."""
+    return _load_lm(DirectLM, "direct_lm", Path(folder))
+
+
+def _load_lm(family: type[LM], kind: str, folder: Path) -> LM:
+    config, state = load_checkpoint(folder, kind=kind)
     try:
-        lm = SpeechLM.from_config(dict(config["speech_lm"]))
+        lm = family.from_config(dict(config[kind]))
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{folder / CONFIG} has settings that this version does not know: {error}.") from error
+    load_weights(lm, state, folder)
+    return lm.eval()
+
+
+def save_text_encoder(encoder: TextEncoder, folder: str | Path, dtype: Storage = "fp32", card: str = "") -> None:
+    """Save a text encoder. Errors as for :func:`save_checkpoint`."""
+    config = {"kind": "text_encoder", "text_encoder": encoder.to_config()}
+    save_checkpoint(folder, config, encoder.state_dict(), dtype, card)
+
+
+def load_text_encoder(folder: str | Path) -> TextEncoder:
+    """A text encoder in evaluation mode. Errors as for :func:`load_checkpoint`."""
+    config, state = load_checkpoint(folder, kind="text_encoder")
+    try:
+        encoder = TextEncoder(TextEncoderConfig(**config["text_encoder"]))
     except (TypeError, KeyError) as error:
         raise ValueError(f"{Path(folder) / CONFIG} has settings that this version does not know: {error}.") from error
-    load_weights(lm, state, Path(folder))
-    return lm.eval()
+    load_weights(encoder, state, Path(folder))
+    return encoder.eval()
 
 
 def save_model(
@@ -372,13 +402,19 @@ def save_model(
     entries: Mapping[str, Any],
     storage: Storage = "int8",
     card: str = "",
+    text_encoder: TextEncoder | None = None,
 ) -> None:
     """Save a model that speaks: ``codec``, ``talker`` and ``voices`` (name -> timbre ``[E]``), and in ``entries`` its
-    backbone (source and fingerprint), hidden layer, G2P and default sampling."""
+    backbone (source and fingerprint), hidden layer, G2P and default sampling. The G2P named ``own`` is the
+    ``text_encoder``, stored in ``text``."""
+    if (entries.get("g2p") == Spelled.name) != (text_encoder is not None):
+        raise ValueError(f"A model has a text encoder exactly when its g2p is {Spelled.name!r}; change one of the two.")
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     save_codec(codec, target / "codec", storage, "Part of the model in the folder above.")
     save_speech_lm(lm, target / "talker", storage, "Part of the model in the folder above.")
+    if text_encoder is not None:
+        save_text_encoder(text_encoder, target / "text", storage, "Part of the model in the folder above.")
     with replacing(target / VOICES) as path:
         save_file({name: vector.float().contiguous() for name, vector in voices.items()}, path)
     with replacing(target / CARD) as path:
@@ -413,7 +449,9 @@ def load(name_or_path: str | Path = DEFAULT_MODEL, backbone: str | None = None) 
     source = config["backbone"]
     where = resolve_backbone(source["sha256"], source, backbone)
     trunk = Backbone.from_folder(where, torch.float32, source["sha256"], config["hidden_layer"])
-    maker = UnitMaker(trunk, plugins.build("text.g2p", config["g2p"]))
+    own = config["g2p"] == Spelled.name
+    g2p = Spelled(trunk, load_text_encoder(folder / "text")) if own else plugins.build("text.g2p", config["g2p"])
+    maker = UnitMaker(trunk, g2p)
     lm, codec = load_speech_lm(folder / "talker"), load_codec(folder / "codec")
     ordered = {name: voices[name] for name in config["voices"]}
     return SpeechModel(str(name_or_path), maker, lm, codec, ordered, sampling)

@@ -94,10 +94,10 @@ def save_codes(corpus: CodeCorpus, folder: Path) -> None:
 @torch.inference_mode()
 def encode_store(codec: Decoupled, store: AudioStore, batch: int = 16, device: str = "cpu") -> CodeCorpus:
     """Encode and align every utterance of a store, shortest first; those that cannot be aligned are left out."""
-    if codec.phonemes is None:
+    phonemes = codec.phonemes
+    if phonemes is None:
         raise ValueError("This codec has no phoneme head, so its codes cannot be aligned; use the training checkpoint.")
     codec = codec.to(device).eval()
-    phonemes = codec.phonemes
     rows: list[CodeRow] = []
     frames, units, timbres = [], [], []
     total = 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from speech_mtp.decoding import sampling as noise
-from speech_mtp.lm.speech_lm import DecodeState, SpeechLM
+from speech_mtp.lm.decode import DecodeState, GroupLM
 from speech_mtp.types import Draft, LMOutput, Sampling, Verdict
 
 
@@ -20,7 +20,7 @@ class Law:
     ``seeds [B]`` int64. ``pick`` draws channel c of the position that follows the state, ``depth`` positions on.
     """
 
-    lm: SpeechLM
+    lm: GroupLM
     sampling: Sampling
     seeds: Tensor
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from speech_mtp.decoding.base import DecodingRule, Law, seeds_of
 from speech_mtp.decoding.vanilla import Vanilla
 from speech_mtp.layouts.base import Next
-from speech_mtp.lm.speech_lm import DecodeState, SpeechLM
+from speech_mtp.lm.decode import DecodeState, GroupLM
 from speech_mtp.types import Finish, Sampling, TextUnits, Verdict
 
 
@@ -42,7 +42,7 @@ class Step:
 class Run:
     """A decode in progress: :meth:`advance` makes one step for every row that can make one."""
 
-    lm: SpeechLM
+    lm: GroupLM
     state: DecodeState
     law: Law
     rule: DecodingRule = field(default_factory=Vanilla)
@@ -56,7 +56,7 @@ class Run:
         self._code = [-1] * len(self.finish)
 
     def waiting(self) -> list[bool]:
-        """Rows that cannot go on until :meth:`SpeechLM.extend` brings more text."""
+        """Rows that cannot go on until :meth:`GroupLM.extend` brings more text."""
         return [self._next(b) is Next.WAIT for b in range(len(self.finish))]
 
     def _next(self, b: int) -> Next:
@@ -98,7 +98,7 @@ class Run:
 
 
 @torch.inference_mode()
-def step(lm: SpeechLM, rule: DecodingRule, state: DecodeState, law: Law, active: Tensor) -> Verdict:
+def step(lm: GroupLM, rule: DecodingRule, state: DecodeState, law: Law, active: Tensor) -> Verdict:
     """Hidden states -> draft -> one forward -> kept path and one sure position -> committed state."""
     draft = rule.propose(state, law)
     out = lm.verify(state, draft)
@@ -108,7 +108,7 @@ def step(lm: SpeechLM, rule: DecodingRule, state: DecodeState, law: Law, active:
 
 
 def start(
-    lm: SpeechLM,
+    lm: GroupLM,
     units: TextUnits,
     timbre: Tensor,
     sampling: Sampling,
@@ -121,7 +121,7 @@ def start(
 
 
 def generate(
-    lm: SpeechLM, units: TextUnits, timbre: Tensor, sampling: Sampling, seeds: Tensor | None = None
+    lm: GroupLM, units: TextUnits, timbre: Tensor, sampling: Sampling, seeds: Tensor | None = None
 ) -> Iterator[Step]:
     """Every step of a whole batch of complete texts."""
     run = start(lm, units, timbre, sampling, seeds=seeds)

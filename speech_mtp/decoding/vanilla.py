@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from speech_mtp.decoding.base import DecodingRule, Law
-from speech_mtp.lm.speech_lm import DecodeState
+from speech_mtp.lm.decode import DecodeState
 from speech_mtp.types import Draft, LMOutput, Verdict
 
 

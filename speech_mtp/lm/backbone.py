@@ -179,6 +179,12 @@ def check_supported(config: Any) -> None:
         raise ValueError(f"This {kind!r} model attends to later tokens; use a causal language model as backbone.")
 
 
+def untrained(config: dict[str, Any]) -> Any:
+    """A causal LM with random weights of the ``to_dict()`` of a configuration, to load trained weights into."""
+    entries = dict(config)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(entries.pop("model_type"), **entries))
+
+
 def assistant_prefix(tokenizer: Any) -> list[int]:
     """Tokens that open an assistant turn, such as ``<|im_start|>assistant\\n``; without a chat format just bos."""
     opening = ""

@@ -20,9 +20,18 @@ class KVCache:
     lengths: Tensor
 
     @classmethod
-    def empty(cls, layers: int, rows: int, heads: int, size: int, dim: int, device: torch.device) -> KVCache:
+    def empty(
+        cls,
+        layers: int,
+        rows: int,
+        heads: int,
+        size: int,
+        dim: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> KVCache:
         shape = (layers, rows, heads, size, dim)
-        zeros = torch.zeros(shape, device=device)
+        zeros = torch.zeros(shape, device=device, dtype=dtype)
         return cls(zeros, zeros.clone(), torch.zeros(rows, dtype=torch.long, device=device))
 
     @property
@@ -67,6 +76,24 @@ class KVCache:
 
     def clone(self) -> KVCache:
         return KVCache(self.keys.clone(), self.values.clone(), self.lengths.clone())
+
+
+class HuggingFaceCache:
+    """A :class:`KVCache` as the attention layers of ``transformers`` write to a cache.
+
+    They call ``update`` alone when the mask is four-dimensional and positions are given, so rows may have different
+    lengths and a draft may be a tree: nothing of the library's own caches, which change between releases, is used.
+    """
+
+    def __init__(self, inner: KVCache) -> None:
+        self.inner = inner
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer: int, *unused: object, **more: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write ``[B, H, M, d]`` of one layer; returns all its keys and values ``[B, H, S, d]``."""
+        dtype = self.inner.keys.dtype
+        return self.inner.write(layer, keys.to(dtype), values.to(dtype))
 
 
 def ancestors_of(parents: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from speech_mtp.lm.speech_lm import SpeechLM
+from speech_mtp.lm.decode import GroupLM
 from speech_mtp.types import LMOutput, Positions
 
 
@@ -15,5 +15,5 @@ class Objective(ABC):
     """Yields ``(name, term)`` scalars; weights and sums belong to the training loop."""
 
     @abstractmethod
-    def terms(self, lm: SpeechLM, out: LMOutput, positions: Positions) -> Iterator[tuple[str, Tensor]]:
+    def terms(self, lm: GroupLM, out: LMOutput, positions: Positions) -> Iterator[tuple[str, Tensor]]:
         """``out`` are the trunk's hidden states of ``positions``, which carry the labels."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speech_mtp.layouts.base import IGNORE
-from speech_mtp.lm.speech_lm import SpeechLM
+from speech_mtp.lm.decode import GroupLM
 from speech_mtp.objectives.base import Objective
 from speech_mtp.types import LMOutput, Positions
 
@@ -17,7 +17,7 @@ from speech_mtp.types import LMOutput, Positions
 class NTP(Objective):
     """Terms ``control`` and ``stream0``, ``stream1``, ... : mean CE in nats per token of that channel or stream."""
 
-    def terms(self, lm: SpeechLM, out: LMOutput, positions: Positions) -> Iterator[tuple[str, Tensor]]:
+    def terms(self, lm: GroupLM, out: LMOutput, positions: Positions) -> Iterator[tuple[str, Tensor]]:
         labels = positions.labels
         assert labels is not None, "training positions carry labels"
         scores = lm.output.score(out.top, labels)

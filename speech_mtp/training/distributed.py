@@ -1,12 +1,14 @@
 """Several processes, one training: started by ``accelerate launch``, a single process without it.
 
 Every process draws its own share of each batch and gradients are averaged, so N processes with batch b train the
-model that one process trains with batch N * b.
+model that one process trains with batch N * b. Without GPUs, say ``ACCELERATE_USE_CPU=true accelerate launch
+--multi_gpu --num_processes N``: with ``--cpu`` that launcher starts one process only, whatever N is.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -45,6 +47,23 @@ class Workers:
         for p, g in zip(parameters, grads, strict=True):
             p.grad = flat[at : at + g.numel()].view_as(g)
             at += g.numel()
+
+    def share(self, modules: Iterable[torch.nn.Module]) -> None:
+        """Give every process the main one's weights and buffers."""
+        if self.count == 1:
+            return
+        for module in modules:
+            for value in module.state_dict().values():
+                dist.broadcast(value.data, src=0)
+
+    def agreed(self, decision: bool) -> bool:
+        """The main process's decision: clocks differ, and a process that stops alone leaves the others waiting."""
+        if self.count == 1:
+            return decision
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        flag = torch.tensor(int(decision), device=device)
+        dist.broadcast(flag, src=0)
+        return bool(flag)
 
     def wait(self) -> None:
         """Until every process is here."""

@@ -12,7 +12,10 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from speech_mtp.corpus.codes import CodeCorpus
+from speech_mtp.lm.decode import GroupLM
+from speech_mtp.lm.direct import DirectLM
 from speech_mtp.lm.speech_lm import SpeechLM
+from speech_mtp.objectives.base import Objective
 from speech_mtp.objectives.ntp import NTP
 from speech_mtp.training.base import Task
 from speech_mtp.training.distributed import Workers
@@ -83,7 +86,7 @@ def write_units(folder: Path, batches: list[tuple[list[str], TextUnits]]) -> Non
                 n = int(units.lengths[b])
                 tokens = int(units.token[b, :n].max()) + 1
                 parts = (units.phoneme, units.stress, units.word_start, units.token)
-                columns.append(torch.stack([p[b, :n] for p in parts]).numpy().astype(np.int16))
+                columns.append(torch.stack([p[b, :n] for p in parts]).numpy().astype(np.int32))
                 units.hidden[b, :tokens].half().numpy().tofile(file)
                 texts[text] = [at_unit, at_unit + n, at_token, at_token + tokens]
                 at_unit, at_token = at_unit + n, at_token + tokens
@@ -129,22 +132,26 @@ class LMData:
 
 
 class LMTask(Task):
-    """Trains the talker, its embeddings and its output layer; the backbone stays frozen, its states are stored."""
+    """Trains the talker, its embeddings and its output layer; the backbone stays frozen, its states are stored.
+
+    The direct form trains in the same way, backbone included: its units are stored tokens, its objective ``direct``.
+    """
 
     def __init__(
         self,
-        lm: SpeechLM,
+        lm: GroupLM,
         corpus: CodeCorpus,
         units: UnitStore,
         config: LMTaskConfig,
         device: torch.device,
         workers: Workers | None = None,
+        objective: Objective | None = None,
     ) -> None:
         self.workers = workers or Workers()
         self.lm, self.config, self.device = lm.to(device), config, device
         self.train_data = LMData(corpus, units, config, "train")
         self.dev_data = LMData(corpus, units, config, "dev")
-        self.objective = NTP()
+        self.objective = objective or NTP()
         decayed = [p for p in lm.parameters() if p.ndim > 1]
         plain = [p for p in lm.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -197,12 +204,13 @@ class LMTask(Task):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Mean terms over the dev split, and the same with the backbone's states blanked (``blank/``)."""
+        """Mean terms over the dev split, and the same without the backbone's states (``blank/``) if any are read."""
         self.lm.eval()
         sums: dict[str, float] = {}
+        passes = [("", False), ("blank/", True)][: 1 + self.lm.reads_states]
         for number in range(len(self.dev_data)):
             batch = self.dev_data.batch(number)
-            for prefix, zero in (("", False), ("blank/", True)):
+            for prefix, zero in passes:
                 for name, value in self.terms(batch, zero=zero).items():
                     sums[prefix + name] = sums.get(prefix + name, 0.0) + float(value) / len(self.dev_data)
         return sums
@@ -210,4 +218,5 @@ class LMTask(Task):
     def export(self, folder: Path) -> None:
         from speech_mtp.hub import save_speech_lm
 
+        assert isinstance(self.lm, SpeechLM | DirectLM), type(self.lm)
         save_speech_lm(self.lm, folder)

@@ -14,6 +14,7 @@ import torch
 from pydantic import ConfigDict
 from tqdm import tqdm
 
+from speech_mtp.files import replacing
 from speech_mtp.training import checkpoint
 from speech_mtp.training.base import Task
 from speech_mtp.training.distributed import Workers
@@ -48,12 +49,15 @@ def train(task: Task, config: LoopConfig, folder: Path, workers: Workers | None 
     """Train until ``config.steps``, resuming from ``folder/last`` if it is there; returns the last evaluation.
 
     Every step seeds torch from ``(seed, step)``, so an interrupted run continues on the very same curve. With
-    ``max_time_s`` the run stops early, saved, and the next call goes on.
+    ``max_time_s`` the run stops early, saved, and the next call goes on. Of several processes the main one alone
+    writes, and its clock decides when time is up; all of them start from its weights, and none returns before the
+    last checkpoint is complete.
     """
     workers = workers or Workers()
     main_process = workers.main
     folder.mkdir(parents=True, exist_ok=True)
     state = checkpoint.load(task, folder) or {"step": 0}
+    workers.share(task.modules.values())  # also: nobody writes a checkpoint while another process still reads one
     start = time.monotonic()
     saved = start
     log = Log(folder, state["step"]) if main_process else None
@@ -65,7 +69,7 @@ def train(task: Task, config: LoopConfig, folder: Path, workers: Workers | None 
         scalars = task.step(step, rate)
         bar.update()
         now = time.monotonic()
-        late = config.max_time_s is not None and now - start > config.max_time_s
+        late = config.max_time_s is not None and workers.agreed(now - start > config.max_time_s)
         done = step + 1 == config.steps or late
         if log and (step % config.log_every == 0 or done):
             speed = (step + 1 - state["step"]) / (now - start)
@@ -80,6 +84,7 @@ def train(task: Task, config: LoopConfig, folder: Path, workers: Workers | None 
         if late:
             break
     bar.close()
+    workers.wait()
     return scores
 
 
@@ -88,8 +93,10 @@ class Log:
 
     def __init__(self, folder: Path, step: int) -> None:
         path = folder / "log.jsonl"
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < step] if step else []
-        path.write_text("".join(line + "\n" for line in kept))
+        # What follows the last line end is what a kill left of a line.
+        lines = path.read_text().split("\n")[:-1] if step and path.exists() else []
+        with replacing(path) as aside:
+            aside.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] < step))
         self._file = path.open("a")
         self._board = _tensorboard(folder)
 

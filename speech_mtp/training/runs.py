@@ -1,13 +1,15 @@
 """The stages of a recipe, as strict settings and one function each.
 
 ``store`` lays a corpus out for training, ``codec`` trains a codec on it, ``encode`` turns it into aligned codes,
-``units`` stores the backbone's states of every text, ``lm`` trains a talker, ``package`` joins a codec and a
-talker into a model that speaks. ``store``, ``codec`` and ``lm`` go on after a kill; the others take minutes.
+``units`` stores the backbone's states of every text, ``lm`` trains a talker, ``text_encoder`` our own reader of
+spelling, ``package`` joins them into a model that speaks. ``store`` and all training go on after a kill; the others
+take minutes.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +24,7 @@ from speech_mtp.corpus.codes import encode_store, load_codes, save_codes
 from speech_mtp.corpus.store import AudioStore, store_manifest
 from speech_mtp.lm.backbone import Backbone
 from speech_mtp.lm.speech_lm import SpeechLM, SpeechLMConfig
+from speech_mtp.lm.text_encoder import TextEncoder, TextEncoderConfig
 from speech_mtp.lm.units import UnitMaker
 from speech_mtp.text.phonemes import SYMBOLS
 from speech_mtp.training.base import Task
@@ -29,6 +32,7 @@ from speech_mtp.training.codec import CodecTask, CodecTaskConfig
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.lm import LMTask, LMTaskConfig, UnitStore, write_units
 from speech_mtp.training.loop import LoopConfig, train
+from speech_mtp.training.text_encoder import TextEncoderTask, TextEncoderTaskConfig, read_texts
 from speech_mtp.types import Sampling
 
 
@@ -93,17 +97,38 @@ class LMRun(Stage):
     loop: LoopConfig
 
 
+class TextEncoderRun(Stage):
+    """Train a text encoder on the sentences of ``texts`` (one a line, normalised), labelled by ``g2p``; sentences of
+    ``dev_texts`` are held out. ``backbone`` names a source (see hub)."""
+
+    kind: Literal["text_encoder"]
+    texts: list[Path]
+    dev_texts: list[Path]
+    backbone: dict[str, Any]
+    hidden_layer: int = -1
+    g2p: str = "hibari"
+    model: dict[str, Any] = {}
+    task: TextEncoderTaskConfig = TextEncoderTaskConfig()
+    loop: LoopConfig
+
+
 class PackageRun(Stage):
-    """Join ``codec`` and the talker of ``lm`` into the model folder ``out``; ``voices`` maps names to corpus voices."""
+    """Join ``codec`` and the talker of ``lm`` into the model folder ``out``; ``voices`` maps names to corpus voices.
+
+    ``references`` maps voices to recordings (FLAC or WAV) that ship with the model, to compare its voice with. With
+    ``g2p`` own, the encoder in the folder ``text_encoder`` reads the text.
+    """
 
     kind: Literal["package"]
     codec: str
     lm: Path
     codes: list[Path]
     voices: dict[str, str]
+    references: dict[str, Path] = {}
     backbone: dict[str, Any]
     hidden_layer: int = -1
     g2p: str = "hibari"
+    text_encoder: Path | None = None
     sampling: Sampling = Sampling()
     storage: Literal["int8", "bf16", "fp32"] = "int8"
     card: Path
@@ -113,7 +138,9 @@ class TrainConfig(BaseModel):
     """A recipe file holds one stage, told apart by ``kind``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    run: Annotated[StoreRun | CodecRun | EncodeRun | UnitsRun | LMRun | PackageRun, Field(discriminator="kind")]
+    run: Annotated[
+        StoreRun | CodecRun | EncodeRun | UnitsRun | LMRun | TextEncoderRun | PackageRun, Field(discriminator="kind")
+    ]
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -124,6 +151,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "encode": _encode,
         "units": _units,
         "lm": _lm,
+        "text_encoder": _text_encoder,
         "package": _package,
     }
     return stages[config.run.kind](config.run)
@@ -163,7 +191,25 @@ def _lm(stage: LMRun) -> dict[str, Any]:
     return _finish(task, stage, workers)
 
 
-def _finish(task: Task, stage: CodecRun | LMRun, workers: Workers) -> dict[str, Any]:
+def _text_encoder(stage: TextEncoderRun) -> dict[str, Any]:
+    workers = Workers()
+    torch.manual_seed(stage.loop.seed)
+    free = set(TextEncoderConfig.__dataclass_fields__) - {"backbone_dim", "hidden_layer"}
+    wrong = [key for key in stage.model if key not in free]
+    if wrong:
+        hint = plugins.nearest(wrong[0], free)
+        raise ValueError(f"The text encoder has no setting {wrong[0]!r}; {hint}.")
+    folder = hub.resolve_backbone(stage.backbone["sha256"], stage.backbone, None)
+    backbone = Backbone.from_folder(folder, torch.bfloat16, hidden_layer=stage.hidden_layer)
+    sizes = {"backbone_dim": backbone.dim, "hidden_layer": stage.hidden_layer}
+    encoder = TextEncoder(TextEncoderConfig(**{**stage.model, **sizes}))
+    g2p = plugins.build("text.g2p", stage.g2p)
+    texts, held_out = read_texts(stage.texts), read_texts(stage.dev_texts)
+    task = TextEncoderTask(encoder, backbone.to(stage.torch_device()), g2p, texts, held_out, stage.task, workers)
+    return _finish(task, stage, workers)
+
+
+def _finish(task: Task, stage: CodecRun | LMRun | TextEncoderRun, workers: Workers) -> dict[str, Any]:
     scores = train(task, stage.loop, stage.out, workers)
     if workers.main:
         task.export(stage.out / "export")
@@ -220,6 +266,10 @@ def _package(stage: PackageRun) -> dict[str, Any]:
             "sampling": stage.sampling.__dict__,
         },
         storage=stage.storage,
+        text_encoder=hub.load_text_encoder(stage.text_encoder) if stage.text_encoder else None,
         card=stage.card.read_text(encoding="utf-8"),
     )
+    for name, recording in stage.references.items():
+        (stage.out / "voices").mkdir(exist_ok=True)
+        shutil.copyfile(recording, stage.out / "voices" / f"{name}{recording.suffix}")
     return {"out": str(stage.out), "voices": list(voices)}

@@ -90,5 +90,7 @@ def test_code_corpora_round_trip_and_join(tmp_path: Path) -> None:
         for a, b in zip(both.item(i), both.item(3 + i), strict=True):
             assert torch.equal(a, b)
         frames, unit = both.item(i)
-        assert frames.shape == (2, both.rows[i].frames) and len(unit) == both.rows[i].frames
-        assert (unit.diff() >= 0).all() and int(unit[-1]) <= 4
+        assert frames.shape == (2, both.rows[i].frames)
+        assert len(unit) == both.rows[i].frames
+        assert (unit.diff() >= 0).all()
+        assert int(unit[-1]) <= 4

@@ -30,7 +30,8 @@ def test_fsq_codes_and_values_are_inverse(levels: list[int]) -> None:
 def test_fsq_passes_the_gradient_and_refuses_one_level() -> None:
     z = torch.zeros(3, 2, requires_grad=True)
     FSQ((5, 4))(z)[0].sum().backward()
-    assert z.grad is not None and (z.grad > 0).all()
+    assert z.grad is not None
+    assert (z.grad > 0).all()
     with pytest.raises(ValueError, match="at least 2"):
         FSQ((5, 1))
 
@@ -108,4 +109,5 @@ def test_critics_learn_to_tell_noise_from_a_tone() -> None:
     fake = (torch.randn(2, 4000) * 0.5).requires_grad_()
     adversarial, features = generator_loss(critics, fake, tone)
     (adversarial + features).backward()
-    assert fake.grad is not None and fake.grad.abs().sum() > 0
+    assert fake.grad is not None
+    assert fake.grad.abs().sum() > 0

@@ -1,0 +1,59 @@
+"""Pictures of results: training curves from ``log.jsonl``, and how an utterance looks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from speech_mtp import plugins
+from speech_mtp.files import replacing
+
+
+def training_curves(log: Path, names: list[str], out: Path) -> None:
+    """Training terms (thin) and their ``dev/`` twins (dots) over the steps of ``log``, one panel each, as PNG."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    missing = [name for name in names if not any(name in line for line in lines)]
+    if missing:
+        raise ValueError(f"{log} has no term {missing[0]!r}; {plugins.nearest(missing[0], lines[0])}")
+    pyplot = _pyplot()
+    figure, panels = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
+    for panel, name in zip(panels[0], names, strict=True):
+        for key, style in ((name, "-"), (f"dev/{name}", "o"), (f"dev/blank/{name}", "x")):
+            points = [(line["step"], line[key]) for line in lines if key in line]
+            if points:
+                panel.plot(*zip(*points, strict=True), style, label=key, linewidth=0.8, markersize=4)
+        panel.set_xlabel("step")
+        panel.set_ylabel("nats" if name != "mel" else "L1")
+        panel.legend()
+    _save(figure, out)
+
+
+def spectrograms(waves: dict[str, Tensor], sample_rate: int, out: Path) -> None:
+    """Mel spectrograms of named waves ``[S]``, one below the other, as PNG."""
+    import librosa
+    from librosa import display
+
+    pyplot = _pyplot()
+    figure, panels = pyplot.subplots(len(waves), 1, figsize=(9, 2.2 * len(waves)), squeeze=False)
+    for panel, (name, wave) in zip(panels[:, 0], waves.items(), strict=True):
+        mel = librosa.feature.melspectrogram(y=wave.numpy(), sr=sample_rate, hop_length=240, n_mels=100)
+        image: Any = librosa.power_to_db(mel, ref=mel.max())
+        display.specshow(image, sr=sample_rate, hop_length=240, x_axis="time", y_axis="mel", ax=panel)
+        panel.set_title(name, fontsize=9)
+    _save(figure, out)
+
+
+def _pyplot() -> Any:
+    matplotlib = plugins.require("matplotlib", "eval")
+    matplotlib.use("Agg")
+    return plugins.require("matplotlib.pyplot", "eval")
+
+
+def _save(figure: Any, out: Path) -> None:
+    figure.tight_layout()
+    with replacing(out) as path:
+        figure.savefig(path, format="png", dpi=110)
+    _pyplot().close(figure)

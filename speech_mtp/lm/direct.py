@@ -1,0 +1,211 @@
+"""The direct form: the backbone itself, trained, predicts the groups of speech tokens; there is no talker.
+
+After SLM-Decoupled-MTP (arXiv:2506.12537): text positions carry the backbone's own token embeddings and its own
+output layer, then come speech positions whose input is the fused embedding of the previous group and whose hidden
+state is read by one output layer per channel. The voice is added to every speech position, or takes the place of
+one token of the prompt.
+
+The text units of this form are the backbone's tokens: ``TextUnits.phoneme`` holds token ids (:class:`TokenMaker`
+makes them); stress, word starts and hidden states are not read. Only the layout ``prefix`` fits: the text comes
+first, and the control channel says when speech ends. Backbones with sliding-window attention are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speech_mtp.layouts.base import IGNORE
+from speech_mtp.layouts.prefix import Prefix
+from speech_mtp.lm.backbone import assistant_prefix, check_supported, untrained
+from speech_mtp.lm.cache import HuggingFaceCache, KVCache
+from speech_mtp.lm.decode import DecodeState, GroupLM, GroupLMConfig, behind_text, causal_mask
+from speech_mtp.lm.embeddings import GroupFusion
+from speech_mtp.lm.output import build_output
+from speech_mtp.types import Kind, LMOutput, Positions, TextUnits
+
+VOICE = -1
+"""The id of the one token of a prompt whose embedding is the voice (``voice="substituted"``)."""
+
+
+@dataclass(frozen=True)
+class DirectConfig(GroupLMConfig):
+    """What the backbone is given besides its own weights; the defaults are the released code of the paper."""
+
+    frames_per_group: int = 4
+    fusion: str = "mean"
+    output: str = "linear"
+    voice: str = "added"
+    voice_width: int = 1024
+
+
+@dataclass
+class DirectOutput(LMOutput):
+    """The speech positions' states and those of the text in front: ``text [B, U, D]``, ``next_text [B, U]`` the token
+    that follows each text position, -100 where there is no loss."""
+
+    text: Tensor
+    next_text: Tensor
+
+
+class DirectLM(GroupLM):
+    """``backbone`` is a Hugging Face causal LM, trained with everything else; its embedding of a prompt is kept."""
+
+    reads_states = False
+
+    def __init__(self, config: DirectConfig, backbone: Any) -> None:
+        super().__init__()
+        check_supported(backbone.config)
+        if getattr(backbone.config, "sliding_window", None):
+            raise ValueError("This backbone attends within a sliding window; the direct form needs full attention.")
+        if config.voice not in ("added", "substituted"):
+            raise ValueError(f"voice is {config.voice!r}; it must be 'added' or 'substituted'.")
+        self.config: DirectConfig = config
+        self.layout = Prefix(config.codebook_sizes, config.frames_per_group)
+        self.backbone_config: dict[str, Any] = json.loads(backbone.config.to_json_string(use_diff=False))
+        dim, sizes = backbone.config.hidden_size, self.layout.channel_sizes
+        self.trunk = backbone.base_model
+        # Tied weights are held once, by the trunk, so that a checkpoint holds them once.
+        tied = backbone.get_output_embeddings().weight is backbone.get_input_embeddings().weight
+        self.unembed = None if tied else backbone.get_output_embeddings()
+        self.fusion = GroupFusion(sizes, dim, config.fusion)
+        self.output = build_output(config.output, dim, sizes)
+        width = config.voice_width
+        self.timbre = (
+            nn.Linear(config.timbre_dim, dim)
+            if config.voice == "added"
+            else nn.Sequential(nn.Linear(config.timbre_dim, width), nn.SiLU(), nn.Linear(width, dim))
+        )
+        self._match_scale()
+        self.requires_grad_(True)
+
+    @torch.no_grad()
+    def _match_scale(self) -> None:
+        """New embeddings start as large as the backbone's own, so that it is not thrown off at first."""
+        spread = float(self.trunk.get_input_embeddings().weight.float().std())
+        for weight in self.fusion.tables.parameters() if self.config.fusion == "mean" else ():
+            nn.init.normal_(weight, std=spread * len(self.fusion.tables) ** 0.5)
+
+    @classmethod
+    def from_config(cls, entries: dict[str, Any]) -> DirectLM:
+        """With random weights, from the ``to_config`` of another one (JSON lists become tuples)."""
+        own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entries.items() if k != "backbone"}
+        return cls(DirectConfig(**own), untrained(entries["backbone"]))
+
+    def to_config(self) -> dict[str, object]:
+        """The settings, and the backbone's own configuration under ``backbone``."""
+        return {**asdict(self.config), "backbone": self.backbone_config}
+
+    # -- training ---------------------------------------------------------------------------------------------
+    def embed_text(self, units: TextUnits, timbre: Tensor) -> Tensor:
+        """Token embeddings ``[B, U, D]``, with the voice in its place."""
+        places = ((units.phoneme == VOICE).sum(1)).tolist()
+        wanted = int(self.config.voice == "substituted")
+        if any(found != wanted for found in places):
+            raise ValueError(f"A prompt has {places} places for the voice; voice={self.config.voice!r} needs {wanted}.")
+        x: Tensor = self.trunk.get_input_embeddings()(units.phoneme.clamp(min=0))
+        if not wanted:
+            return x
+        return torch.where((units.phoneme == VOICE)[..., None], self.timbre(timbre)[:, None].to(x.dtype), x)
+
+    def embed_speech(self, tokens: Tensor, timbre: Tensor) -> Tensor:
+        """Groups ``[B, T, C]`` -> ``[B, T, D]``."""
+        x: Tensor = self.fusion(tokens)
+        return x + self.timbre(timbre)[:, None] if self.config.voice == "added" else x
+
+    def forward(self, positions: Positions, units: TextUnits, timbre: Tensor) -> DirectOutput:
+        """Teacher-forced hidden states of the speech positions ``[B, T, 1, D]`` and of the text before them."""
+        speech = self.embed_speech(positions.tokens, timbre)
+        text = self.embed_text(units, timbre).to(speech.dtype)
+        valid = positions.kind != Kind.PAD
+        x, index, valid = behind_text(text, units.lengths, speech, positions.index, valid)
+        hidden = self.trunk_states(x, index, causal_mask(valid)).hidden
+        width = text.shape[1]
+        return DirectOutput(hidden[:, width:], hidden[:, :width, 0], next_tokens(units))
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """The backbone's own output layer: ``[..., D]`` -> ``[..., vocabulary]``."""
+        if self.unembed is None:
+            return F.linear(hidden, self.trunk.get_input_embeddings().weight.to(hidden.dtype))
+        logits: Tensor = self.unembed(hidden.to(self.unembed.weight.dtype))
+        return logits
+
+    def trunk_states(self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None) -> LMOutput:
+        dtype = self.trunk.get_input_embeddings().weight.dtype
+        x = x.to(dtype)
+        additive = torch.zeros(mask.shape, dtype=dtype, device=x.device).masked_fill(~mask, torch.finfo(dtype).min)
+        out = self.trunk(
+            inputs_embeds=x,
+            position_ids=index,
+            attention_mask=additive,
+            past_key_values=None if cache is None else HuggingFaceCache(cache),
+            use_cache=cache is not None,
+        )
+        return LMOutput(out.last_hidden_state.float()[:, :, None])
+
+    # -- decoding ---------------------------------------------------------------------------------------------
+    @torch.inference_mode()
+    def prefill(self, units: TextUnits, timbre: Tensor, size: int = 64) -> DecodeState:
+        text = self.embed_text(units, timbre)
+        c = self.trunk.config
+        heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
+        head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        rows, room = len(text), text.shape[1] + size
+        cache = KVCache.empty(c.num_hidden_layers, rows, heads, room, head_dim, text.device, text.dtype)
+        state = self.begin(cache, units, text, timbre)
+        self.read_text(state, text)
+        return state
+
+    def extend(self, state: DecodeState, units: TextUnits) -> None:
+        """Always refused: raises ValueError."""
+        raise ValueError("The direct form reads its text once; late text needs a talker with the aligned layout.")
+
+    def embed_nodes(self, state: DecodeState, tokens: Tensor, pointer: Tensor) -> Tensor:
+        return self.embed_speech(tokens, state.timbre)
+
+
+class TokenMaker:
+    """Text -> text units of the direct form: the tokens of an assistant's turn, the voice's place first if wanted.
+
+    ``tokenizer`` is the backbone's own; ``lengths`` counts tokens, so a decoding guard must allow more frames per
+    unit than for phonemes.
+    """
+
+    def __init__(self, tokenizer: Any, voice_place: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self._start = [VOICE] * voice_place + assistant_prefix(tokenizer)
+
+    def make(self, texts: list[str]) -> TextUnits:
+        """Units of whole texts, padded with 0."""
+        return token_units(
+            [self._start + list(self.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
+        )
+
+
+def token_units(rows: list[list[int]]) -> TextUnits:
+    """Rows of token ids -> a padded batch of units; every unit is its own token, without hidden states."""
+    if not all(rows):
+        raise ValueError("A row of text has no token; speech needs at least one token of text before it.")
+    ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    zeros = torch.zeros_like(ids)
+    return TextUnits(
+        phoneme=ids,
+        stress=zeros,
+        word_start=zeros,
+        token=torch.arange(ids.shape[1]).expand(len(rows), -1).contiguous(),
+        lengths=torch.tensor([len(row) for row in rows]),
+        hidden=torch.zeros(*ids.shape, 1),
+        complete=torch.ones(len(rows), dtype=torch.bool),
+    )
+
+
+def next_tokens(units: TextUnits) -> Tensor:
+    """``[B, U]``: the token after each one, -100 after a row's last and where the next one is the voice."""
+    after = F.pad(units.phoneme[:, 1:], (0, 1), value=IGNORE)
+    last = torch.arange(after.shape[1], device=after.device) >= (units.lengths - 1)[:, None]
+    return after.masked_fill(last | (after == VOICE), IGNORE)
