@@ -177,11 +177,13 @@ class Decoupled(Codec):
         """``frames [B, 2, F]`` codes -> content ``[B, F, Dc]`` and prosody ``[B, F, Dp]`` values."""
         return self.content_fsq.values(frames[:, 0]), self.prosody_fsq.values(frames[:, 1])
 
+    @torch.inference_mode()
     def open(self, slots: int) -> DecoupledState:
         device = self.decoder.window.device
         zeros = torch.zeros(slots, dtype=torch.long, device=device)
         return DecoupledState(self.decoder.open(slots, device), zeros, zeros.clone())
 
+    @torch.inference_mode()
     def reset(self, state: DecoupledState, rows: Tensor, timbre: Tensor | None) -> None:
         if timbre is None:
             raise ValueError("The decoupled codec needs a timbre vector for every row; encode a voice or name one.")
@@ -208,11 +210,11 @@ class Decoupled(Codec):
         """Run the decoder and cut each row's raw samples to those that are final and due."""
         wave, _ = self.decoder(state.inner, content, prosody, lengths)
         delay = self.decoder.delay_samples
-        before = (state.raw - delay).clamp(min=0)
+        start = state.raw - delay
         state.raw += lengths * self.spec.samples_per_frame
+        before = torch.minimum(start.clamp(min=0), state.due)
         after = torch.minimum((state.raw - delay).clamp(min=0), state.due)
-        start = state.raw - lengths * self.spec.samples_per_frame - delay
-        bounds = torch.stack([before - start, after - start], 1).tolist()
+        bounds = torch.stack([before - start, after - start], 1).clamp(min=0).tolist()
         return [row[a:b] for row, (a, b) in zip(wave, bounds, strict=True)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,12 +218,6 @@ def test_weights_that_lack_a_tensor_are_refused(backend: Any, tmp_path: Path) ->
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"lack.*lstm.weight_ih_l0"):
         Encodec.from_pretrained(tmp_path, backend=backend)
-
-
-def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "encodec.model", None)
-    with pytest.raises(plugins.MissingExtra, match=r"speech-mtp\[codecs\]"):
-        Encodec.tiny(backend="encodec")
 
 
 def test_wrong_input_is_refused_in_one_sentence() -> None:
