@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def training_curves(log: Path, names: list[str], out: Path) -> None:
 def spectrograms(waves: dict[str, Tensor], sample_rate: int, out: Path) -> None:
     """Mel spectrograms of named waves ``[S]``, one below the other, as PNG."""
     import librosa
-    from librosa import display
 
+    display: Any = import_module("librosa.display")
     pyplot = _pyplot()
     figure, panels = pyplot.subplots(len(waves), 1, figsize=(9, 2.2 * len(waves)), squeeze=False)
     for panel, (name, wave) in zip(panels[:, 0], waves.items(), strict=True):
