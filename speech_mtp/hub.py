@@ -161,7 +161,7 @@ def save_codec(codec: Codec, folder: str | Path, dtype: Storage = "int8", card: 
 def load_codec(name_or_path: str | Path) -> Codec:
     """The codec of a model or of a codec checkpoint, in evaluation mode. Errors as for :func:`load_checkpoint`."""
     folder = find_model(name_or_path)
-    if not (folder / CONFIG).is_file() and (folder / "codec").is_dir():
+    if (folder / "codec").is_dir():
         folder = folder / "codec"
     config, state = load_checkpoint(folder, kind="codec")
     entries = dict(config["codec"])

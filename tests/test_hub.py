@@ -321,3 +321,9 @@ def test_the_real_backbone_is_converted(tmp_path: Path) -> None:
     backbone = Backbone.from_folder(folder, hidden_layer=18)
     assert backbone.fingerprint == sha
     assert backbone.encode(["Hello there."]).hidden.shape == (1, 3, 576)
+
+
+def test_the_codec_of_a_packaged_model_is_found_in_its_folder() -> None:
+    codec = hub.load_codec(hub.DEFAULT_MODEL)
+    assert codec.spec.frame_rate_hz == 25
+    assert sum(p.numel() for p in codec.parameters()) <= 9_000_000
