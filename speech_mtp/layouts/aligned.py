@@ -18,6 +18,8 @@ class Aligned(Layout):
     """``max_advance`` units at most per group; ``ahead`` units must be known (or the text complete) to go on;
     after ``max_stall`` groups on one unit the pointer is made to move."""
 
+    points = True
+
     def __init__(
         self,
         codebook_sizes: tuple[int, ...],

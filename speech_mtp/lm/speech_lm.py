@@ -52,12 +52,11 @@ class SpeechLM(GroupLM):
         self.layout: Layout = plugins.build(
             "layouts", dict(c.layout), codebook_sizes=c.codebook_sizes, frames_per_group=c.frames_per_group
         )
-        self.windowed = c.layout["name"] == "aligned"
         sizes = self.layout.channel_sizes
         self.fusion = GroupFusion(sizes, c.dim, c.fusion)
         self.units = UnitEncoder(c.num_phonemes, c.backbone_dim, c.unit_dim)
-        self.window = Window(c.unit_dim, c.dim, c.past, c.ahead) if self.windowed else None
-        self.prefix = None if self.windowed else nn.Linear(c.unit_dim, c.dim)
+        self.window = Window(c.unit_dim, c.dim, c.past, c.ahead) if self.layout.points else None
+        self.prefix = None if self.layout.points else nn.Linear(c.unit_dim, c.dim)
         self.timbre = nn.Linear(c.timbre_dim, c.dim)
         self.talker = Talker(c.dim, c.num_layers, c.heads, c.hidden, c.dropout)
         self.output = build_output(c.output, c.dim, sizes)
