@@ -219,7 +219,7 @@ def resolve_backbone(
        listed in ``source["also"]``.
     2. Otherwise the copy converted earlier in the cache.
     3. Otherwise ``source["file"]`` (GGUF) of the installed ``source["package"]``, which is not imported, or the same
-       file of a hub repository, ``source["hub"] = {"repo", "file"}``: checked, and converted once.
+       file of a hub repository, ``source["hub"] = {"repo", "file", "revision"}``: checked, and converted once.
 
     Raises ValueError for a backbone of another fingerprint and FileNotFoundError when there is none.
     """
@@ -294,17 +294,17 @@ def _on_hub(source: Mapping[str, Any]) -> Path:
     hub = source.get("hub")
     if not hub:
         raise FileNotFoundError("no hub repository is known to hold it")
-    path = _download(hub["repo"], [hub["file"]]) / hub["file"]
+    path = _download(hub["repo"], [hub["file"]], hub.get("revision")) / hub["file"]
     if not path.is_file():
         raise FileNotFoundError(f"the hub repository {hub['repo']} does not hold it")
     return path
 
 
-def _download(repo: str, patterns: list[str]) -> Path:
+def _download(repo: str, patterns: list[str], revision: str | None = None) -> Path:
     """Files of a hub repository. One short try: FileNotFoundError (part of a sentence) when that fails."""
     try:
         # Listing the repository fails at once without a network; asking for one file would be retried for long.
-        return Path(snapshot_download(repo, allow_patterns=patterns, etag_timeout=HUB_TIMEOUT_S))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, etag_timeout=HUB_TIMEOUT_S))
     except Exception as error:  # besides its own errors the client lets those of its HTTP library through
         raise FileNotFoundError(f"the hub repository {repo} could not be reached or read") from error
 

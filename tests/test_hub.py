@@ -252,17 +252,17 @@ def test_a_changed_or_missing_file_is_fetched_from_the_hub(
     (wheel / "m.gguf").write_bytes(b"something else")
     with pytest.raises(FileNotFoundError, match=r"another fingerprint.*could not be reached.*speech-mtp\[offline\]"):
         hub.resolve_backbone(SHA, SOURCE, cache_dir=tmp_path / "cache")
-    asked: list[tuple[str, list[str]]] = []
+    asked: list[tuple[str, list[str], str | None]] = []
 
-    def fetch(repo: str, patterns: list[str]) -> Path:
-        asked.append((repo, patterns))
+    def fetch(repo: str, patterns: list[str], revision: str | None = None) -> Path:
+        asked.append((repo, patterns, revision))
         (tmp_path / "hub").mkdir()
         (tmp_path / "hub" / "m.gguf").write_bytes(DATA)
         return tmp_path / "hub"
 
     monkeypatch.setattr(hub, "_download", fetch)
     assert hub.resolve_backbone(SHA, SOURCE, cache_dir=tmp_path / "cache").is_dir()
-    assert asked == [("some/where", ["m.gguf"])]
+    assert asked == [("some/where", ["m.gguf"], SOURCE["hub"].get("revision"))]
 
 
 def test_without_wheel_and_network_it_fails_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

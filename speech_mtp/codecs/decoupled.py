@@ -59,8 +59,11 @@ class FrameEncoder(nn.Module):
         self.leave = nn.Linear(slow, dim_out)
         self.stride = stride
 
-    def forward(self, x: Tensor, mask: Tensor, extra: Tensor | None = None) -> Tensor:
-        """``x [B, stride * F, dim_in]``, ``mask [B, F, 1]``, ``extra [B, slow]`` added -> ``[B, F, dim_out]``."""
+    def forward(self, x: Tensor, mask: Tensor, extra: Tensor | None = None, inner: bool = False) -> Tensor:
+        """``x [B, stride * F, dim_in]``, ``mask [B, F, 1]``, ``extra [B, slow]`` added -> ``[B, F, dim_out]``.
+
+        ``inner`` gives the normalised vectors ``[B, F, slow]`` before the last map.
+        """
         fine = mask.repeat_interleave(self.stride, 1)
         x = self.enter(x) * fine
         for block in self.fast:
@@ -70,7 +73,8 @@ class FrameEncoder(nn.Module):
             x = x + extra[:, None]
         for block in self.slow:
             x = block(x, mask)
-        return self.leave(self.norm(x))
+        x = self.norm(x)
+        return x if inner else self.leave(x)
 
 
 class TimbreEncoder(nn.Module):

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 from tqdm import tqdm
+from transformers import DynamicCache
 
 from speech_mtp.corpus.coverage import speakable_word
 from speech_mtp.corpus.manifest import JsonLines, read_lines
@@ -121,19 +122,48 @@ def _answer(model: Any, tokenizer: Any, prompts: list[str], config: WriteConfig,
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     rows = [tokenizer.encode(_opened(tokenizer, prompt), add_special_tokens=False) for prompt in prompts]
     ids, mask = _left_padded(rows, pad)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        written = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=config.max_new_tokens,
-            do_sample=True,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=1.0,
-            pad_token_id=pad,
-        )
-    return [tokenizer.decode(row, skip_special_tokens=True) for row in written[:, ids.shape[1] :].tolist()]
+    written = _sample(model, ids.to(model.device), mask.to(model.device), config, _ends(model, pad), seed)
+    return [tokenizer.decode(row, skip_special_tokens=True) for row in written]
+
+
+def _ends(model: Any, pad: int) -> set[int]:
+    """The tokens that end an answer."""
+    named = getattr(model.generation_config, "eos_token_id", None)
+    return {pad} | set([named] if isinstance(named, int) else named or [])
+
+
+def _sample(model: Any, ids: Tensor, mask: Tensor, config: WriteConfig, ends: set[int], seed: int) -> list[list[int]]:
+    """Up to ``max_new_tokens`` tokens a row, without the one that ends it.
+
+    Only the ``top_k`` candidates are drawn from, and rows that have ended leave the batch and the cache: on a CPU
+    both count for as much as the model itself.
+    """
+    noise = torch.Generator(model.device).manual_seed(seed)
+    written: list[list[int]] = [[] for _ in ids]
+    rows = torch.arange(len(ids), device=ids.device)
+    cache = DynamicCache()
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    for _ in range(config.max_new_tokens):
+        logits = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+        ).logits[:, -1]
+        scores, candidates = logits.float().topk(min(config.top_k, logits.shape[-1]))
+        chosen = torch.multinomial((scores / config.temperature).softmax(-1), 1, generator=noise)
+        ids = candidates.gather(1, chosen)
+        going = torch.ones_like(rows, dtype=torch.bool)
+        for at, (row, token) in enumerate(zip(rows.tolist(), ids[:, 0].tolist(), strict=True)):
+            if token in ends:
+                going[at] = False
+            else:
+                written[row].append(token)
+        if not going.all():
+            if not going.any():
+                break
+            cache.batch_select_indices(going.nonzero()[:, 0])
+            rows, ids, mask, positions = rows[going], ids[going], mask[going], positions[going]
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        positions = positions[:, -1:] + 1
+    return written
 
 
 def _opened(tokenizer: Any, prompt: str) -> str:

@@ -32,10 +32,16 @@ class GroupFusion(nn.Module):
 
 
 class UnitEncoder(nn.Module):
-    """Text units -> ``[B, U, E]``: phoneme, stress, word start, and the backbone's state of the unit's token."""
+    """Text units -> ``[B, U, E]``: phoneme, stress, word start, and the backbone's state of the unit's token.
 
-    def __init__(self, num_phonemes: int, backbone_dim: int, dim: int, hidden_share: int = 64) -> None:
+    ``blank`` is the share of states blanked while training: they tell sentences apart, so they invite memorising.
+    """
+
+    def __init__(
+        self, num_phonemes: int, backbone_dim: int, dim: int, hidden_share: int = 64, blank: float = 0.0
+    ) -> None:
         super().__init__()
+        self.blank = blank
         self.phoneme = nn.Embedding(num_phonemes, dim)
         self.stress = nn.Embedding(3, dim)
         self.word_start = nn.Embedding(2, dim)
@@ -45,6 +51,8 @@ class UnitEncoder(nn.Module):
     def forward(self, units: TextUnits) -> Tensor:
         identity = self.phoneme(units.phoneme) + self.stress(units.stress) + self.word_start(units.word_start)
         states = F.layer_norm(units.hidden.to(identity.dtype), units.hidden.shape[-1:])
+        if self.training and self.blank:
+            states = states * (torch.rand_like(states[..., :1]) >= self.blank)
         states = self.hidden(states)
         token = units.token[..., None].expand(-1, -1, states.shape[-1])
         return self.mlp(torch.cat([identity, states.gather(1, token)], -1))

@@ -40,6 +40,7 @@ class SpeechLMConfig(GroupLMConfig):
     past: int = 3
     ahead: int = 10
     dropout: float = 0.0
+    blank_states: float = 0.0
 
 
 class SpeechLM(GroupLM):
@@ -54,7 +55,7 @@ class SpeechLM(GroupLM):
         )
         sizes = self.layout.channel_sizes
         self.fusion = GroupFusion(sizes, c.dim, c.fusion)
-        self.units = UnitEncoder(c.num_phonemes, c.backbone_dim, c.unit_dim)
+        self.units = UnitEncoder(c.num_phonemes, c.backbone_dim, c.unit_dim, blank=c.blank_states)
         self.window = Window(c.unit_dim, c.dim, c.past, c.ahead) if self.layout.points else None
         self.prefix = None if self.layout.points else nn.Linear(c.unit_dim, c.dim)
         self.timbre = nn.Linear(c.timbre_dim, c.dim)

@@ -25,11 +25,12 @@ def rotate(x: Tensor, index: Tensor, base: float = 10_000.0) -> Tensor:
 
 
 class TalkerBlock(nn.Module):
-    """Attention and SwiGLU with RMS norms; ``layer`` is its place in the cache."""
+    """Attention and SwiGLU with RMS norms; ``layer`` is its place in the cache. ``dropout`` is on what each adds."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, layer: int) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, layer: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads, self.layer = heads, layer
+        self.dropout = nn.Dropout(dropout)
         self.norm_attention, self.norm_mlp = nn.RMSNorm(dim), nn.RMSNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
@@ -42,9 +43,9 @@ class TalkerBlock(nn.Module):
         if cache is not None:
             k, v = cache.write(self.layer, k, v)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        x = x + self.out(y.transpose(1, 2).flatten(2))
+        x = x + self.dropout(self.out(y.transpose(1, 2).flatten(2)))
         gate, up = self.gate_up(self.norm_mlp(x)).chunk(2, -1)
-        return x + self.down(F.silu(gate) * up)
+        return x + self.dropout(self.down(F.silu(gate) * up))
 
 
 class Talker(nn.Module):
@@ -55,7 +56,7 @@ class Talker(nn.Module):
         if dim % (2 * heads):
             raise ValueError(f"The talker's dim {dim} does not divide into {heads} heads of even size.")
         self.dim, self.heads = dim, heads
-        self.blocks = nn.ModuleList(TalkerBlock(dim, heads, hidden, i) for i in range(num_layers))
+        self.blocks = nn.ModuleList(TalkerBlock(dim, heads, hidden, i, dropout) for i in range(num_layers))
         self.norm = nn.RMSNorm(dim)
         self.dropout = nn.Dropout(dropout)
 

@@ -4,6 +4,8 @@ The total is a weighted sum of named terms (weights in the recipe):
 
 * ``stft``, ``convergence``: multi-resolution spectra of a crop, decoded with the true pitch;
 * ``mel``: L1 of log-mel spectra of that crop;
+* ``heard``: L1 of what the content encoder, held still, makes of the decoded and of the true crop, so that the decoder
+  spends its effort on what tells phonemes apart;
 * ``ctc``: phonemes from the quantised content (Graves et al. 2006);
 * ``pitch``, ``voicing``, ``energy``: what the prosody stream must carry; the decoder sees pitch nowhere else;
 * ``adversary``: a speaker classifier on both streams behind a gradient reversal (Ganin et al. 2016);
@@ -46,6 +48,7 @@ class CodecWeights:
     stft: float = 1.0
     convergence: float = 1.0
     mel: float = 1.0
+    heard: float = 2.0
     ctc: float = 0.25
     pitch: float = 2.0
     voicing: float = 0.3
@@ -292,7 +295,21 @@ class CodecTask(Task):
         terms |= pitch_terms
         terms["stft"], terms["convergence"] = self.spectral(fake, real)
         terms["mel"] = F.l1_loss(codec.mel(fake), codec.mel(real))
+        if c.weights.heard:
+            with torch.no_grad():
+                expected = self.heard(real)
+            terms["heard"] = (self.heard(fake) - expected).abs().mean()
         return terms, fake, real
+
+    def heard(self, crop: Tensor) -> Tensor:
+        """The content encoder's inner vectors of ``crop [B, S]``, ``[B, F, D]``; its weights get no gradient."""
+        lengths = torch.full((len(crop),), crop.shape[1], device=crop.device)
+        encoder = self.codec.content
+        still = {name: value.detach() for name, value in encoder.named_parameters()}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+            mel, _, mask = self.codec.features(crop, lengths)
+            inner = torch.func.functional_call(encoder, still, (mel, mask), {"inner": True})
+        return torch.as_tensor(inner).float()
 
     def decode_crop(
         self, batch: CodecBatch, content: Tensor, prosody: Tensor, timbre: Tensor

@@ -57,10 +57,14 @@ class StoreRun(Stage):
 
 
 class CodecRun(Stage):
-    """Train a codec on the audio stores ``data``; the result is an inference checkpoint in ``out/export``."""
+    """Train a codec on the audio stores ``data``; the result is an inference checkpoint in ``out/export``.
+
+    ``start`` names a codec (as ``eval codec`` takes it) whose weights the training starts from; ``model`` must fit it.
+    """
 
     kind: Literal["codec"]
     data: list[Path]
+    start: str | None = None
     model: DecoupledConfig = DecoupledConfig()
     task: CodecTaskConfig = CodecTaskConfig()
     loop: LoopConfig
@@ -87,11 +91,12 @@ class UnitsRun(Stage):
 
 
 class LMRun(Stage):
-    """Train a talker on ``codes`` and ``units``."""
+    """Train a talker on ``codes`` and ``units``; ``start`` is a talker's folder whose weights it starts from."""
 
     kind: Literal["lm"]
     codes: list[Path]
     units: Path
+    start: Path | None = None
     model: dict[str, Any] = {}
     task: LMTaskConfig = LMTaskConfig()
     loop: LoopConfig
@@ -165,9 +170,10 @@ def _codec(stage: CodecRun) -> dict[str, Any]:
     workers = Workers()
     torch.manual_seed(stage.loop.seed)
     entries = {**stage.model.__dict__, "num_symbols": len(SYMBOLS)}
-    task = CodecTask(
-        Decoupled(DecoupledConfig(**entries)), AudioStore(stage.data), stage.task, stage.torch_device(), workers
-    )
+    codec = Decoupled(DecoupledConfig(**entries))
+    if stage.start is not None:
+        _start_from(codec, hub.load_codec(stage.start), stage.start)
+    task = CodecTask(codec, AudioStore(stage.data), stage.task, stage.torch_device(), workers)
     return _finish(task, stage, workers)
 
 
@@ -187,6 +193,8 @@ def _lm(stage: LMRun) -> dict[str, Any]:
         free = [key for key in SpeechLMConfig.__dataclass_fields__ if key not in fixed]
         raise ValueError(f"The talker has no setting {wrong[0]!r}; {plugins.nearest(wrong[0], free)}")
     lm = SpeechLM(SpeechLMConfig(**fixed, **stage.model))
+    if stage.start is not None:
+        _start_from(lm, hub.load_speech_lm(stage.start), str(stage.start))
     task = LMTask(lm, load_codes(*stage.codes), units, stage.task, stage.torch_device(), workers)
     return _finish(task, stage, workers)
 
@@ -207,6 +215,17 @@ def _text_encoder(stage: TextEncoderRun) -> dict[str, Any]:
     texts, held_out = read_texts(stage.texts), read_texts(stage.dev_texts)
     task = TextEncoderTask(encoder, backbone.to(stage.torch_device()), g2p, texts, held_out, stage.task, workers)
     return _finish(task, stage, workers)
+
+
+def _start_from(module: torch.nn.Module, trained: torch.nn.Module, name: str) -> None:
+    """Copy the weights of ``trained``; raises ``ValueError`` where its shapes are others."""
+    try:
+        module.load_state_dict(trained.state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name} cannot be started from: {str(error).splitlines()[-1].strip()} Give the settings `model` that "
+            "it was trained with, or train without `start`."
+        ) from error
 
 
 def _finish(task: Task, stage: CodecRun | LMRun | TextEncoderRun, workers: Workers) -> dict[str, Any]:

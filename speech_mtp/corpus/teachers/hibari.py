@@ -1,11 +1,19 @@
-"""hibari (Apache-2.0): one American female voice at 24 kHz, a 7.9 MB model distilled from Kokoro."""
+"""hibari (Apache-2.0): one American female voice at 24 kHz, a 7.9 MB model distilled from Kokoro.
+
+Its vocoder is given pitch and spectrum apart, so a second speaker can be made from the first: the model speaks faster
+at a lower pitch, and the sound is then slowed, which lengthens the vocal tract and lowers the pitch once more.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from speech_mtp import plugins
 from speech_mtp.corpus.teachers.base import SAMPLE_RATE, Teacher, Utterance
@@ -14,30 +22,60 @@ F0_RATE_HZ = 80.0
 UNVOICED_BELOW_HZ = 40.0
 
 
+@dataclass(frozen=True)
+class Speaker:
+    """How a voice differs from the model's own: ``slowing`` multiplies formants and pitch together (played slower, at
+    the model's pace times ``pace`` all the same), ``pitch`` multiplies the pitch alone."""
+
+    slowing: Fraction = Fraction(1)
+    pitch: float = 1.0
+    pace: float = 1.0
+
+
+SPEAKERS = {"heart": Speaker(), "drew": Speaker(slowing=Fraction(17, 20), pitch=0.74, pace=0.95)}
+
+
 class Hibari(Teacher):
-    """The voice "heart", with the pitch curve that drove it. The same seed gives the same audio."""
+    """The model's own voice "heart" (female, about 190 Hz) and "drew" made from it (male, about 120 Hz), with the
+    pitch curve that drove them. The same seed gives the same audio."""
 
     name = "hibari"
-    voices = ("heart",)
+    voices = tuple(SPEAKERS)
     licence = "Apache-2.0 (hibari-tts, distilled from Kokoro-82M)"
 
     def synthesize(self, text: str, voice: str, seed: int) -> Utterance:
         self.check(text, voice)
+        speaker = SPEAKERS[voice]
         pieces = self._tts.phonemize(text)
         rng = np.random.default_rng(seed)
-        spoken = [self._speak(self._tts.ids(piece), rng) for piece in pieces]
+        spoken = [self._speak(self._tts.ids(piece), speaker, rng) for piece in pieces]
         waves, pitches = zip(*spoken, strict=True)
-        return Utterance(np.concatenate(waves), np.concatenate(pitches), F0_RATE_HZ, " ".join(pieces))
+        wave, pitch = np.concatenate(waves), np.concatenate(pitches)
+        slowing = float(speaker.slowing)
+        hertz = np.asarray(pitch * slowing, np.float32)
+        return Utterance(slowed(wave, speaker.slowing), hertz, F0_RATE_HZ * slowing, " ".join(pieces))
 
-    def _speak(self, ids: list[int], rng: np.random.Generator) -> tuple[Any, Any]:
+    def _speak(self, ids: list[int], speaker: Speaker, rng: np.random.Generator) -> tuple[Any, Any]:
         """``Hibari.from_ids`` of the package, keeping the pitch: wave ``[S]`` and ``f0 [S / 300]``."""
         dsp = plugins.require("hibari.dsp", "teachers")
-        inputs = {"ids": np.asarray([ids], np.int64), "speed": np.ones(1, np.float32)}
+        speed = speaker.pace / float(speaker.slowing)
+        inputs = {"ids": np.asarray([ids], np.int64), "speed": np.asarray([speed], np.float32)}
         lh, th, ln, lr, phi, f0 = (output[0] for output in self._tts.sess.run(None, inputs))
+        f0 = np.where(f0 < UNVOICED_BELOW_HZ, 0.0, f0 * speaker.pitch).astype(np.float32)
         wave = dsp.synth(lh, th, ln, lr, phi, f0, rng)
         assert len(wave) * F0_RATE_HZ == len(f0) * SAMPLE_RATE, (len(wave), len(f0))
-        return wave, np.where(f0 < UNVOICED_BELOW_HZ, 0.0, f0).astype(np.float32)
+        return wave, f0
 
     @cached_property
     def _tts(self) -> Any:
-        return plugins.require("hibari", "teachers").Hibari(voice=self.voices[0], threads=1)
+        return plugins.require("hibari", "teachers").Hibari(voice="heart", threads=1)
+
+
+def slowed(wave: NDArray[np.float32], factor: Fraction) -> NDArray[np.float32]:
+    """``wave`` played at ``factor`` of its speed: pitch and formants fall with it."""
+    if factor == 1:
+        return wave
+    import torchaudio
+
+    longer = torchaudio.functional.resample(torch.from_numpy(wave), factor.numerator, factor.denominator)
+    return np.asarray(longer.numpy(), np.float32)
