@@ -170,7 +170,9 @@ class Sampling:
     """How tokens are drawn. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off.
 
     ``repeat_window`` and ``repeat_penalty`` form the repetition guard of speech codes: a content code
-    that filled the whole window has its logit lowered by the penalty (nats). ``seed`` is per row.
+    that filled the whole window has its logit lowered by the penalty (nats). ``repetition_penalty`` is that of text
+    (Keskar et al. 2019): logits of tokens seen before are divided by it where positive, multiplied where negative.
+    ``seed`` is per row.
     """
 
     temperature: float = 1.0
@@ -179,6 +181,7 @@ class Sampling:
     seed: int = 0
     repeat_window: int = 0
     repeat_penalty: float = 0.0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < 100:
@@ -187,6 +190,8 @@ class Sampling:
             raise ValueError(f"top_k is {self.top_k}; use 0 for no limit, or a positive count.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1].")
+        if self.repetition_penalty <= 0:
+            raise ValueError(f"repetition_penalty is {self.repetition_penalty}; use 1 for none, or more than 1.")
 
 
 @dataclass

@@ -212,7 +212,7 @@ def test_names_paths_and_strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 # -- backbones ------------------------------------------------------------------------------------------------------
-def offline(repo: str, patterns: list[str]) -> Path:
+def offline(repo: str, patterns: list[str], revision: str | None = None) -> Path:
     raise FileNotFoundError(f"the hub repository {repo} could not be reached or read")
 
 

@@ -17,7 +17,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 from tqdm import tqdm
-from transformers import DynamicCache
 
 from speech_mtp.corpus.coverage import speakable_word
 from speech_mtp.corpus.manifest import JsonLines, read_lines
@@ -141,12 +140,18 @@ def _sample(model: Any, ids: Tensor, mask: Tensor, config: WriteConfig, ends: se
     noise = torch.Generator(model.device).manual_seed(seed)
     written: list[list[int]] = [[] for _ in ids]
     rows = torch.arange(len(ids), device=ids.device)
-    cache = DynamicCache()
+    cache: Any = None
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     for _ in range(config.max_new_tokens):
-        logits = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-        ).logits[:, -1]
+        out = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache, logits = out.past_key_values, out.logits[:, -1]
         scores, candidates = logits.float().topk(min(config.top_k, logits.shape[-1]))
         chosen = torch.multinomial((scores / config.temperature).softmax(-1), 1, generator=noise)
         ids = candidates.gather(1, chosen)

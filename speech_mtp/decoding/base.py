@@ -4,49 +4,61 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from speech_mtp.decoding import sampling as noise
-from speech_mtp.lm.decode import DecodeState, GroupLM
 from speech_mtp.types import Draft, LMOutput, Sampling, Verdict
+
+TARGET, ACCEPT, DRAFT = range(3)
+"""Purposes of noise: a draw from the trunk's law or what is left of it, a test of acceptance, a drafted token."""
 
 
 @dataclass(frozen=True)
-class Law:
-    """The distribution that tokens are drawn from: sampling settings bound to rows, masks included.
+class Law(ABC):
+    """The distribution that tokens are drawn from: a model's output layer and sampling settings bound to rows.
 
-    ``seeds [B]`` int64. ``pick`` draws channel c of the position that follows the state, ``depth`` positions on.
+    ``seeds [B]`` int64.
     """
 
-    lm: GroupLM
+    lm: Any
     sampling: Sampling
     seeds: Tensor
 
-    def pick(self, state: DecodeState, depth: int, channel: int, logits: Tensor) -> Tensor:
-        """``logits [B, V_c]`` -> tokens ``[B]``."""
-        if channel == 0:
-            mask = self.lm.layout.control_mask(state.pointer, state.units.lengths, state.units.complete, state.stalled)
-            logits = logits.masked_fill(~mask, float("-inf"))
-        elif (channel - 1) % len(self.lm.config.codebook_sizes) == 0:
-            logits = noise.guard_repeats(logits, state.recent, self.sampling)
-        adjusted = noise.adjust(logits, self.sampling)
-        return noise.draw(adjusted, self.sampling, self.seeds, state.groups + depth, channel)
+    @abstractmethod
+    def pick(self, state: Any, depth: int, channel: int, logits: Tensor) -> Tensor:
+        """Draw channel ``channel`` of the position that follows the state, ``depth`` positions on.
+
+        ``logits [B, V_c]`` -> tokens ``[B]``.
+        """
 
 
 class DecodingRule(ABC):
-    """``lossless`` rules give exactly the law of plain decoding."""
+    """``lossless`` rules give exactly the law of plain decoding.
 
-    lossless: bool
+    ``taps`` are the layers of the trunk whose states the rule's head reads (see :class:`speech_mtp.lm.text_lm.TextLM`).
+    """
+
+    lossless: ClassVar[bool] = True
+    taps: tuple[int, ...] = (-1,)
 
     @abstractmethod
-    def propose(self, state: DecodeState, law: Law) -> Draft:
+    def propose(self, state: Any, law: Any) -> Draft:
         """Hidden states and heads -> a draft whose node 0 is ``state.last``."""
 
     @abstractmethod
-    def accept(self, state: DecodeState, draft: Draft, out: LMOutput, law: Law) -> Verdict:
+    def accept(self, state: Any, draft: Draft, out: LMOutput, law: Any) -> Verdict:
         """The trunk's scores of the draft -> what is kept, and one sure position more."""
+
+    def begin(self, state: Any) -> None:
+        """A decode starts: make the head's state, if there is a head."""
+        return
+
+    def read(self, state: Any, out: LMOutput, tokens: Tensor, following: Tensor, lengths: Tensor) -> None:
+        """Committed positions: states ``out [B, T, taps, D]`` of ``tokens [B, T]``, the token ``following [B, T]`` each
+        one, ``lengths [B]`` of them per row."""
+        return
 
 
 def seeds_of(sampling: Sampling, rows: int, device: torch.device) -> Tensor:

@@ -1,22 +1,28 @@
 """The one loop: propose, verify, accept, commit. Plain decoding is the draft of size one.
 
-The engine knows nothing of phonemes, waveforms or heads; it moves rows forward until each is done, must wait for
-text, or is stopped by a guard.
+The engine knows nothing of phonemes, waveforms or heads. :func:`step` moves rows of speech and rows of text alike;
+:class:`Run` moves rows of speech until each is done, must wait for text, or is stopped by a guard (text:
+:mod:`speech_mtp.decoding.text`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from speech_mtp.decoding.base import DecodingRule, Law, seeds_of
+from speech_mtp.decoding.laws import SpeechLaw
 from speech_mtp.decoding.vanilla import Vanilla
 from speech_mtp.layouts.base import Next
 from speech_mtp.lm.decode import DecodeState, GroupLM
-from speech_mtp.types import Finish, Sampling, TextUnits, Verdict
+from speech_mtp.lm.text_lm import TextLM
+from speech_mtp.types import Draft, Finish, LMOutput, Sampling, TextUnits, Verdict
+
+Trim = Callable[[Draft, Verdict], Verdict]
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Run:
 
     lm: GroupLM
     state: DecodeState
-    law: Law
+    law: SpeechLaw
     rule: DecodingRule = field(default_factory=Vanilla)
     guard: Guard = field(default_factory=Guard)
     finish: list[Finish | None] = field(default_factory=list)
@@ -75,7 +81,7 @@ class Run:
         active = torch.tensor([kind is Next.SPEECH for kind in todo], device=self.state.last.device)
         if not active.any():
             return None
-        verdict = step(self.lm, self.rule, self.state, self.law, active)
+        _, verdict, _ = step(self.lm, self.rule, self.state, self.law, active)
         self.steps += 1
         frames = self.lm.layout.frames(verdict.next[:, None])
         lengths = active.long() * frames.shape[-1]
@@ -98,13 +104,34 @@ class Run:
 
 
 @torch.inference_mode()
-def step(lm: GroupLM, rule: DecodingRule, state: DecodeState, law: Law, active: Tensor) -> Verdict:
-    """Hidden states -> draft -> one forward -> kept path and one sure position -> committed state."""
+def step(
+    lm: GroupLM | TextLM, rule: DecodingRule, state: Any, law: Law, active: Tensor, trim: Trim | None = None
+) -> tuple[Draft, Verdict, Tensor]:
+    """Hidden states -> draft -> one forward -> kept path and one sure position -> committed state.
+
+    ``trim`` may shorten the verdict before it is committed. Also returns the tokens ``[B, M]`` (channel 0) that follow
+    the kept nodes: what is new.
+    """
     draft = rule.propose(state, law)
-    out = lm.verify(state, draft)
+    out = lm.verify(state, draft, rule.taps)
     verdict = rule.accept(state, draft, out, law)
+    if trim is not None:
+        verdict = trim(draft, verdict)
     lm.commit(state, draft, verdict, active)
-    return verdict
+    kept, tokens, following = _kept(draft, out, verdict)
+    rule.read(state, kept, tokens, following, verdict.length * active)
+    return draft, verdict, following
+
+
+def _kept(draft: Draft, out: LMOutput, verdict: Verdict) -> tuple[LMOutput, Tensor, Tensor]:
+    """The kept nodes in order: their states, their tokens ``[B, M]`` and the tokens that follow them (channel 0)."""
+    path = verdict.path.clamp(min=0)
+    tokens = draft.tokens[..., 0].gather(1, path)
+    after = torch.cat([tokens[:, 1:], verdict.next[:, :1]], 1)
+    last = torch.arange(path.shape[1], device=path.device) == verdict.length[:, None] - 1
+    following = torch.where(last, verdict.next[:, :1], after)
+    index = path[..., None, None].expand(-1, -1, *out.hidden.shape[2:])
+    return LMOutput(out.hidden.gather(1, index)), tokens, following
 
 
 def start(
@@ -116,7 +143,7 @@ def start(
     seeds: Tensor | None = None,
 ) -> Run:
     """A run over the rows of ``units`` with voices ``timbre [B, E]``; ``seeds [B]`` default to the sampling's."""
-    law = Law(lm, sampling, seeds_of(sampling, len(timbre), timbre.device) if seeds is None else seeds)
+    law = SpeechLaw(lm, sampling, seeds_of(sampling, len(timbre), timbre.device) if seeds is None else seeds)
     return Run(lm, lm.prefill(units, timbre), law, rule or Vanilla())
 
 

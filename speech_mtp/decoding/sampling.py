@@ -31,7 +31,7 @@ def uniform(seed: Tensor, position: Tensor, channel: int, purpose: int, count: i
 
 
 def adjust(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The law of ``sampling``: ``logits [B, V]`` -> logits with -inf outside top-k and top-p, temperature applied.
+    """The law of ``sampling``: ``logits [..., V]`` -> logits with -inf outside top-k and top-p, temperature applied.
 
     Greedy (temperature 0) keeps the logits: :func:`draw` then takes the largest.
     """

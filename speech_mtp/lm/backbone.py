@@ -102,13 +102,8 @@ class Backbone(nn.Module):
 
         Raises FileNotFoundError when the folder holds no model and ValueError when it cannot serve as backbone.
         """
-        folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"There is no language model in {folder}: it has no config.json; check the path.")
-        check_supported(AutoConfig.from_pretrained(folder, local_files_only=True))
-        found = fingerprint or fingerprint_of(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+        model, tokenizer = load_causal_lm(folder, dtype)
+        found = fingerprint or fingerprint_of(Path(folder))
         return cls(model, tokenizer, found, hidden_layer, frozen)
 
     @property
@@ -168,6 +163,18 @@ class Backbone(nn.Module):
             return [], []
         read = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return list(read["input_ids"]), [(int(a), int(b)) for a, b in read["offset_mapping"]]
+
+
+def load_causal_lm(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Model and tokenizer of ``folder``. Raises FileNotFoundError and ValueError as :meth:`Backbone.from_folder`."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"There is no language model in {folder}: it has no config.json; check the path.")
+    check_supported(AutoConfig.from_pretrained(folder, local_files_only=True))
+    fingerprint_of(folder)  # says in one sentence when the weights are missing
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+    return model, tokenizer
 
 
 def check_supported(config: Any) -> None:

@@ -112,8 +112,9 @@ class GroupLM(nn.Module, ABC):
         state.cache.lengths = state.units.lengths.clone()
 
     @torch.inference_mode()
-    def verify(self, state: DecodeState, draft: Draft) -> LMOutput:
+    def verify(self, state: DecodeState, draft: Draft, taps: tuple[int, ...] = (-1,)) -> LMOutput:
         """One forward over the M nodes of ``draft``; hidden states ``[B, M, 1, D]``. Nothing is committed."""
+        assert taps == (-1,), f"a group LM gives its top states only, not taps {taps}"
         m = draft.tokens.shape[1]
         state.cache.grow(int(state.cache.lengths.max()) + m)
         x = self.embed_nodes(state, draft.tokens, self._pointers(state, draft))

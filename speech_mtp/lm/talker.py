@@ -11,17 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtp.lm.cache import KVCache
+from speech_mtp.nn.transformer import rotate
 from speech_mtp.types import LMOutput
-
-
-def rotate(x: Tensor, index: Tensor, base: float = 10_000.0) -> Tensor:
-    """Rotary position embedding (Su et al. 2021): ``x [B, H, T, d]``, ``index [B, T]``."""
-    half = x.shape[-1] // 2
-    rates = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angle = index[:, None, :, None].float() * rates
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
 class TalkerBlock(nn.Module):

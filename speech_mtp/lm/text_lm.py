@@ -1,0 +1,257 @@
+"""A Hugging Face causal LM as a trunk for text: prefill, verify a draft, commit what was kept.
+
+It owns its key-value cache (:mod:`speech_mtp.lm.cache`), so rows may have different lengths and a draft may be a tree.
+The model is read through its decoder alone; it knows nothing of heads, rules or sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speech_mtp.lm.backbone import check_supported, fingerprint_of, load_causal_lm
+from speech_mtp.lm.cache import HuggingFaceCache, KVCache, ancestors_of
+from speech_mtp.lm.output import OutputLayer, Pick
+from speech_mtp.types import Draft, LMOutput, Verdict
+
+
+@dataclass
+class TextState:
+    """Where every row of a running decode stands.
+
+    ``tokens [B, S]`` are the row's text and answer, ``lengths [B]`` of them valid; the newest, ``last [B, 1]``, is not
+    yet in the cache. ``head`` is what the rule's head keeps, ``version`` counts commits.
+    """
+
+    cache: KVCache
+    tokens: Tensor
+    lengths: Tensor
+    last: Tensor
+    head: Any = None
+    version: int = 0
+
+    def clone(self) -> TextState:
+        """An independent copy: both may go on."""
+        head = self.head.clone() if self.head is not None else None
+        return replace(
+            self,
+            cache=self.cache.clone(),
+            tokens=self.tokens.clone(),
+            lengths=self.lengths.clone(),
+            last=self.last.clone(),
+            head=head,
+        )
+
+
+class Unembedding(OutputLayer):
+    """Hidden states -> logits of the next token by ``weight [V, D]``, which belongs to the model."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__((int(torch.as_tensor(layer.weight).shape[0]),))
+        self._layer = (layer,)  # in a tuple: shared, not owned
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[..., D]`` -> ``[..., V]``, in the model's precision."""
+        layer = self._layer[0]
+        out: Tensor = layer(hidden.to(layer.weight.dtype))  # type: ignore[arg-type]
+        return out
+
+    def score(self, hidden: Tensor, tokens: Tensor) -> list[Tensor]:
+        return [self.logits(hidden)]
+
+    def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
+        return pick(0, self.logits(hidden))[:, None]
+
+
+class TextLM(nn.Module):
+    """``model`` is a Hugging Face causal LM with full attention, ``tokenizer`` its tokenizer.
+
+    A *tap* names a layer: k in 0..N-1 is the output of the first k layers (0: the embeddings), -1 the top, after the
+    final norm. Raises ValueError for recurrent, hybrid and sliding-window models, by name.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any = None, fingerprint: str = "") -> None:
+        super().__init__()
+        check_supported(model.config)
+        if getattr(model.config, "sliding_window", None) and getattr(model.config, "use_sliding_window", True):
+            raise ValueError(
+                f"This {model.config.model_type!r} model attends within a sliding window; drafts need full attention."
+            )
+        self.model, self.tokenizer, self.fingerprint = model.eval(), tokenizer, fingerprint
+        self.output = Unembedding(model.get_output_embeddings())
+        c = model.config
+        self.dim: int = c.hidden_size
+        self.vocab_size: int = self.output.channel_sizes[0]
+        self.num_layers: int = c.num_hidden_layers
+        self.max_positions: int = c.max_position_embeddings
+        self._heads: int = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
+        self._head_dim: int = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path, dtype: torch.dtype = torch.float32, fingerprint: str | None = None
+    ) -> Self:
+        """The causal LM saved in ``folder``. Errors as :meth:`speech_mtp.lm.backbone.Backbone.from_folder`."""
+        model, tokenizer = load_causal_lm(folder, dtype)
+        return cls(model, tokenizer, fingerprint or fingerprint_of(Path(folder)))
+
+    def shape(self) -> dict[str, Any]:
+        """The sizes that a head must know, as keyword arguments of ``TrunkShape``."""
+        c = self.model.config
+        rope = getattr(c, "rope_parameters", None) or {}
+        return {
+            "dim": self.dim,
+            "vocab_size": self.vocab_size,
+            "num_layers": self.num_layers,
+            "num_heads": c.num_attention_heads,
+            "num_kv_heads": self._heads,
+            "head_dim": self._head_dim,
+            "intermediate_size": c.intermediate_size,
+            "rms_norm_eps": getattr(c, "rms_norm_eps", None) or getattr(c, "layer_norm_eps", 1e-5),
+            "rope_theta": float(rope.get("rope_theta") or getattr(c, "rope_theta", None) or 10_000.0),
+        }
+
+    def binding(self) -> dict[str, Any]:
+        """What a head borrows, as keyword arguments of ``Binding``."""
+        decoder = self.model.base_model
+        norm = decoder.norm if hasattr(decoder, "norm") else decoder.final_layernorm
+        weight = self.model.get_output_embeddings().weight
+        return {"embed": self.embed, "unembed": self.output.logits, "weight": weight, "norm": norm}
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        named = getattr(self.model.generation_config, "eos_token_id", None)
+        found = set([named] if isinstance(named, int) else named or [])
+        if self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
+            found.add(int(self.tokenizer.eos_token_id))
+        return frozenset(found)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """``[..., T]`` -> ``[..., T, D]``, as the model's first layer reads them."""
+        out: Tensor = self.model.get_input_embeddings()(tokens)
+        return out
+
+    def trunk_states(
+        self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None, taps: tuple[int, ...] = (-1,)
+    ) -> LMOutput:
+        """The decoder: ``x [B, T, D]``, ``index [B, T]``, ``mask [B, 1, T, S]`` bool (True: may look)."""
+        additive = torch.zeros(mask.shape, dtype=x.dtype, device=x.device)
+        additive.masked_fill_(~mask, torch.finfo(x.dtype).min)
+        out = self.model.base_model(
+            inputs_embeds=x,
+            position_ids=index,
+            attention_mask=additive,
+            past_key_values=None if cache is None else HuggingFaceCache(cache),
+            use_cache=cache is not None,
+            output_hidden_states=taps != (-1,),
+        )
+        layers = [out.last_hidden_state if tap == -1 else out.hidden_states[tap] for tap in taps]
+        return LMOutput(torch.stack(layers, 2))
+
+    def forward(self, tokens: Tensor, lengths: Tensor, taps: tuple[int, ...] = (-1,)) -> LMOutput:
+        """Teacher-forced states of right-padded ``tokens [B, T]``, for training: ``[B, T, taps, D]``."""
+        index = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+        valid = index < lengths[:, None]
+        causal = torch.ones(index.shape[1], index.shape[1], dtype=torch.bool, device=tokens.device).tril()
+        mask = (causal & valid[:, None]) | torch.eye(index.shape[1], dtype=torch.bool, device=tokens.device)
+        return self.trunk_states(self.embed(tokens), index, mask[:, None], None, taps)
+
+    # -- decoding ---------------------------------------------------------------------------------------------
+    def open(self, rows: int, size: int = 128) -> TextState:
+        """``rows`` empty rows with room for ``size`` tokens at first (it grows)."""
+        cache = KVCache.empty(self.num_layers, rows, self._heads, size, self._head_dim, self.device, self.dtype)
+        zeros = torch.zeros(rows, dtype=torch.long, device=self.device)
+        return TextState(cache, torch.zeros(rows, size, dtype=torch.long, device=self.device), zeros, zeros[:, None])
+
+    @torch.inference_mode()
+    def read(
+        self, state: TextState, texts: Sequence[Sequence[int]], taps: tuple[int, ...] = (-1,)
+    ) -> tuple[LMOutput, Tensor, Tensor, Tensor]:
+        """Add known tokens to every row: a prompt, or a later turn of a chat behind what was generated.
+
+        All but the newest token of a row enter the cache. Returns their states ``[B, T, taps, D]``, the tokens
+        ``[B, T]``, the token following each ``[B, T]`` and how many ``[B]`` there are.
+        """
+        old = state.lengths.tolist()
+        fed = [
+            ([int(state.last[b, 0])] if old[b] else []) + list(text) for b, text in enumerate(texts)
+        ]  # whatever is not in the cache yet
+        if not all(fed):
+            raise ValueError("A row has no token to start from; give every row at least one.")
+        longest = max(n + len(text) for n, text in zip(old, texts, strict=True))
+        if longest > self.max_positions:
+            raise ValueError(
+                f"The text is {longest} tokens long, but the model reads {self.max_positions}; shorten it."
+            )
+        self._make_room(state, longest)
+        for b, text in enumerate(texts):
+            state.tokens[b, old[b] : old[b] + len(text)] = torch.tensor(list(text), device=self.device)
+        state.lengths = state.lengths + torch.tensor([len(text) for text in texts], device=self.device)
+        state.last = torch.tensor([row[-1] for row in fed], device=self.device)[:, None]
+        rows = [torch.tensor(row, device=self.device) for row in fed]
+        both = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        count = torch.tensor([len(row) - 1 for row in fed], device=self.device)
+        tokens, following = both[:, :-1], both[:, 1:]
+        out = self._run(state, tokens, taps)
+        state.cache.lengths = state.cache.lengths + count
+        state.version += 1
+        return out, tokens, following, count
+
+    def _run(self, state: TextState, tokens: Tensor, taps: tuple[int, ...]) -> LMOutput:
+        """A chain of tokens behind the cache; nothing is committed."""
+        b, t = tokens.shape
+        if t == 0:
+            return LMOutput(torch.zeros(b, 0, len(taps), self.dim, device=self.device, dtype=self.dtype))
+        parents = torch.arange(-1, t - 1, device=self.device).expand(b, -1)
+        return self.verify(state, Draft(tokens[..., None], parents), taps)
+
+    @torch.inference_mode()
+    def verify(self, state: TextState, draft: Draft, taps: tuple[int, ...] = (-1,)) -> LMOutput:
+        """One forward over the M nodes of ``draft``: states ``[B, M, taps, D]``. Nothing is committed."""
+        m = draft.tokens.shape[1]
+        self._make_room(state, int(state.cache.lengths.max()) + m + 1)
+        if m == 1:
+            ancestors = torch.ones(len(draft.tokens), 1, 1, dtype=torch.bool, device=self.device)
+        else:
+            ancestors = ancestors_of(draft.parents)
+        index = state.cache.lengths[:, None] + ancestors.sum(-1) - 1
+        x = self.embed(draft.tokens[..., 0])
+        return self.trunk_states(x, index, state.cache.mask(ancestors), state.cache, taps)
+
+    @torch.inference_mode()
+    def commit(self, state: TextState, draft: Draft, verdict: Verdict, active: Tensor) -> None:
+        """Keep the accepted nodes and take ``verdict.next`` as the new last token, for ``active [B]`` rows."""
+        length = verdict.length * active
+        state.cache.commit(verdict.path, length)
+        kept = draft.tokens[..., 0].gather(1, verdict.path.clamp(min=0))
+        self._make_room(state, int(state.lengths.max()) + kept.shape[1])
+        # Node 0 is in the history already; nodes 1.. and then the bonus token are new.
+        new = torch.cat([kept[:, 1:], verdict.next[:, :1]], 1)
+        at = torch.arange(new.shape[1], device=new.device)
+        new = torch.where(at == (verdict.length - 1)[:, None], verdict.next[:, :1], new)
+        slots = (state.lengths[:, None] + at).clamp(max=state.tokens.shape[1] - 1)
+        fresh = at < length[:, None]
+        state.tokens.scatter_(1, slots, torch.where(fresh, new, state.tokens.gather(1, slots)))
+        state.lengths = state.lengths + length
+        state.last = torch.where(active[:, None], verdict.next, state.last)
+        state.version += 1
+
+    def _make_room(self, state: TextState, size: int) -> None:
+        state.cache.grow(size)
+        if state.tokens.shape[1] < state.cache.size + 1:
+            state.tokens = F.pad(state.tokens, (0, state.cache.size + 1 - state.tokens.shape[1]))

@@ -1,0 +1,106 @@
+"""The block of today's language models: RMS norms, rotary attention with grouped keys, SwiGLU (LLaMA's block).
+
+Parameters carry the names of ``transformers``' Llama layers, so that weights go in and out unchanged. A block keeps its
+keys and values wherever the caller says; training, prefill and drafting are the same lines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speech_mtp.nn.kv_cache import KVCache
+
+
+def rotate(x: Tensor, index: Tensor, base: float = 10_000.0) -> Tensor:
+    """Rotary position embedding (Su et al. 2021): ``x [B, H, T, d]``, ``index [B, T]``."""
+    half = x.shape[-1] // 2
+    rates = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angle = index[:, None, :, None].float() * rates
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Sizes of a block. ``dim_in`` (default ``dim``) is the width that queries, keys and values are made from."""
+
+    dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    dim_in: int | None = None
+
+
+class Attention(nn.Module):
+    """Queries of ``x`` look at keys and values of ``x`` and of what ``cache`` holds, where ``layer`` is its place."""
+
+    def __init__(self, shape: BlockShape, layer: int = 0) -> None:
+        super().__init__()
+        self.shape, self.layer = shape, layer
+        width, size = shape.dim_in or shape.dim, shape.head_dim
+        self.q_proj = nn.Linear(width, shape.num_heads * size, bias=False)
+        self.k_proj = nn.Linear(width, shape.num_kv_heads * size, bias=False)
+        self.v_proj = nn.Linear(width, shape.num_kv_heads * size, bias=False)
+        self.o_proj = nn.Linear(shape.num_heads * size, shape.dim, bias=False)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """``[B, T, H * d]`` -> ``[B, H, T, d]``."""
+        return x.unflatten(-1, (-1, self.shape.head_dim)).transpose(1, 2)
+
+    def keys_values(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """``x [B, T, dim_in]`` at positions ``index [B, T]`` -> keys and values ``[B, H_kv, T, d]``."""
+        return rotate(self.heads(self.k_proj(x)), index, self.shape.rope_theta), self.heads(self.v_proj(x))
+
+    def attend(self, x: Tensor, index: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """``mask [B, 1, T, S]`` bool (True: may look) over the S keys -> ``[B, T, D]``."""
+        q = rotate(self.heads(self.q_proj(x)), index, self.shape.rope_theta)
+        grouped = self.shape.num_heads != self.shape.num_kv_heads
+        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=grouped)
+        out: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))
+        return out
+
+    def forward(self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None) -> Tensor:
+        """``x [B, T, dim_in]``, ``index [B, T]``; with a cache, S of ``mask`` is its size."""
+        keys, values = self.keys_values(x, index)
+        if cache is not None:
+            keys, values = cache.write(self.layer, keys, values)
+        return self.attend(x, index, keys, values, mask)
+
+
+class SwiGLU(nn.Module):
+    """``down(SiLU(gate x) * up x)``."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(dim, hidden, bias=False)
+        self.up_proj = nn.Linear(dim, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class LlamaBlock(nn.Module):
+    """Pre-norm attention and SwiGLU with residuals."""
+
+    def __init__(self, shape: BlockShape, layer: int = 0) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(shape.dim_in or shape.dim, eps=shape.rms_norm_eps)
+        self.self_attn = Attention(shape, layer)
+        self.post_attention_layernorm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
+        self.mlp = SwiGLU(shape.dim, shape.intermediate_size)
+
+    def forward(self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None) -> Tensor:
+        """``x [B, T, D]``, ``index [B, T]``, ``mask [B, 1, T, S]`` bool -> ``[B, T, D]``."""
+        x = x + self.self_attn(self.input_layernorm(x), index, mask, cache)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
