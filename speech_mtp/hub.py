@@ -29,11 +29,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from speech_mtp import plugins
 from speech_mtp.codecs.base import Codec
 from speech_mtp.files import replacing
+from speech_mtp.heads.base import Binding, MTPHead, TrunkShape
 from speech_mtp.lm.backbone import SOURCE, Backbone, fingerprint_of, sha256
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.lm.direct import DirectLM
 from speech_mtp.lm.speech_lm import SpeechLM
 from speech_mtp.lm.text_encoder import Spelled, TextEncoder, TextEncoderConfig
+from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.lm.units import UnitMaker
 from speech_mtp.types import Sampling
 
@@ -177,7 +179,7 @@ def load_codec(name_or_path: str | Path) -> Codec:
 # -- finding models -------------------------------------------------------------------------------------------------
 def known_models() -> list[str]:
     """Names of the packaged models."""
-    return sorted({path.relative_to(ASSETS).parts[0] for path in ASSETS.glob(f"*/**/{CONFIG}")})
+    return sorted({path.relative_to(ASSETS).parts[0] for path in ASSETS.glob(f"*/**/{CONFIG}")} - {"heads"})
 
 
 def find_model(name: str | Path) -> Path:
@@ -265,15 +267,31 @@ def convert_gguf(path: Path, target: Path, fingerprint: str) -> None:
         (aside / SOURCE).write_text(json.dumps({"sha256": fingerprint, "file": path.name}), encoding="utf-8")
 
 
+def find_backbone(name: str | None = None) -> Path:
+    """The folder of a language model: a folder or hub id, or (None) the backbone of the default model.
+
+    Errors as for :func:`resolve_backbone`.
+    """
+    if name is not None:
+        return _language_model(name)
+    source = json.loads((find_model(DEFAULT_MODEL) / CONFIG).read_text(encoding="utf-8"))["backbone"]
+    return resolve_backbone(source["sha256"], source)
+
+
+def _language_model(name: str) -> Path:
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not HUB_ID.fullmatch(name):
+        raise FileNotFoundError(f"The backbone {name!r} is neither a folder nor a hub id; check the name.")
+    try:
+        return _download(name, ["*.json", "*.safetensors", "*.jinja", "*.model"])
+    except OSError as error:
+        raise FileNotFoundError(f"The backbone {name!r} is no folder, and {error}; check the name.") from error
+
+
 def _allowed(allow: str, fingerprints: set[str]) -> Path:
-    folder = Path(allow)
-    if not folder.is_dir():
-        if folder.exists() or not HUB_ID.fullmatch(allow):
-            raise FileNotFoundError(f"The backbone {allow!r} is neither a folder nor a hub id; check the name.")
-        try:
-            folder = _download(allow, ["*.json", "*.safetensors", "*.jinja", "*.model"])
-        except OSError as error:
-            raise FileNotFoundError(f"The backbone {allow!r} is no folder, and {error}; check the name.") from error
+    folder = _language_model(allow)
     if fingerprint_of(folder) not in fingerprints:
         raise ValueError(f"The backbone {allow} is not one that this model was trained with; leave --backbone out.")
     return folder
@@ -343,6 +361,69 @@ def _refuse_files(path: Path) -> None:
         raise ValueError(f"{path} is a pickle, which can run code when it is opened; use a checkpoint in safetensors.")
     if path.is_file():
         raise ValueError(f"{path} is a file; give the checkpoint's folder.")
+
+
+# -- heads of text models -------------------------------------------------------------------------------------------
+HEADS = ASSETS / "heads"
+DEFAULT_HEAD = "medusa"
+
+
+def known_heads() -> list[str]:
+    """Names of the packaged heads."""
+    return sorted(path.parent.name for path in HEADS.glob(f"*/{CONFIG}"))
+
+
+def find_head(name: str | Path) -> Path:
+    """The folder of a packaged head, or of a path. Raises ValueError for an unknown name, listing the known ones."""
+    if str(name) in known_heads():
+        return HEADS / str(name)
+    if not Path(name).exists():
+        hint = plugins.nearest(str(name), known_heads())
+        raise ValueError(f"There is no head {str(name)!r}: no folder and no packaged head has that name; {hint}.")
+    return Path(name)
+
+
+def save_head(
+    head: MTPHead,
+    folder: str | Path,
+    spec: Mapping[str, Any],
+    fingerprint: str,
+    dtype: Storage = "fp32",
+    card: str = "",
+) -> None:
+    """Save a head that ``spec`` (plug-in name and settings) builds, trained on the trunk of ``fingerprint``. Errors as
+    for :func:`save_checkpoint`."""
+    config = {"kind": "head", "head": dict(spec), "trunk": head.to_config(), "backbone": fingerprint}
+    save_checkpoint(folder, {**config, "offsets": head.offsets}, head.state_dict(), dtype, card)
+
+
+def load_head(folder: str | Path, lm: TextLM) -> MTPHead:
+    """A head in evaluation mode, bound to its trunk ``lm`` and on its device.
+
+    Errors as for :func:`load_checkpoint`, and ValueError for a trunk that the head was not trained on.
+    """
+    config, state = load_checkpoint(folder, kind="head")
+    try:
+        spec, shape, backbone = config["head"], TrunkShape(**config["trunk"]), str(config["backbone"])
+        offsets = tuple(config["offsets"])
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{Path(folder) / CONFIG} has settings that this version does not know: {error}.") from error
+    if shape.vocab_size != lm.vocab_size:
+        raise ValueError(
+            f"The head {folder} was trained on a vocabulary of {shape.vocab_size} tokens, but this model has "
+            f"{lm.vocab_size}; use the model that it was trained on."
+        )
+    if backbone != lm.fingerprint:
+        raise ValueError(
+            f"The head {folder} was trained on another backbone (fingerprint {backbone[:12] or 'unknown'}) than "
+            f"this one ({lm.fingerprint[:12] or 'unknown'}); use that one, or train a head for this one."
+        )
+    head: MTPHead = plugins.build("heads", spec, shape=shape)
+    if head.offsets != offsets:
+        raise ValueError(f"{Path(folder) / CONFIG} lists the offsets {offsets}, but its head has {head.offsets}.")
+    load_weights(head, state, Path(folder))
+    head.bind(Binding(**lm.binding()))
+    return head.to(lm.device).eval()
 
 
 # -- speech models --------------------------------------------------------------------------------------------------

@@ -129,22 +129,24 @@ class Positions:
 
 @dataclass
 class LMOutput:
-    """Hidden states of a trunk: ``hidden [B, T, taps, D]``, the last tap being the top layer."""
+    """States of a trunk: ``hidden [B, T, taps, D]``, and ``final [B, T, D]``, the top layer (None: the last tap)."""
 
     hidden: Tensor
+    final: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def top(self) -> Tensor:
         """``[B, T, D]``: the states that output layers read."""
-        return self.hidden[:, :, -1]
+        return self.hidden[:, :, -1] if self.final is None else self.final
 
 
 @dataclass
 class Draft:
     """A tree of M guessed positions per row; node 0 is the committed position not yet in the cache.
 
-    ``tokens [B, M, C]``, ``parents [B, M]`` (-1 for node 0, otherwise an earlier node), and ``q``: per
-    channel the law the node was really drawn from, or None for a deterministic draft.
+    ``tokens [B, M, C]``, ``parents [B, M]`` (-1 for node 0, otherwise an earlier node; -1 also for nodes that only fill
+    a row up to M, which are never kept), and ``q``: per channel the law the node was really drawn from, or None for a
+    deterministic draft.
     """
 
     tokens: Tensor

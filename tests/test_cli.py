@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from speech_mtp import audio, cli, hub, plugins
+from speech_mtp.cli import evaluate
+from speech_mtp.cli.shared import standard_input
 from speech_mtp.lm.bundle import SpeechModel
 from tests.tiny import tiny_model
 
@@ -115,7 +117,7 @@ class TestSay:
         read, write = os.pipe()
         with os.fdopen(read) as stdin:
             monkeypatch.setattr(sys, "stdin", stdin)
-            pieces = cli._stdin()
+            pieces = standard_input()
             os.write(write, "Gr\u00fc".encode()[:-1])
             first = next(pieces)
             os.write(write, "\u00fc".encode()[1:] + b"n")
@@ -255,7 +257,7 @@ class TestEval:
     ) -> None:
         from speech_mtp.evaluation import speech_report as module
 
-        monkeypatch.setattr(cli, "_recording_of", lambda model, voice: None)
+        monkeypatch.setattr(evaluate, "_recording_of", lambda model, voice: None)
         made: list[str] = []
 
         def fake(say: object, texts: list[str], reference: object) -> dict[str, object]:
@@ -293,4 +295,4 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert all(name in ended.stdout for name in ("say", "tokenize", "corpus", "train", "eval"))
+    assert all(name in ended.stdout for name in ("say", "tokenize", "generate", "corpus", "train", "eval", "bench"))

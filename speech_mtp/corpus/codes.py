@@ -92,8 +92,13 @@ def save_codes(corpus: CodeCorpus, folder: Path) -> None:
 
 
 @torch.inference_mode()
-def encode_store(codec: Decoupled, store: AudioStore, batch: int = 16, device: str = "cpu") -> CodeCorpus:
-    """Encode and align every utterance of a store, shortest first; those that cannot be aligned are left out."""
+def encode_store(
+    codec: Decoupled, store: AudioStore, batch: int = 16, device: str = "cpu", part: tuple[int, int] = (0, 1)
+) -> CodeCorpus:
+    """Encode and align every utterance of a store, shortest first; those that cannot be aligned are left out.
+
+    ``part`` (i, n) takes every n-th batch from the i-th on, so that n processes share the work.
+    """
     phonemes = codec.phonemes
     if phonemes is None:
         raise ValueError("This codec has no phoneme head, so its codes cannot be aligned; use the training checkpoint.")
@@ -101,7 +106,7 @@ def encode_store(codec: Decoupled, store: AudioStore, batch: int = 16, device: s
     rows: list[CodeRow] = []
     frames, units, timbres = [], [], []
     total = 0
-    for indices in _batches(store, batch):
+    for indices in _batches(store, batch, *part):
         waves = [store.wave(i) for i in indices]
         lengths = torch.tensor([len(w) for w in waves], device=device)
         wave = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True).unsqueeze(1).to(device)
@@ -123,7 +128,7 @@ def encode_store(codec: Decoupled, store: AudioStore, batch: int = 16, device: s
     return CodeCorpus(rows, torch.cat(frames, 1), torch.cat(units), torch.stack(timbres))
 
 
-def _batches(store: AudioStore, batch: int) -> Iterator[list[int]]:
+def _batches(store: AudioStore, batch: int, first: int, every: int) -> Iterator[list[int]]:
     order = sorted(range(len(store)), key=lambda i: store.rows[i].samples)
-    for at in tqdm(range(0, len(order), batch), desc="encode", mininterval=5):
+    for at in tqdm(range(first * batch, len(order), every * batch), desc="encode", mininterval=5):
         yield order[at : at + batch]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,24 @@ from speech_mtp.corpus.sentences import frequent_words
 _MARK = "\u241e"  # stands for the user's words while a chat template is cut open
 
 
-class WriteConfig(BaseModel):
-    """How much is written and how it is drawn. ``prompts`` is a YAML file of :class:`PromptBook`."""
+class Drawing(BaseModel):
+    """How tokens are drawn: ``temperature`` 0 takes the best one, ``top_k`` 0 considers them all."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    batch: int = Field(default=128, ge=1)
+    max_new_tokens: int = Field(default=56, ge=1)
+    temperature: float = Field(default=0.8, ge=0)
+    top_k: int = Field(default=40, ge=0)
+    seed: int = 0
+
+
+class WriteConfig(Drawing):
+    """How much is written and how it is drawn. ``prompts`` is a YAML file of :class:`PromptBook`."""
+
     prompts: Path
     out: Path
     texts: int = Field(default=20_000, ge=1)
-    batch: int = Field(default=128, ge=1)
-    max_new_tokens: int = Field(default=56, ge=1)
     temperature: float = Field(default=0.8, gt=0)
-    top_k: int = Field(default=40, ge=1)
-    seed: int = 0
 
 
 class PromptBook(BaseModel):
@@ -92,14 +98,29 @@ def write(model: Any, tokenizer: Any, prompts: Sequence[str], config: WriteConfi
     gone on with. The noise of a batch depends on the seed and the batch's first index alone.
     Raises ``ValueError`` if the file there was written from other prompts.
     """
-    with JsonLines(config.out) as log:
-        done = answered(config.out, prompts)
-        starts = range(done, len(prompts), config.batch)
+
+    def texts(batch: list[str], start: int) -> list[dict[str, Any]]:
+        rows = [chat_tokens(tokenizer, prompt) for prompt in batch]
+        rows = sample_answers(model, tokenizer, rows, config, config.seed + start)
+        return [{"text": tokenizer.decode(row, skip_special_tokens=True)} for row in rows]
+
+    return write_batches(config.out, prompts, config.batch, texts)
+
+
+def write_batches(
+    path: Path, prompts: Sequence[str], size: int, answer: Callable[[list[str], int], list[dict[str, Any]]]
+) -> int:
+    """Lines of ``index``, ``prompt`` and what ``answer(batch, index of its first prompt)`` gives for each prompt.
+
+    A file that is there is gone on with; returns how many lines are new. Raises as :func:`write`.
+    """
+    with JsonLines(path) as log:
+        done = answered(path, prompts)
+        starts = range(done, len(prompts), size)
         for start in tqdm(starts, desc="writing", unit="batch", disable=not sys.stderr.isatty()):
-            batch = list(prompts[start : start + config.batch])
-            texts = _answer(model, tokenizer, batch, config, seed=config.seed + start)
-            pairs = enumerate(zip(batch, texts, strict=True), start=start)
-            log.append({"index": index, "prompt": prompt, "text": text} for index, (prompt, text) in pairs)
+            batch = list(prompts[start : start + size])
+            pairs = enumerate(zip(batch, answer(batch, start), strict=True), start=start)
+            log.append({"index": index, "prompt": prompt, **entries} for index, (prompt, entries) in pairs)
     return len(prompts) - done
 
 
@@ -116,13 +137,14 @@ def answered(path: Path, prompts: Sequence[str]) -> int:
 
 
 @torch.inference_mode()
-def _answer(model: Any, tokenizer: Any, prompts: list[str], config: WriteConfig, seed: int) -> list[str]:
-    """1. prompts -> left-padded ids ``[B, L]``, 2. sample, 3. decode what is new."""
+def sample_answers(
+    model: Any, tokenizer: Any, rows: list[list[int]], drawing: Drawing, seed: int, keep_end: bool = False
+) -> list[list[int]]:
+    """1. token ids -> left-padded ``[B, L]``, 2. :func:`sample_tokens`: what follows each row."""
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    rows = [tokenizer.encode(_opened(tokenizer, prompt), add_special_tokens=False) for prompt in prompts]
     ids, mask = _left_padded(rows, pad)
-    written = _sample(model, ids.to(model.device), mask.to(model.device), config, _ends(model, pad), seed)
-    return [tokenizer.decode(row, skip_special_tokens=True) for row in written]
+    inputs = ids.to(model.device), mask.to(model.device)
+    return sample_tokens(model, *inputs, drawing, _ends(model, pad), seed, keep_end)
 
 
 def _ends(model: Any, pad: int) -> set[int]:
@@ -131,18 +153,20 @@ def _ends(model: Any, pad: int) -> set[int]:
     return {pad} | set([named] if isinstance(named, int) else named or [])
 
 
-def _sample(model: Any, ids: Tensor, mask: Tensor, config: WriteConfig, ends: set[int], seed: int) -> list[list[int]]:
-    """Up to ``max_new_tokens`` tokens a row, without the one that ends it.
+def sample_tokens(
+    model: Any, ids: Tensor, mask: Tensor, drawing: Drawing, ends: set[int], seed: int, keep_end: bool = False
+) -> list[list[int]]:
+    """Up to ``max_new_tokens`` tokens after each row of left-padded ``ids, mask [B, L]``.
 
-    Only the ``top_k`` candidates are drawn from, and rows that have ended leave the batch and the cache: on a CPU
-    both count for as much as the model itself.
+    The token of ``ends`` that ends a row is left out, unless ``keep_end``. Only the ``top_k`` candidates are drawn
+    from, and rows that have ended leave the batch and the cache: on a CPU both count for as much as the model itself.
     """
     noise = torch.Generator(model.device).manual_seed(seed)
     written: list[list[int]] = [[] for _ in ids]
     rows = torch.arange(len(ids), device=ids.device)
     cache: Any = None
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    for _ in range(config.max_new_tokens):
+    for _ in range(drawing.max_new_tokens):
         out = model(
             input_ids=ids,
             attention_mask=mask,
@@ -152,14 +176,16 @@ def _sample(model: Any, ids: Tensor, mask: Tensor, config: WriteConfig, ends: se
             logits_to_keep=1,
         )
         cache, logits = out.past_key_values, out.logits[:, -1]
-        scores, candidates = logits.float().topk(min(config.top_k, logits.shape[-1]))
-        chosen = torch.multinomial((scores / config.temperature).softmax(-1), 1, generator=noise)
-        ids = candidates.gather(1, chosen)
+        if drawing.temperature == 0:
+            ids = logits.argmax(-1, keepdim=True)
+        else:
+            scores, candidates = logits.float().topk(min(drawing.top_k or logits.shape[-1], logits.shape[-1]))
+            chosen = torch.multinomial((scores / drawing.temperature).softmax(-1), 1, generator=noise)
+            ids = candidates.gather(1, chosen)
         going = torch.ones_like(rows, dtype=torch.bool)
         for at, (row, token) in enumerate(zip(rows.tolist(), ids[:, 0].tolist(), strict=True)):
-            if token in ends:
-                going[at] = False
-            else:
+            going[at] = token not in ends
+            if going[at] or keep_end:
                 written[row].append(token)
         if not going.all():
             if not going.any():
@@ -171,13 +197,14 @@ def _sample(model: Any, ids: Tensor, mask: Tensor, config: WriteConfig, ends: se
     return written
 
 
-def _opened(tokenizer: Any, prompt: str) -> str:
+def chat_tokens(tokenizer: Any, prompt: str) -> list[int]:
     """The chat up to where the model goes on: its answer, or for an empty prompt the user's own words."""
     if prompt:
         turn = [{"role": "user", "content": prompt}]
-        return str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
-    whole = str(tokenizer.apply_chat_template([{"role": "user", "content": _MARK}], tokenize=False))
-    return whole.split(_MARK)[0]
+        text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    else:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": _MARK}], tokenize=False).split(_MARK)[0]
+    return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def _left_padded(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
 """What is kept of a draft, as pure functions of tensors. Each says whether it is lossless.
 
-A draft is a tree: ``tokens [B, M]``, ``parents [B, M]`` (node 0, the committed token, has -1; parents come before
-children). The functions return ``path [B, M]``, the kept nodes from node 0 on (-1 past ``length [B]``, at least 1),
-and ``stop [B]``, the last kept node, after which the bonus token is drawn.
+A draft is a tree: ``tokens [B, M]``, ``parents [B, M]`` (node 0, the committed token, has -1, and so has a node that
+only fills the row and is never kept; parents come before children). The functions return ``path [B, M]``, the kept
+nodes from node 0 on (-1 past ``length [B]``, at least 1), and ``stop [B]``, the last kept node, after which the bonus
+token is drawn.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def matching(tokens: Tensor, parents: Tensor, choice: Tensor) -> Kept:
 def longest(good: Tensor, parents: Tensor) -> Kept:
     """Keep the longest path from node 0 on which all nodes are ``good [B, M]`` (node 0 always is)."""
     ancestors = ancestors_of(parents)  # [B, M, M]
-    good = good | (parents < 0)
+    root = torch.arange(parents.shape[1], device=parents.device) == 0
+    good = (good & (parents >= 0)) | root
     alive = ~(ancestors & ~good[:, None]).any(-1)
     depth = ancestors.sum(-1)
     stop = torch.where(alive, depth, 0).argmax(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,10 +38,12 @@ class DecodingRule(ABC):
     """``lossless`` rules give exactly the law of plain decoding.
 
     ``taps`` are the layers of the trunk whose states the rule's head reads (see :class:`speech_mtp.lm.text_lm.TextLM`).
+    ``paused`` says that the newest draft was left out because drafting did not pay.
     """
 
-    lossless: ClassVar[bool] = True
+    lossless: bool = True
     taps: tuple[int, ...] = (-1,)
+    paused: bool = False
 
     @abstractmethod
     def propose(self, state: Any, law: Any) -> Draft:

@@ -2,70 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from speech_mtp.decoding import acceptance
-from speech_mtp.decoding.base import ACCEPT, DRAFT, TARGET, DecodingRule
+from speech_mtp.decoding._drafting import HeadRule, full, plain
+from speech_mtp.decoding.base import ACCEPT, DRAFT, TARGET
+from speech_mtp.decoding.judge import judge
 from speech_mtp.decoding.laws import TextLaw
+from speech_mtp.decoding.payoff import Payoff
 from speech_mtp.heads.base import MTPHead
 from speech_mtp.lm.text_lm import TextState
 from speech_mtp.types import Draft, LMOutput, Verdict
 
 
-class Chain(DecodingRule):
-    """``depth`` tokens by ``head`` (default: as many as it has offsets); lossless.
+class Chain(HeadRule):
+    """``depth`` tokens by ``head`` (default: as many as it has offsets); lossless with exact acceptance.
 
     When sampling, drafts are drawn from the head's own law (``stochastic``) or are its best guesses. Drafting stops
-    early once every row's draft is right with a probability below ``confidence``, in the head's own opinion.
+    early once every row's chain is right with a probability below ``confidence``, in the head's own opinion.
+    ``acceptance`` and ``payoff`` are those of every rule with a head.
     """
 
     def __init__(
-        self, head: MTPHead, depth: int | None = None, stochastic: bool = True, confidence: float = 0.0
+        self,
+        head: MTPHead,
+        depth: int | None = None,
+        stochastic: bool = True,
+        confidence: float = 0.0,
+        acceptance: str | Mapping[str, Any] = "exact",
+        payoff: Payoff | Mapping[str, Any] | None = None,
     ) -> None:
-        self.head, self.taps = head, head.taps
-        self.depth = depth or head.num_depths
-        if self.depth > head.num_depths and not head.recursive:
-            raise ValueError(f"This head drafts {head.num_depths} tokens; depth {self.depth} is too much.")
+        super().__init__(head, acceptance, payoff)
+        self.depth = self.check_depth(depth or self.reach(head))
         self.stochastic, self.confidence = stochastic, confidence
 
-    @staticmethod
-    def supports(head: type[MTPHead]) -> bool:
-        """Adjacent offsets only: a leap needs the rule that looks back."""
-        return getattr(head, "adjacent", True)
-
-    def begin(self, state: TextState) -> None:
-        state.head = self.head.open(len(state.last), state.last.device, state.cache.keys.dtype)
-
-    def read(self, state: TextState, out: LMOutput, tokens: Tensor, following: Tensor, lengths: Tensor) -> None:
-        self.head.read(state.head, out.hidden, tokens, following, lengths)
+    def scores(self, state: TextState, depth: int, token: Tensor) -> Tensor:
+        """The head's scores ``[B, num_tokens]`` of draft ``depth`` (from 0), after ``token [B]``."""
+        if depth == 0:
+            return self.head.root(state.head)
+        parents = torch.full_like(token, depth - 2)
+        return self.head.expand(state.head, token[:, None], parents[:, None])[:, 0]
 
     def propose(self, state: TextState, law: TextLaw) -> Draft:
+        if self.rests():
+            return plain(state)
         tokens, laws = [state.last[:, 0]], []
-        scores = self.head.root(state.head)
         sure = torch.ones(len(state.last), device=state.last.device)
         for d in range(self.depth):
-            so_far = torch.stack(tokens, 1)
+            so_far, scores = torch.stack(tokens, 1), self.scores(state, d, tokens[-1])
             adjusted = law.adjusted(state, full(self.head, scores)[:, None], so_far, chain_of(so_far))[:, 0]
+            if self.confidence:
+                # Judged before the token is drawn: to drop some tokens after seeing them would bend the law.
+                sure = sure * self._chance(state, adjusted)
+                if bool((sure < self.confidence).all()):
+                    break
             if self.stochastic and not law.greedy:
                 laws.append(adjusted.softmax(-1))
                 token = law.draw(state, d, adjusted, DRAFT)
             else:
                 token = adjusted.argmax(-1)
-            if self.confidence:
-                sure = sure * adjusted.float().softmax(-1).gather(1, token[:, None])[:, 0]
-                if bool((sure < self.confidence).all()):
-                    laws = laws[:d]
-                    break
             tokens.append(token)
-            if d + 1 < self.depth:
-                parents = torch.full_like(token, d - 1)
-                scores = self.head.expand(state.head, token[:, None], parents[:, None])[:, 0]
         drafted = torch.stack(tokens, 1)
         q = [torch.stack(laws, 1)] if laws else None
         return Draft(drafted[..., None], chain_of(drafted), q)
 
+    def _chance(self, state: TextState, adjusted: Tensor) -> Tensor:
+        """How likely ``[B]`` the next draft is kept: the head's estimate, or its best token's probability."""
+        estimate = self.head.confidence(state.head)
+        return adjusted.float().softmax(-1).amax(-1) if estimate is None else estimate[:, 0]
+
     def accept(self, state: TextState, draft: Draft, out: LMOutput, law: TextLaw) -> Verdict:
+        if not self.lossless:
+            return judge(self.acceptance, state, draft, out, law)
         tokens = draft.tokens[..., 0]
         scores = law.adjusted(state, law.lm.output.logits(out.top), tokens, draft.parents)
         if law.greedy:
@@ -84,11 +96,3 @@ class Chain(DecodingRule):
 def chain_of(tokens: Tensor) -> Tensor:
     """The parents of a chain of ``tokens [B, M]``."""
     return torch.arange(-1, tokens.shape[1] - 1, device=tokens.device).expand(len(tokens), -1)
-
-
-def full(head: MTPHead, scores: Tensor) -> Tensor:
-    """Scores on the draft vocabulary ``[..., num_tokens]`` -> on the trunk's ``[..., V]``, -inf elsewhere."""
-    if head.token_map is None:
-        return scores
-    wide = scores.new_full((*scores.shape[:-1], head.shape.vocab_size), float("-inf"))
-    return wide.scatter(-1, head.token_map.expand(*scores.shape[:-1], -1), scores)

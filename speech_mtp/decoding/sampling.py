@@ -27,7 +27,8 @@ def uniform(seed: Tensor, position: Tensor, channel: int, purpose: int, count: i
     stream = torch.tensor(channel * 64 + purpose + 1, device=seed.device) * _MIX[0]
     key = _scramble(key + stream)
     numbers = _scramble(key[:, None] + torch.arange(1, count + 1, device=seed.device) * _MIX[0])
-    return (((numbers >> 40) & 0xFFFFFF).float() + 0.5) / (1 << 24)
+    # The largest number plus a half rounds up to 2^24 in float32: at 1 the noise would be infinite and the token any.
+    return ((((numbers >> 40) & 0xFFFFFF).float() + 0.5) / (1 << 24)).clamp(max=1 - 2**-24)
 
 
 def adjust(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -22,10 +22,12 @@ from speech_mtp.types import Draft, Finish, Sampling, Verdict
 
 @dataclass
 class Statistics:
-    """What drafting gave, over all rows: ``forwards`` of the trunk while rows were running, ``emitted`` tokens; and per
-    depth (from 1) how often a draft was ``tried``, all earlier ones being right, and was ``kept``."""
+    """What drafting gave, over all rows: ``forwards`` of the trunk while rows were running, ``paused`` of which drafted
+    nothing because it did not pay, ``emitted`` tokens; and per depth (from 1) how often a draft was ``tried``, all
+    earlier ones being right, and was ``kept``. Several drafts of one token are one try."""
 
     forwards: int = 0
+    paused: int = 0
     emitted: int = 0
     tried: list[int] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
@@ -40,10 +42,10 @@ class Statistics:
         """Per depth, the share of drafts kept among those whose predecessors were all kept (conditional)."""
         return [kept / max(1, tried) for kept, tried in zip(self.kept, self.tried, strict=True)]
 
-    def count(self, drafted: int, kept: int) -> None:
-        """One row, one forward: ``drafted`` depths were there, ``kept`` of them were right."""
+    def count(self, tried: int, kept: int) -> None:
+        """One row, one forward: ``tried`` depths were judged, ``kept`` of them right: all, or all but the last."""
         self.forwards += 1
-        for d in range(min(drafted, kept + 1)):
+        for d in range(tried):
             if d == len(self.tried):
                 self.tried.append(0)
                 self.kept.append(0)
@@ -74,6 +76,7 @@ class TextRun:
         self._ends = torch.tensor(sorted(self.lm.ends), device=self.lm.device)
         self._context: list[list[int]] = [[] for _ in self.state.last]
 
+    @torch.inference_mode()
     def say(self, texts: Sequence[Sequence[int]]) -> None:
         """Begin a turn: add known tokens to every row, and let the model answer. The cache is reused.
 
@@ -106,15 +109,22 @@ class TextRun:
             return None
         active = torch.tensor(going, device=self.lm.device)
         room = torch.tensor([self.max_new_tokens - len(t) for t in self.tokens], device=self.lm.device)
-        draft, verdict, following = step(
-            self.lm, self.rule, self.state, self.law, active, lambda d, v: cut(d, v, self._ends, room)
-        )
-        drafted = _depth(draft.parents)
-        host = torch.cat([verdict.length[:, None], following], 1).tolist()  # the step's one copy to the host
-        return [self._take(b, row[1 : row[0] + 1], drafted) if going[b] else [] for b, row in enumerate(host)]
+        whole: list[Verdict] = []
 
-    def _take(self, b: int, new: list[int], drafted: int) -> list[int]:
-        self.statistics.count(drafted, len(new) - 1)
+        def trim(draft: Draft, verdict: Verdict) -> Verdict:
+            whole.append(verdict)
+            return cut(draft, verdict, self._ends, room)
+
+        draft, verdict, following = step(self.lm, self.rule, self.state, self.law, active, trim)
+        tried, kept = tries(draft, whole[0], verdict)
+        host = torch.cat([torch.stack([verdict.length, tried, kept], 1), following], 1).tolist()  # one copy a step
+        for b, (_, tried_b, kept_b, *_) in enumerate(host):
+            if going[b]:
+                self.statistics.count(tried_b, kept_b)
+                self.statistics.paused += self.rule.paused
+        return [self._take(b, row[3 : row[0] + 3]) if going[b] else [] for b, row in enumerate(host)]
+
+    def _take(self, b: int, new: list[int]) -> list[int]:
         self.statistics.emitted += len(new)
         self.tokens[b] += new
         if new[-1] in self.lm.ends:
@@ -160,12 +170,14 @@ def cut(draft: Draft, verdict: Verdict, ends: Tensor, room: Tensor) -> Verdict:
     return Verdict(path, length, new.gather(1, (length - 1)[:, None]))
 
 
-def _depth(parents: Tensor) -> int:
-    """Levels of a draft below node 0 (of its first row: all rows have the same shape)."""
-    depth = [0]
-    for parent in parents[0, 1:].tolist():
-        depth.append(depth[parent] + 1)
-    return max(depth)
+def tries(draft: Draft, whole: Verdict, trimmed: Verdict) -> tuple[Tensor, Tensor]:
+    """How many depths of each row were tried and kept, ``[B]`` both: the next one failed only if there was a draft of
+    it, and if the row did not end before."""
+    stop = whole.path.gather(1, (whole.length - 1)[:, None])
+    more = (draft.parents == stop).any(1)
+    ended = trimmed.length < whole.length
+    kept = trimmed.length - 1 + ended.long()  # all new tokens of a trimmed row are drafts
+    return kept + (more & ~ended).long(), kept
 
 
 def start(

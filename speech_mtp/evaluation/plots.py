@@ -1,4 +1,4 @@
-"""Pictures of results: training curves from ``log.jsonl``, and how an utterance looks."""
+"""Pictures of results: training curves from ``log.jsonl``, how an utterance looks, how fast text is made."""
 
 from __future__ import annotations
 
@@ -44,6 +44,24 @@ def spectrograms(waves: dict[str, Tensor], sample_rate: int, out: Path) -> None:
         image: Any = librosa.power_to_db(mel, ref=mel.max())
         display.specshow(image, sr=sample_rate, hop_length=240, x_axis="time", y_axis="mel", ax=panel)
         panel.set_title(name, fontsize=9)
+    _save(figure, out)
+
+
+def speed_bars(report: dict[str, Any], out: Path) -> None:
+    """Speed-up over plain decoding with its interval, and tokens per forward, of a report of ``bench text``, as PNG."""
+    rows = [*report["rows"], *report["peers"]][::-1]
+    names = [f"{row['head'] or row['program']} {row['rule'] or ''} {row['dtype']}" for row in rows]
+    middle = [row["speedup_over_vanilla"] for row in rows]
+    ends = [row["speedup_over_vanilla_interval"] for row in rows]
+    low = [max(0.0, m - a) for m, (a, _) in zip(middle, ends, strict=True)]
+    high = [max(0.0, b - m) for m, (_, b) in zip(middle, ends, strict=True)]
+    pyplot = _pyplot()
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 1 + 0.3 * len(rows)), sharey=True)
+    panels[0].barh(names, middle, xerr=[low, high], color=["C0" if row["rule"] else "C7" for row in rows], capsize=2)
+    panels[0].axvline(1, color="black", linewidth=0.8)
+    panels[0].set_xlabel("speed-up over plain decoding")
+    panels[1].barh(names, [row["tokens_per_forward"] or 0 for row in rows], color="C1")
+    panels[1].set_xlabel("tokens per forward, bonus token included")
     _save(figure, out)
 
 

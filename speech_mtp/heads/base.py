@@ -118,6 +118,24 @@ class Mixture(nn.Module):
         return hidden[..., -1, :]
 
 
+class PrivateUnembedding(nn.ModuleList):
+    """``count`` output layers of a head's own, D -> num_tokens, started from the trunk's."""
+
+    started: Tensor
+
+    def __init__(self, count: int, dim: int, num_tokens: int) -> None:
+        super().__init__(nn.Linear(dim, num_tokens, bias=False) for _ in range(count))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+
+    def start(self, rows: Tensor) -> None:
+        """Copy the trunk's ``rows [num_tokens, D]``, once: a loaded checkpoint says that it has started."""
+        if not self.started:
+            with torch.no_grad():
+                for layer in self:
+                    layer.get_parameter("weight").copy_(rows)
+            self.started.fill_(True)
+
+
 class MTPHead(nn.Module, ABC):
     """Base of all heads.
 
@@ -160,8 +178,23 @@ class MTPHead(nn.Module, ABC):
         """How many past trunk states a draft needs: without leaps, one."""
         return self.offsets[0] - 1
 
+    @property
+    def adjacent(self) -> bool:
+        """Whether the offsets are 2, 3, 4, ...: leaps need the rule that looks back."""
+        return self.offsets == tuple(range(2, 2 + len(self.offsets)))
+
     recursive = False
     """Whether :meth:`expand` may be called more than ``num_depths - 1`` times."""
+
+    identity_at_start = False
+    """Whether an untrained head that reads the top layer scores its first offset as the trunk scores the next token."""
+
+    shared_pass = False
+    """Whether the offsets of :meth:`unroll` share one pass: back-propagating one by one needs the graph retained."""
+
+    drafts_as_trained = True
+    """Whether :meth:`unroll` gives the numbers that :meth:`root` and :meth:`expand` give when fed with the true tokens.
+    A head that is published with another training says so here, and why."""
 
     # -- the trunk --------------------------------------------------------------------------------------------
     def bind(self, binding: Binding) -> None:
@@ -184,7 +217,12 @@ class MTPHead(nn.Module, ABC):
         """The trunk's output layer on the draft vocabulary: ``[..., D]`` -> ``[..., num_tokens]``."""
         if self.token_map is None:
             return self.trunk.unembed(hidden)
-        return F.linear(hidden.to(self.trunk.weight.dtype), self.trunk.weight[self.token_map])
+        return F.linear(hidden.to(self.trunk.weight.dtype), self.unembedding())
+
+    def unembedding(self) -> Tensor:
+        """The rows of the trunk's output layer that belong to the draft vocabulary ``[num_tokens, D]``."""
+        weight = self.trunk.weight
+        return weight if self.token_map is None else weight[self.token_map]
 
     def to_target(self, ids: Tensor) -> Tensor:
         """Draft ids -> the trunk's ids."""
@@ -197,7 +235,8 @@ class MTPHead(nn.Module, ABC):
 
         ``out.hidden [B, T, taps, D]`` are the trunk's states of ``tokens [B, T]``; the logits at t score
         ``x_{t + offset}``. Nothing at t may depend on tokens at or past ``t + offset``, nor on states past t. Logits
-        whose own inputs reach past the sequence are unspecified. The caller may back-propagate each yield at once.
+        whose own inputs reach past the sequence are unspecified. The caller may back-propagate each yield at once
+        (``shared_pass``: if it retains the graph).
         """
 
     # -- decoding ---------------------------------------------------------------------------------------------
@@ -229,6 +268,14 @@ class MTPHead(nn.Module, ABC):
         ``parents [B, N]`` count the nodes expanded since the last read (-1: node 0, that is ``last``).
         Returns ``[B, N, num_tokens]``. A head that predicts by offset alone ignores the tokens.
         """
+
+    def confidence(self, state: HeadState) -> Tensor | None:
+        """For the nodes scored last, the chance ``[B, N]`` that a child drawn from those scores is kept.
+
+        None: the head has no opinion besides its scores. It may not depend on the child itself, so that a rule may stop
+        drafting by it and stay lossless.
+        """
+        return None
 
     def to_config(self) -> dict[str, Any]:
         """The shape of the trunk as a plain mapping."""

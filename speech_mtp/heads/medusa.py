@@ -7,30 +7,16 @@ untrained head is exactly the trunk's next-token layer.
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_mtp.heads.base import Binding, ParallelHead, TrunkShape
-
-
-class ResBlock(nn.Module):
-    """``x + SiLU(W x + b)``, the identity at the start."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(dim, dim)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + F.silu(self.linear(x))
+from speech_mtp.heads.base import Binding, ParallelHead, PrivateUnembedding, TrunkShape
+from speech_mtp.nn.residual import ResBlock
 
 
 class Medusa(ParallelHead):
     """``num_heads`` heads. ``private`` gives each its own unembedding, started from the trunk's at :meth:`bind`."""
 
-    started: Tensor
+    identity_at_start = True
 
     def __init__(
         self,
@@ -46,21 +32,12 @@ class Medusa(ParallelHead):
         self.blocks = nn.ModuleList(
             nn.Sequential(*(ResBlock(shape.dim) for _ in range(num_layers))) for _ in range(num_heads)
         )
-        self.private = (
-            nn.ModuleList(nn.Linear(shape.dim, self.num_tokens, bias=False) for _ in range(num_heads))
-            if private
-            else None
-        )
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self.private = PrivateUnembedding(num_heads, shape.dim, self.num_tokens) if private else None
 
     def bind(self, binding: Binding) -> None:
         super().bind(binding)
-        if self.private is not None and not self.started:
-            rows = binding.weight if self.token_map is None else binding.weight[self.token_map]
-            with torch.no_grad():
-                for layer in self.private:
-                    layer.get_parameter("weight").copy_(rows)
-            self.started.fill_(True)  # a loaded checkpoint says so too, and keeps its weights
+        if self.private is not None:
+            self.private.start(self.unembedding())
 
     def ahead(self, hidden: Tensor, j: int) -> Tensor:
         x = self.blocks[j](hidden)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.utils import logging
 
 MODEL_TYPES = (
     "gemma",
@@ -152,6 +155,10 @@ class Backbone(nn.Module):
         hidden = self._run(torch.tensor([new]), state.cache)
         return hidden[:, len(new) - len(tokens) + known :], spans[known:]
 
+    def spans(self, text: str) -> list[Span]:
+        """The characters (start, end) of each token of ``text``, without running the model."""
+        return self._tokenize(text)[1]
+
     def _run(self, ids: Tensor, cache: DynamicCache | None = None) -> Tensor:
         use_cache = cache is not None
         out = self._lower[0](input_ids=ids.to(self.device), past_key_values=cache, use_cache=use_cache)
@@ -173,8 +180,21 @@ def load_causal_lm(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
     check_supported(AutoConfig.from_pretrained(folder, local_files_only=True))
     fingerprint_of(folder)  # says in one sentence when the weights are missing
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+    with _without_bars():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
     return model, tokenizer
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Loading takes seconds and no progress bar: standard error is for what goes wrong."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def check_supported(config: Any) -> None:

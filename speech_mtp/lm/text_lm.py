@@ -161,7 +161,7 @@ class TextLM(nn.Module):
             output_hidden_states=taps != (-1,),
         )
         layers = [out.last_hidden_state if tap == -1 else out.hidden_states[tap] for tap in taps]
-        return LMOutput(torch.stack(layers, 2))
+        return LMOutput(torch.stack(layers, 2), final=out.last_hidden_state)
 
     def forward(self, tokens: Tensor, lengths: Tensor, taps: tuple[int, ...] = (-1,)) -> LMOutput:
         """Teacher-forced states of right-padded ``tokens [B, T]``, for training: ``[B, T, taps, D]``."""

@@ -62,6 +62,14 @@ class KVCache:
         at = (self.lengths[:, None] + torch.arange(m, device=ancestors.device))[:, None].expand(-1, m, -1)
         return seen.scatter(2, at, ancestors)[:, None]
 
+    def behind(self, count: int) -> tuple[Tensor, Tensor]:
+        """Make room for a chain of ``count`` new entries; their positions ``[B, count]``, mask ``[B, 1, count, S]``."""
+        self.grow(int(self.lengths.max()) + count)
+        device = self.lengths.device
+        causal = torch.ones(count, count, dtype=torch.bool, device=device).tril()
+        index = self.lengths[:, None] + torch.arange(count, device=device)
+        return index, self.mask(causal.expand(len(self.lengths), -1, -1))
+
     def commit(self, path: Tensor, length: Tensor) -> None:
         """Keep the nodes ``path [B, M]`` (first ``length [B]`` of them) as the newest valid entries."""
         b, m = path.shape

@@ -25,6 +25,13 @@ def rotate(x: Tensor, index: Tensor, base: float = 10_000.0) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
+def causal(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions ``[1, T]`` and mask ``[1, 1, T, T]`` of whole texts ``x [B, T, D]``: each sees itself and the past."""
+    t = x.shape[1]
+    mask = torch.ones(t, t, dtype=torch.bool, device=x.device).tril()
+    return torch.arange(t, device=x.device)[None], mask[None, None]
+
+
 @dataclass(frozen=True)
 class BlockShape:
     """Sizes of a block. ``dim_in`` (default ``dim``) is the width that queries, keys and values are made from."""
@@ -59,9 +66,13 @@ class Attention(nn.Module):
         """``x [B, T, dim_in]`` at positions ``index [B, T]`` -> keys and values ``[B, H_kv, T, d]``."""
         return rotate(self.heads(self.k_proj(x)), index, self.shape.rope_theta), self.heads(self.v_proj(x))
 
+    def queries(self, x: Tensor, index: Tensor) -> Tensor:
+        """``x [B, T, dim_in]`` at positions ``index [B, T]`` -> ``[B, H, T, d]``."""
+        return rotate(self.heads(self.q_proj(x)), index, self.shape.rope_theta)
+
     def attend(self, x: Tensor, index: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """``mask [B, 1, T, S]`` bool (True: may look) over the S keys -> ``[B, T, D]``."""
-        q = rotate(self.heads(self.q_proj(x)), index, self.shape.rope_theta)
+        q = self.queries(x, index)
         grouped = self.shape.num_heads != self.shape.num_kv_heads
         y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=grouped)
         out: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))

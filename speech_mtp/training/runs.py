@@ -2,8 +2,8 @@
 
 ``store`` lays a corpus out for training, ``codec`` trains a codec on it, ``encode`` turns it into aligned codes,
 ``units`` stores the backbone's states of every text, ``lm`` trains a talker, ``text_encoder`` our own reader of
-spelling, ``package`` joins them into a model that speaks. ``store`` and all training go on after a kill; the others
-take minutes.
+spelling, ``package`` joins them into a model that speaks. ``answers`` lets a language model answer prompts and
+``text_mtp`` trains heads on that. ``store``, ``answers`` and all training go on after a kill; the others take minutes.
 """
 
 from __future__ import annotations
@@ -20,19 +20,23 @@ from tqdm import tqdm
 
 from speech_mtp import hub, plugins
 from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
+from speech_mtp.corpus import answers
 from speech_mtp.corpus.codes import encode_store, load_codes, save_codes
 from speech_mtp.corpus.store import AudioStore, store_manifest
 from speech_mtp.lm.backbone import Backbone
 from speech_mtp.lm.speech_lm import SpeechLM, SpeechLMConfig
 from speech_mtp.lm.text_encoder import TextEncoder, TextEncoderConfig
+from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.lm.units import UnitMaker
 from speech_mtp.text.phonemes import SYMBOLS
+from speech_mtp.training.answer_data import split
 from speech_mtp.training.base import Task
 from speech_mtp.training.codec import CodecTask, CodecTaskConfig
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.lm import LMTask, LMTaskConfig, UnitStore, write_units
 from speech_mtp.training.loop import LoopConfig, train
-from speech_mtp.training.text_encoder import TextEncoderTask, TextEncoderTaskConfig, read_texts
+from speech_mtp.training.text_encoder import StoredStates, TextEncoderTask, TextEncoderTaskConfig, read_texts
+from speech_mtp.training.text_mtp import HeadSettings, TextMTPTask, TextMTPTaskConfig, build_head
 from speech_mtp.types import Sampling
 
 
@@ -71,19 +75,25 @@ class CodecRun(Stage):
 
 
 class EncodeRun(Stage):
-    """Encode and align the stores ``data`` with ``codec``; the result is a code corpus in ``out``."""
+    """Encode and align the stores ``data`` with ``codec``; the result is a code corpus in ``out``.
+
+    ``part`` (i, n) does the i-th of n shares of the work, so that several processes fill several folders.
+    """
 
     kind: Literal["encode"]
     data: list[Path]
     codec: str
     batch: int = 16
+    part: tuple[int, int] = (0, 1)
 
 
 class UnitsRun(Stage):
-    """Store phonemes and backbone states of every text in ``codes``. ``backbone`` names a source (see hub)."""
+    """Store phonemes and backbone states of every text in the code corpora ``codes`` and the text files ``texts`` (one
+    sentence a line). ``backbone`` names a source (see hub)."""
 
     kind: Literal["units"]
-    codes: list[Path]
+    codes: list[Path] = []
+    texts: list[Path] = []
     backbone: dict[str, Any]
     hidden_layer: int = -1
     g2p: str = "hibari"
@@ -104,11 +114,13 @@ class LMRun(Stage):
 
 class TextEncoderRun(Stage):
     """Train a text encoder on the sentences of ``texts`` (one a line, normalised), labelled by ``g2p``; sentences of
-    ``dev_texts`` are held out. ``backbone`` names a source (see hub)."""
+    ``dev_texts`` are held out. ``backbone`` names a source (see hub); states that the stage ``units`` stored in
+    ``units`` are not computed again."""
 
     kind: Literal["text_encoder"]
     texts: list[Path]
     dev_texts: list[Path]
+    units: Path | None = None
     backbone: dict[str, Any]
     hidden_layer: int = -1
     g2p: str = "hibari"
@@ -139,12 +151,45 @@ class PackageRun(Stage):
     card: Path
 
 
+class AnswersRun(Stage):
+    """Let ``backbone`` answer the texts under ``field`` of the JSON-lines files ``prompts`` and prompts it invents.
+
+    The result is ``out/answers.jsonl``. ``dtype`` is that of its weights.
+    """
+
+    kind: Literal["answers"]
+    prompts: list[Path] = []
+    field: str = "prompt"
+    backbone: dict[str, Any]
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    invent: answers.InventConfig = answers.InventConfig()
+    answer: answers.AnswerConfig = answers.AnswerConfig()
+
+
+class TextMTPRun(Stage):
+    """Train ``heads`` on ``answers``, files that the stage of that name wrote with the same ``backbone``.
+
+    The result is a folder per head in ``out/export``. ``start`` is such an export, whose heads of the same names the
+    training starts from. ``dtype`` is that of the backbone's weights (bf16 needs ``task.amp``).
+    """
+
+    kind: Literal["text_mtp"]
+    answers: list[Path]
+    backbone: dict[str, Any]
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    heads: dict[str, HeadSettings] = Field(min_length=1)
+    start: Path | None = None
+    task: TextMTPTaskConfig = TextMTPTaskConfig()
+    loop: LoopConfig
+
+
 class TrainConfig(BaseModel):
     """A recipe file holds one stage, told apart by ``kind``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     run: Annotated[
-        StoreRun | CodecRun | EncodeRun | UnitsRun | LMRun | TextEncoderRun | PackageRun, Field(discriminator="kind")
+        StoreRun | CodecRun | EncodeRun | UnitsRun | LMRun | TextEncoderRun | PackageRun | AnswersRun | TextMTPRun,
+        Field(discriminator="kind"),
     ]
 
 
@@ -158,6 +203,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "lm": _lm,
         "text_encoder": _text_encoder,
         "package": _package,
+        "answers": _answers,
+        "text_mtp": _text_mtp,
     }
     return stages[config.run.kind](config.run)
 
@@ -213,7 +260,43 @@ def _text_encoder(stage: TextEncoderRun) -> dict[str, Any]:
     encoder = TextEncoder(TextEncoderConfig(**{**stage.model, **sizes}))
     g2p = plugins.build("text.g2p", stage.g2p)
     texts, held_out = read_texts(stage.texts), read_texts(stage.dev_texts)
-    task = TextEncoderTask(encoder, backbone.to(stage.torch_device()), g2p, texts, held_out, stage.task, workers)
+    backbone = backbone.to(stage.torch_device())
+    states = StoredStates(backbone, UnitStore(stage.units)) if stage.units else None
+    task = TextEncoderTask(encoder, backbone, g2p, texts, held_out, stage.task, workers, states)
+    return _finish(task, stage, workers)
+
+
+def _text_lm(stage: AnswersRun | TextMTPRun) -> TextLM:
+    folder = hub.resolve_backbone(stage.backbone["sha256"], stage.backbone, None)
+    dtype = torch.bfloat16 if stage.dtype == "bf16" else torch.float32
+    return TextLM.from_folder(folder, dtype, stage.backbone["sha256"]).to(stage.torch_device())
+
+
+def _answers(stage: AnswersRun) -> dict[str, Any]:
+    lm = _text_lm(stage)
+    prompts = [text for path in stage.prompts for text in answers.read_prompts(path, stage.field)]
+    if stage.invent.prompts:
+        prompts += answers.invent_prompts(lm.model, lm.tokenizer, stage.out / answers.PROMPTS, stage.invent)
+    if not prompts:
+        raise ValueError(
+            "There is nothing to answer; name files of prompts (prompts) or let some be invented (invent)."
+        )
+    path = stage.out / answers.ANSWERS
+    new = answers.write_answers(lm.model, lm.tokenizer, prompts, path, stage.answer)
+    return {"out": str(path), "prompts": len(prompts), "new": new}
+
+
+def _text_mtp(stage: TextMTPRun) -> dict[str, Any]:
+    if stage.dtype == "bf16" and not stage.task.amp:
+        raise ValueError("A backbone in bf16 needs mixed precision; set task.amp to true, or dtype to fp32.")
+    workers, lm = Workers(), _text_lm(stage)
+    said = answers.read_answers(stage.answers)
+    told, _ = split(said, stage.task.data.dev_every)
+    heads = {name: build_head(settings.head, lm, told, stage.loop.seed) for name, settings in stage.heads.items()}
+    if stage.start is not None:
+        for name, head in heads.items():
+            _start_from(head, hub.load_head(stage.start / name, lm), str(stage.start / name))
+    task = TextMTPTask(lm, heads, stage.heads, said, stage.task, workers)
     return _finish(task, stage, workers)
 
 
@@ -228,7 +311,7 @@ def _start_from(module: torch.nn.Module, trained: torch.nn.Module, name: str) ->
         ) from error
 
 
-def _finish(task: Task, stage: CodecRun | LMRun | TextEncoderRun, workers: Workers) -> dict[str, Any]:
+def _finish(task: Task, stage: CodecRun | LMRun | TextEncoderRun | TextMTPRun, workers: Workers) -> dict[str, Any]:
     scores = train(task, stage.loop, stage.out, workers)
     if workers.main:
         task.export(stage.out / "export")
@@ -239,7 +322,7 @@ def _encode(stage: EncodeRun) -> dict[str, Any]:
     codec = hub.load_codec(stage.codec)
     if not isinstance(codec, Decoupled):
         raise ValueError(f"The codec {stage.codec} has no phoneme head to align with; train one by recipes/tokenizer.")
-    corpus = encode_store(codec, AudioStore(stage.data), stage.batch, str(stage.torch_device()))
+    corpus = encode_store(codec, AudioStore(stage.data), stage.batch, str(stage.torch_device()), stage.part)
     save_codes(corpus, stage.out)
     meta = {
         "codebook_sizes": codec.spec.codebook_sizes,
@@ -254,7 +337,10 @@ def _units(stage: UnitsRun) -> dict[str, Any]:
     folder = hub.resolve_backbone(stage.backbone["sha256"], stage.backbone, None)
     backbone = Backbone.from_folder(folder, torch.bfloat16, hidden_layer=stage.hidden_layer)
     maker = UnitMaker(backbone.to(stage.torch_device()), plugins.build("text.g2p", stage.g2p))
-    texts = sorted({row.text for row in load_codes(*stage.codes).rows}, key=len)
+    spoken = {row.text for row in load_codes(*stage.codes).rows} if stage.codes else set()
+    texts = sorted(spoken | set(read_texts(stage.texts)), key=len)
+    if not texts:
+        raise ValueError("There is no text to make units of; name code corpora (codes) or text files (texts).")
     batches = []
     for at in tqdm(range(0, len(texts), stage.batch), desc="units", mininterval=5):
         part = texts[at : at + stage.batch]

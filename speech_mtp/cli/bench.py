@@ -1,0 +1,181 @@
+"""How fast text is made, and whether it is the same: ``bench text``, ``bench identity``."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from speech_mtp.cli.shared import (
+    Device,
+    TextBackbone,
+    check_output,
+    listed,
+    load_head,
+    load_text_lm,
+    write_report,
+)
+
+if TYPE_CHECKING:
+    from speech_mtp.evaluation.contenders import Contender
+    from speech_mtp.evaluation.journal import Journal
+    from speech_mtp.evaluation.questions import Question
+    from speech_mtp.heads.base import MTPHead
+    from speech_mtp.lm.text_lm import TextLM
+
+group = typer.Typer(rich_markup_mode=None, help="Compare heads and rules on text.")
+
+Questions = Annotated[
+    Path, typer.Option(help="A .jsonl file of objects with turns or prompt, or a .txt file of lines.")
+]
+Out = Annotated[Path, typer.Option("--json", help="File for the report; beside it, measurements as .jsonl.")]
+Heads = Annotated[str, typer.Option(help="all or default of the packaged ones, or names and folders: a,b; none.")]
+Rules = Annotated[str, typer.Option(help="all, or names: chain,{name: tree, ...}.")]
+Dtypes = Annotated[str, typer.Option(help="fp32, bf16 or fp32,bf16.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="So many of the questions, the first ones.")]
+Tokens = Annotated[int, typer.Option(min=1, help="Of every answer.")]
+
+
+@group.command("text")
+def bench_text(
+    questions: Questions,
+    out: Out,
+    heads: Heads = "default",
+    rules: Rules = "all",
+    dtypes: Dtypes = "fp32",
+    max_new_tokens: Tokens = 128,
+    limit: Limit = None,
+    png: Annotated[Path | None, typer.Option(help="File for a picture.")] = None,
+    gguf: Annotated[Path | None, typer.Option(help="The same model for llama.cpp, which then takes part.")] = None,
+    backbone: TextBackbone = None,
+    device: Device = "cpu",
+) -> None:
+    """Tokens per forward, acceptance and speed of every head with every rule, and of others; can be interrupted."""
+    check_output(out, (".json",))
+    if png is not None:
+        check_output(png, (".png",))
+    from speech_mtp.evaluation import plots
+    from speech_mtp.evaluation.contenders import llama_cpp, ours, theirs
+    from speech_mtp.evaluation.questions import read_questions
+    from speech_mtp.evaluation.tables import speed_table
+    from speech_mtp.evaluation.text_bench import text_bench
+
+    asked = read_questions(questions, limit)
+    chosen, named = _rules(rules), _named(heads)
+    contenders: list[Contender] = []
+    weights: dict[str, str] = {}
+    for dtype, lm in _models(dtypes, backbone, device).items():
+        loaded = _load_heads(named, lm, weights)
+        contenders += [*ours(lm, dtype, loaded, chosen), *theirs(lm, dtype)]
+    if gguf is not None:
+        contenders.append(llama_cpp(lm, gguf))
+    journal = _journal(out, asked, contenders, weights, max_new_tokens, lm)
+    report = text_bench(lm, contenders, asked, max_new_tokens, journal)
+    print(speed_table(report))
+    if png is not None:
+        plots.speed_bars(report, png)
+    write_report(out, {"settings": journal.settings, **report})
+
+
+@group.command("identity")
+def bench_identity(
+    questions: Questions,
+    out: Out,
+    heads: Heads = "default",
+    rules: Rules = "all",
+    dtypes: Dtypes = "fp32",
+    max_new_tokens: Tokens = 128,
+    limit: Limit = None,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 16,
+    backbone: TextBackbone = None,
+    device: Device = "cpu",
+) -> int:
+    """Greedy answers to the first turns against plain decoding and transformers; exit code 1 for a fault in fp32."""
+    check_output(out, (".json",))
+    from speech_mtp.evaluation.contenders import ours, theirs
+    from speech_mtp.evaluation.identity import Group, faults, identity
+    from speech_mtp.evaluation.questions import read_questions
+    from speech_mtp.evaluation.tables import identity_table
+    from speech_mtp.lm.chat import opening
+
+    asked = read_questions(questions, limit)
+    chosen, named = _rules(rules), _named(heads)
+    groups: list[Group] = []
+    weights: dict[str, str] = {}
+    for dtype, lm in _models(dtypes, backbone, device).items():
+        pairs, peer = ours(lm, dtype, _load_heads(named, lm, weights), chosen), theirs(lm, dtype, lookup=False)[0]
+        groups.append(Group(lm, [*pairs, peer], {"vanilla": pairs[0], "transformers": peer}))
+    prompts = [opening(lm.tokenizer, [{"role": "user", "content": question.turns[0]}]) for question in asked]
+    everybody = [contender for group in groups for contender in group.contenders]
+    journal = _journal(out, asked, everybody, weights, max_new_tokens, lm, batch=batch)
+    report = identity(groups, prompts, max_new_tokens, batch, journal)
+    print(identity_table(report))
+    write_report(out, {"settings": journal.settings, **report})
+    return 1 if faults(report) else 0
+
+
+def _models(dtypes: str, backbone: str | None, device: str) -> dict[str, TextLM]:
+    return {str(dtype): load_text_lm(backbone, str(dtype), device) for dtype in listed("dtypes", dtypes)}
+
+
+def _rules(rules: str) -> list[Any] | None:
+    """The rules of ``--rules``; None: all."""
+    from speech_mtp.decoding import catalogue
+
+    if rules == "all":
+        return None
+    chosen = listed("rules", rules)
+    for spec in chosen:
+        catalogue.find(spec)
+    return chosen
+
+
+def _named(heads: str) -> list[str]:
+    """The heads of ``--heads``, all of which are there."""
+    from speech_mtp import hub
+
+    special = {"all": hub.known_heads(), "default": [hub.DEFAULT_HEAD], "none": []}
+    chosen = special[heads] if heads in special else [str(name) for name in listed("heads", heads)]
+    for name in chosen:
+        hub.find_head(name)
+    return chosen
+
+
+def _load_heads(names: list[str], lm: TextLM, weights: dict[str, str]) -> dict[str, MTPHead]:
+    """The heads by name; ``weights`` takes a short name of what each one knows."""
+    from speech_mtp.evaluation.contenders import weights_of
+
+    loaded = {name: load_head(name, lm) for name in names}
+    weights |= {f"{name} {lm.dtype}": weights_of(head) for name, head in loaded.items()}
+    return loaded
+
+
+def _journal(
+    out: Path,
+    questions: list[Question],
+    contenders: list[Contender],
+    weights: dict[str, str],
+    max_new_tokens: int,
+    lm: TextLM,
+    **more: Any,
+) -> Journal:
+    import torch
+
+    from speech_mtp.evaluation.journal import Journal
+    from speech_mtp.evaluation.questions import digest
+
+    on_gpu = lm.device.type == "cuda"
+    settings = {
+        "questions": digest(questions),
+        "max_new_tokens": max_new_tokens,
+        "contenders": [contender.name for contender in contenders],
+        "heads": weights,
+        "backbone": lm.fingerprint,
+        "device": torch.cuda.get_device_name(lm.device) if on_gpu else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        **more,
+    }
+    return Journal(out.with_suffix(".jsonl"), settings)

@@ -1,0 +1,112 @@
+"""Measuring a speech model or a codec: ``eval speech``, ``eval codec``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from speech_mtp.cli.shared import (
+    Backbone,
+    Model,
+    Seed,
+    Temperature,
+    check_output,
+    check_texts,
+    load_model,
+    read_lines,
+    sampling_of,
+    summary,
+    write_report,
+)
+
+if TYPE_CHECKING:
+    from speech_mtp.lm.bundle import SpeechModel
+    from speech_mtp.streaming.timed import Utterance
+    from speech_mtp.types import Sampling
+
+group = typer.Typer(rich_markup_mode=None, help="Measure a model or a codec.")
+
+
+@group.command("speech")
+def eval_speech(
+    sentences: Annotated[Path, typer.Option(help="A text file with one sentence a line.")],
+    out: Annotated[Path, typer.Option("--json", help="File for the report.")],
+    voice: Annotated[str | None, typer.Option(help="Name of a voice; by default every voice in turn.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="A recording of the voice, to compare speakers with.")] = None,
+    model: Model = "tiny-en",
+    backbone: Backbone = None,
+    seed: Seed = None,
+    temperature: Temperature = None,
+) -> None:
+    """Word errors, success, opinion scores, speaker similarity and speed; the worst voice's figures come first."""
+    check_output(out, (".json",))
+    from speech_mtp import audio
+    from speech_mtp.evaluation.speech_report import speech_report
+    from speech_mtp.streaming.timed import warm_up
+
+    texts = read_lines(sentences)
+    check_texts(texts, sentences)
+    recording = audio.read(reference, mono=True) if reference else None
+    loaded = load_model(model, backbone)
+    if voice is not None:
+        loaded.timbre(voice)
+    sampling = sampling_of(loaded, seed, temperature)
+    warm_up(loaded)
+    reports = {}
+    for name in [voice] if voice else loaded.voices:
+        known = recording or _recording_of(model, name)
+        reports[name] = speech_report(partial(_spoken, loaded, name, sampling), texts, known)
+        print(f"{name}: {summary(reports[name])}", file=sys.stderr)
+    worst = max(reports, key=lambda name: reports[name]["wer"])
+    figures = {k: v for k, v in reports[worst].items() if k != "rows"}
+    write_report(out, {"model": model, "voice": worst, **figures, "sampling": asdict(sampling), "voices": reports})
+
+
+def _spoken(model: SpeechModel, voice: str, sampling: Sampling, text: str) -> Utterance:
+    from speech_mtp.streaming.timed import say as speak
+
+    return speak(model, text, voice, sampling)
+
+
+def _recording_of(model: str, voice: str) -> tuple[Any, int] | None:
+    """The reference recording that a model folder may hold: ``voices/<voice>.wav`` or ``.flac``."""
+    from speech_mtp import audio, hub
+
+    paths = [hub.find_model(model) / "voices" / f"{voice}{suffix}" for suffix in audio.FORMATS]
+    return next((audio.read(path, mono=True) for path in paths if path.is_file()), None)
+
+
+@group.command("codec")
+def eval_codec(
+    out: Annotated[Path, typer.Option("--json", help="File for the report.")],
+    audio_dir: Annotated[
+        list[Path] | None, typer.Option("--audio", help="Folder of recordings, one folder a voice; may be repeated.")
+    ] = None,
+    corpus_dir: Annotated[
+        list[Path] | None, typer.Option("--corpus", help="Folder of a corpus; may be repeated.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which part of a corpus.")] = "dev",
+    per_voice: Annotated[int, typer.Option(min=1, help="Recordings of each voice at most.")] = 50,
+    codec: Annotated[str, typer.Option(help="Packaged name, folder or hub id.")] = "tiny-en",
+    seed: int = 0,
+) -> None:
+    """Round trip, bit rate, code usage, timbre swap, agreement of voices, melody."""
+    check_output(out, (".json",))
+    if not audio_dir and not corpus_dir:
+        raise ValueError("Give the recordings to evaluate on: --audio DIR or --corpus FOLDER.")
+    from speech_mtp import hub
+    from speech_mtp.corpus.samples import from_corpus, from_folder
+    from speech_mtp.evaluation.codec_report import Sample, codec_report
+
+    loaded = hub.load_codec(codec)
+    rate = loaded.spec.sample_rate
+    found = [sample for folder in audio_dir or () for sample in from_folder(folder, rate, per_voice)]
+    found += [sample for folder in corpus_dir or () for sample in from_corpus(folder, split, rate, per_voice)]
+    report = codec_report(loaded, [Sample(*sample) for sample in found], seed=seed)
+    print(summary(report["round_trip"]), file=sys.stderr)
+    write_report(out, {"codec": codec, **report})

@@ -1,0 +1,163 @@
+"""What the commands share: options, the checks before any work, texts in and reports out."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from speech_mtp.heads.base import MTPHead
+    from speech_mtp.lm.bundle import SpeechModel
+    from speech_mtp.lm.text_lm import TextLM
+    from speech_mtp.types import Sampling
+
+Model = Annotated[str, typer.Option(help="Packaged name, folder or hub id.")]
+Backbone = Annotated[str | None, typer.Option(help="Folder or hub id of the language model, if not found by itself.")]
+Voice = Annotated[str | None, typer.Option(help="Name of a voice; by default the model's first.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same audio.")]
+Temperature = Annotated[float | None, typer.Option(help="0 is greedy.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Settings, as in train.rate=1e-4.")]
+
+
+def text_of(text: str) -> str | Iterator[str]:
+    if text == "-":
+        return standard_input()
+    return read_text(Path(text[1:])) if text.startswith("@") else text
+
+
+def standard_input() -> Iterator[str]:
+    """Standard input piece by piece, as it arrives."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        while piece := os.read(sys.stdin.fileno(), 4096):
+            yield decoder.decode(piece)
+        yield decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise ValueError("Standard input is not text in UTF-8.") from error
+
+
+def read_text(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no text file {path}.")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8.") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file, white space around it left out; an empty one in between is an error."""
+    lines = read_text(path).strip().splitlines()
+    empty = next((number for number, line in enumerate(lines, start=1) if not line.strip()), None)
+    if empty or not lines:
+        where = f"Line {empty} of the text in {path}" if empty else f"The file {path}"
+        raise ValueError(f"{where} is empty; write one text a line.")
+    return lines
+
+
+def check_texts(texts: list[str], source: Path | None) -> None:
+    """Refuse what cannot be spoken, naming its line in ``source``, before anything is loaded or written."""
+    from speech_mtp.streaming.feed import sentences
+
+    for number, text in enumerate(texts, start=1):
+        try:
+            sentences(text)
+        except ValueError as error:
+            if source is None:
+                raise
+            raise ValueError(f"Line {number} of {source} cannot be spoken: {error}") from error
+
+
+def check_output(path: Path, suffixes: Iterable[str] | None = None, folder_exists: bool = True) -> None:
+    """Refuse, before any work, a file that cannot be written."""
+    from speech_mtp.audio import FORMATS
+
+    suffixes = FORMATS if suffixes is None else suffixes
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"Cannot write {path}: the name must end in {' or '.join(suffixes)}.")
+    if path.is_dir():
+        raise OSError(f"Cannot write {path}: it is a folder; give the name of a file.")
+    if folder_exists and not path.parent.is_dir():
+        raise OSError(f"Cannot write {path}: there is no folder {path.parent}; create it first.")
+    if path.parent.exists() and not os.access(path.parent, os.W_OK):
+        raise OSError(f"Cannot write {path}: the folder {path.parent} is not writable; choose another.")
+
+
+def load_model(model: str, backbone: str | None, group: int | None = None) -> SpeechModel:
+    from speech_mtp import hub
+
+    loaded: SpeechModel = hub.load(model, backbone=backbone)
+    made_for = loaded.lm.config.frames_per_group
+    if group is not None and group != made_for:
+        raise ValueError(f"Model {model} decodes {made_for} frames per step, not {group}; use --group {made_for}.")
+    return loaded
+
+
+def sampling_of(model: SpeechModel, seed: int | None, temperature: float | None) -> Sampling:
+    given = {"seed": seed, "temperature": temperature}
+    return replace(model.sampling, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value:.4g}" for key, value in report.items() if isinstance(value, int | float))
+
+
+def write_report(path: Path, report: Mapping[str, Any]) -> None:
+    from speech_mtp.files import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"wrote {path}")
+
+
+# -- text models ------------------------------------------------------------------------------------------------------
+DTYPES = ("fp32", "bf16")
+TextBackbone = Annotated[
+    str | None, typer.Option("--backbone", help="Folder or hub id of the language model; by default the packaged one.")
+]
+Device = Annotated[str, typer.Option(help="Where to compute, as torch names it: cpu, cuda, cuda:1.")]
+
+
+def load_text_lm(backbone: str | None, dtype: str, device: str) -> TextLM:
+    """The causal LM in ``backbone`` (None: that of the default model)."""
+    if dtype not in DTYPES:
+        raise ValueError(f"The dtype is {dtype!r}; use {' or '.join(DTYPES)}.")
+    import torch
+
+    from speech_mtp import hub
+    from speech_mtp.lm.text_lm import TextLM
+
+    try:
+        place = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"The device {device!r} cannot be used here; use cpu, or cuda where there is a GPU."
+        ) from error
+    lm: TextLM = TextLM.from_folder(hub.find_backbone(backbone), torch.float32 if dtype == "fp32" else torch.bfloat16)
+    return lm.to(place)
+
+
+def load_head(name: str, lm: TextLM) -> MTPHead:
+    """A packaged head or that of a folder, in the precision of ``lm``."""
+    from speech_mtp import hub
+
+    head: MTPHead = hub.load_head(hub.find_head(name), lm)
+    return head.to(lm.dtype)
+
+
+def listed(option: str, text: str) -> list[Any]:
+    """``a,b,{name: c, size: 3}`` as in a recipe -> the names and mappings of an option."""
+    from speech_mtp.config import parse_override
+
+    _, found = parse_override(f"{option}=[{text}]")
+    if not found or not all(isinstance(f, str) or (isinstance(f, Mapping) and "name" in f) for f in found):
+        raise ValueError(f"--{option} is {text!r}; give names with commas between, or {{name: ..., setting: value}}.")
+    return list(found)

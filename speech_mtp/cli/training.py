@@ -1,0 +1,36 @@
+"""Making data and models: ``corpus``, ``train``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from speech_mtp.cli.shared import Backbone, Model, Overrides, load_model
+
+
+def corpus(config: Path, overrides: Overrides = None, model: Model = "tiny-en", backbone: Backbone = None) -> None:
+    """Make a corpus of teacher speech, or go on with one; the backbone writes its text."""
+    from speech_mtp import config as settings
+    from speech_mtp.corpus.build import CorpusConfig, build_corpus
+
+    def writer() -> tuple[Any, Any]:
+        from speech_mtp.lm.backbone import Backbone as Writer
+
+        found = (
+            Writer.from_folder(backbone)
+            if backbone and Path(backbone).is_dir()
+            else load_model(model, backbone).maker.backbone
+        )
+        return found.model, found.tokenizer
+
+    figures = build_corpus(settings.load(config, CorpusConfig, overrides or ()), writer)
+    print(json.dumps(figures, ensure_ascii=False))
+
+
+def train(config: Path, overrides: Overrides = None) -> None:
+    """Train what the recipe says, or go on with it."""
+    from speech_mtp import config as settings
+    from speech_mtp.training.runs import TrainConfig, run
+
+    print(json.dumps(run(settings.load(config, TrainConfig, overrides or ())), ensure_ascii=False))

@@ -1,0 +1,113 @@
+"""Self-distillation: a language model's own answers, as token ids, to train its heads on.
+
+A head drafts what its trunk will say, so it learns from what the trunk does say. Prompts are given, or invented by the
+model from an empty user turn; every answer is kept token by token, its end included, and is never decoded and encoded
+again: training sees exactly what was generated. Both files grow by whole batches and survive a kill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from speech_mtp.corpus.manifest import read_lines
+from speech_mtp.corpus.selfwrite import Drawing, chat_tokens, sample_answers, write_batches
+from speech_mtp.plugins import nearest
+
+PROMPTS, ANSWERS = "prompts.jsonl", "answers.jsonl"
+
+
+class InventConfig(Drawing):
+    """How prompts are invented: ``prompts`` of them are drawn; those that are empty or come twice are left out."""
+
+    prompts: int = Field(default=0, ge=0)
+    batch: int = Field(default=32, ge=1)
+    max_new_tokens: int = Field(default=64, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    top_k: int = Field(default=0, ge=0)
+
+
+class AnswerConfig(Drawing):
+    """How answers are drawn: greedily, unless there is a temperature. Longer prompts than the maximum are left out."""
+
+    max_prompt_tokens: int = Field(default=256, ge=1)
+    batch: int = Field(default=32, ge=1)
+    max_new_tokens: int = Field(default=192, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
+    top_k: int = Field(default=0, ge=0)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Token ids of a prompt (the chat up to the answer) and of the answer to it."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+def read_prompts(path: Path, field: str) -> list[str]:
+    """The texts under ``field`` of a JSON-lines file, in order.
+
+    Raises FileNotFoundError, and ValueError with the number of a line that has no such text.
+    """
+    prompts = []
+    for number, line in enumerate(read_lines(path), start=1):
+        prompt = line.get(field)
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"{path}, line {number} has no text under {field!r}; {nearest(field, line)}.")
+        prompts.append(prompt.strip())
+    return prompts
+
+
+def invent_prompts(model: Any, tokenizer: Any, path: Path, config: InventConfig) -> list[str]:
+    """Prompts that ``model``, an instruct model, draws as the words of a user; distinct, in the order of ``path``.
+
+    The file at ``path`` keeps all that was drawn and is gone on with.
+    """
+    opening = chat_tokens(tokenizer, "")
+
+    def draw(batch: list[str], start: int) -> list[dict[str, Any]]:
+        rows = sample_answers(model, tokenizer, [opening] * len(batch), config, config.seed + start)
+        return [{"text": tokenizer.decode(row, skip_special_tokens=True).strip()} for row in rows]
+
+    write_batches(path, [""] * config.prompts, config.batch, draw)
+    return [text for text in dict.fromkeys(str(line["text"]) for line in read_lines(path)) if text]
+
+
+def write_answers(model: Any, tokenizer: Any, prompts: Sequence[str], path: Path, config: AnswerConfig) -> int:
+    """Answer ``prompts`` into ``path``; returns how many answers are new.
+
+    A line has ``index``, ``prompt``, and the token ids ``prompt_ids`` and ``answer_ids``. ``model`` is a Hugging Face
+    causal LM, ``tokenizer`` its tokenizer with a chat template. The noise of a batch depends on the seed and its
+    first index alone. Raises ValueError if the file there answers other prompts.
+    """
+    ids = {prompt: chat_tokens(tokenizer, prompt) for prompt in prompts}
+    short = [prompt for prompt in prompts if len(ids[prompt]) <= config.max_prompt_tokens]
+
+    def answer(batch: list[str], start: int) -> list[dict[str, Any]]:
+        rows = [ids[prompt] for prompt in batch]
+        said = sample_answers(model, tokenizer, rows, config, config.seed + start, keep_end=True)
+        return [{"prompt_ids": row, "answer_ids": new} for row, new in zip(rows, said, strict=True)]
+
+    return write_batches(path, short, config.batch, answer)
+
+
+def read_answers(paths: Sequence[Path]) -> list[Answer]:
+    """The distinct answers of files that :func:`write_answers` wrote, in order.
+
+    Raises FileNotFoundError, and ValueError for a file of another kind.
+    """
+    found: dict[Answer, None] = {}
+    for path in paths:
+        for number, line in enumerate(read_lines(path), start=1):
+            try:
+                found[Answer(tuple(map(int, line["prompt_ids"])), tuple(map(int, line["answer_ids"])))] = None
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{path}, line {number} is no answer; write the file with the stage answers."
+                ) from error
+    return list(found)

@@ -1,0 +1,44 @@
+"""Drafting with heads that leap, by looking back (L-MTP, Liu et al. 2025, arXiv:2505.17505, section 3.2)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor
+
+from speech_mtp.decoding.chain import Chain
+from speech_mtp.heads.base import MTPHead, ParallelHead
+from speech_mtp.lm.text_lm import TextState
+
+
+class Leap(Chain):
+    """Every token from ``x_{t+2}`` to ``x_{t+offsets[-1]}`` as one chain, the skipped ones from older states; lossless.
+
+    Judged as in :class:`~speech_mtp.decoding.chain.Chain`. With adjacent offsets it drafts the same tokens.
+    """
+
+    head: ParallelHead
+
+    @staticmethod
+    def supports(head: MTPHead) -> bool:
+        """Predictions that depend on trunk states alone, with gaps that the window of past states fills."""
+        gaps = [far - near for near, far in pairwise((1, *head.offsets))]
+        return isinstance(head, ParallelHead) and max(gaps) <= head.window
+
+    @staticmethod
+    def reach(head: MTPHead) -> int:
+        return head.offsets[-1] - 1
+
+    def scores(self, state: TextState, depth: int, token: Tensor) -> Tensor:
+        j, age = source(self.head.offsets, depth + 2)
+        return self.head.at_age(state.head, j, age)
+
+
+def source(offsets: tuple[int, ...], ahead: int) -> tuple[int, int]:
+    """Which head, and on the state of how many positions ago, predicts the token ``ahead`` positions after ``h_t``.
+
+    The first head that looks that far, from as many positions back as it looks too far. For offsets kj + 1 this is the
+    paper's rule: age ``(1 - ahead) mod k`` and head ``(ahead + age - 1) / k``, counted from 1.
+    """
+    j = next(j for j, offset in enumerate(offsets) if offset >= ahead)
+    return j, offsets[j] - ahead

@@ -1,0 +1,237 @@
+"""Draft a tree, verify all its nodes in one forward: Medusa's fixed trees and EAGLE-2's grown ones.
+
+Nodes are chosen, not drawn, so siblings are tried one after the other under what is left of the trunk's law.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speech_mtp.decoding._drafting import HeadRule, full, plain
+from speech_mtp.decoding.judge import judge
+from speech_mtp.decoding.laws import TextLaw
+from speech_mtp.decoding.payoff import Payoff
+from speech_mtp.heads.base import MTPHead
+from speech_mtp.lm.text_lm import TextState
+from speech_mtp.types import Draft, LMOutput, Verdict
+
+Ranks = tuple[int, ...]
+
+
+class Tree(HeadRule):
+    """A tree of guesses by ``head``; lossless with exact acceptance.
+
+    ``shape`` "dynamic" (EAGLE-2, Li et al. 2024, arXiv:2406.16858): per level the ``top_k`` likeliest nodes get
+    ``top_k`` children each, down to ``depth`` (default: 4, or what the head drafts if that is less); the ``nodes``
+    likeliest of all are drafted, except those below ``confidence`` in the head's own opinion.
+
+    ``shape`` "static" (Medusa, section 2.3.3): the same nodes every time, given as ``paths``, each the ranks that lead
+    to it, or built from ``accuracies`` by :func:`static_tree` with ``nodes`` of them. ``nodes`` do not count node 0.
+    """
+
+    def __init__(
+        self,
+        head: MTPHead,
+        shape: str = "dynamic",
+        nodes: int = 12,
+        depth: int | None = None,
+        top_k: int = 4,
+        confidence: float = 0.0,
+        paths: Sequence[Sequence[int]] | None = None,
+        accuracies: Sequence[Sequence[float]] | None = None,
+        acceptance: str | Mapping[str, Any] = "exact",
+        payoff: Payoff | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(head, acceptance, payoff)
+        self._check(shape, nodes, depth, top_k, confidence, paths, accuracies)
+        self.nodes, self.top_k = nodes, top_k
+        self.floor = math.log(confidence) if confidence else float("-inf")
+        self.levels: tuple[Level, ...] = ()
+        if shape == "static":
+            self.levels = levels_of(static_tree(accuracies, nodes) if accuracies else paths or ())
+            if max(level.width for level in self.levels) > head.num_tokens:
+                raise ValueError(f"The tree has ranks that a head of {head.num_tokens} tokens does not have.")
+            self.depth = self.check_depth(len(self.levels))
+        else:
+            self.depth = self.check_depth(depth or (4 if head.recursive else min(4, self.reach(head))))
+
+    @staticmethod
+    def _check(
+        shape: str, nodes: int, depth: int | None, top_k: int, confidence: float, paths: object, accuracies: object
+    ) -> None:
+        """ValueError for settings that are wrong or would be ignored."""
+        if shape not in ("static", "dynamic"):
+            raise ValueError(f"shape is {shape!r}; it must be 'static' or 'dynamic'.")
+        if (paths is not None) + (accuracies is not None) != (shape == "static"):
+            raise ValueError(
+                "paths or accuracies make a static tree, one of them and not both; a dynamic one has none."
+            )
+        if shape == "static" and (confidence or depth):
+            raise ValueError("confidence and depth are settings of dynamic trees; a static one is what its paths are.")
+        if min(nodes, top_k, depth or 1) < 1:
+            raise ValueError(f"nodes {nodes}, top_k {top_k} and depth {depth} must be positive.")
+
+    def propose(self, state: TextState, law: TextLaw) -> Draft:
+        if self.rests():
+            return plain(state)
+        return self._static(state, law) if self.levels else self._dynamic(state, law)
+
+    def accept(self, state: TextState, draft: Draft, out: LMOutput, law: TextLaw) -> Verdict:
+        return judge(self.acceptance, state, draft, out, law)
+
+    def _static(self, state: TextState, law: TextLaw) -> Draft:
+        growth = Growth(self.head, state, law)
+        scores = growth.root()
+        tokens, parents = [growth.tokens], [growth.parents]
+        for level in self.levels:
+            best = scores.topk(min(level.width, scores.shape[-1]), -1)
+            new = best.indices[:, level.slots, level.ranks]
+            possible = best.values[:, level.slots, level.ranks] > float("-inf")
+            tokens.append(new)
+            parents.append(torch.where(possible, torch.tensor(level.parents, device=new.device), -1))
+            if level.expanded:
+                above = torch.tensor(level.above, device=new.device).expand(len(new), -1)
+                scores = growth.expand(new[:, level.expanded], above)
+        return Draft(torch.cat(tokens, 1)[..., None], torch.cat(parents, 1))
+
+    def _dynamic(self, state: TextState, law: TextLaw) -> Draft:
+        growth = Growth(self.head, state, law)
+        scores = growth.root()
+        width = min(self.top_k, scores.shape[-1])
+        # Of the nodes on the newest level: log-probability, place in the pool and number of expansion (-1: node 0).
+        sure = torch.zeros_like(state.last, dtype=torch.float32)
+        place = number = torch.full_like(state.last, -1)
+        pool: list[tuple[Tensor, Tensor, Tensor]] = []
+        size = 0
+        for d in range(self.depth):
+            best = scores.float().log_softmax(-1).topk(width, -1)
+            tokens, total = best.indices.flatten(1), (sure[..., None] + best.values).flatten(1)
+            pool.append((tokens, total, place.repeat_interleave(width, 1)))
+            chosen = torch.sort(total, dim=1, descending=True, stable=True).indices[:, :width]
+            sure = total.gather(1, chosen)
+            if d + 1 == self.depth or (self.floor > float("-inf") and bool((sure <= self.floor).all())):
+                break
+            place, size = size + chosen, size + tokens.shape[1]
+            scores = growth.expand(tokens.gather(1, chosen), number.gather(1, chosen // width))
+            newest = torch.arange(growth.count - width, growth.count, device=chosen.device)
+            number = newest.expand(len(chosen), -1)
+        tokens, total, parents = (torch.cat(part, 1) for part in zip(*pool, strict=True))
+        return self._likeliest(state, tokens, total, parents)
+
+    def _likeliest(self, state: TextState, tokens: Tensor, sure: Tensor, parents: Tensor) -> Draft:
+        """The likeliest ``nodes`` of a pool. A parent is at least as likely as its children and comes earlier, so a
+        stable order takes it before them."""
+        real = sure > self.floor
+        count = min(self.nodes, int(real.sum(1).max()))
+        if count == 0:
+            return plain(state)
+        taken = torch.sort(sure, dim=1, descending=True, stable=True).indices[:, :count].sort(1).values
+        above = parents.gather(1, taken)
+        above = torch.where(above < 0, 0, torch.searchsorted(taken, above) + 1)
+        above = torch.where(real.gather(1, taken), above, -1)
+        tokens = torch.cat([state.last, tokens.gather(1, taken)], 1)
+        return Draft(tokens[..., None], torch.cat([torch.full_like(state.last, -1), above], 1))
+
+
+class Growth:
+    """The nodes ``[B, N]`` that a head has expanded, node 0 first, and the law of what follows the newest of them."""
+
+    def __init__(self, head: MTPHead, state: TextState, law: TextLaw) -> None:
+        self.head, self.state, self.law = head, state, law
+        self.tokens, self.parents = state.last, torch.full_like(state.last, -1)
+
+    @property
+    def count(self) -> int:
+        """How many nodes have been expanded, node 0 aside."""
+        return self.tokens.shape[1] - 1
+
+    def root(self) -> Tensor:
+        """Scores ``[B, 1, V]`` of the children of node 0."""
+        return self._adjusted(self.head.root(self.state.head)[:, None])
+
+    def expand(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Scores ``[B, N, V]`` of the children of ``tokens [B, N]``; arguments as :meth:`MTPHead.expand`."""
+        scores = self.head.expand(self.state.head, tokens, parents)
+        self.tokens = torch.cat([self.tokens, tokens], 1)
+        self.parents = torch.cat([self.parents, parents + 1], 1)
+        return self._adjusted(scores)
+
+    def _adjusted(self, scores: Tensor) -> Tensor:
+        return self.law.adjusted(self.state, full(self.head, scores), self.tokens, self.parents)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of a static tree. Of each node: ``parents`` (counted over the draft), ``slots`` (the parent among those
+    expanded on the level before) and ``ranks``; ``expanded`` lists the nodes that have children, and ``above`` their
+    parents as :meth:`MTPHead.expand` counts them. ``width`` is the highest rank, plus one."""
+
+    parents: list[int]
+    slots: list[int]
+    ranks: list[int]
+    expanded: list[int]
+    above: list[int]
+
+    @property
+    def width(self) -> int:
+        return max(self.ranks) + 1
+
+
+def levels_of(paths: Sequence[Sequence[int]]) -> tuple[Level, ...]:
+    """The levels of the tree with nodes ``paths``. Raises ValueError if there is none, or one without its parent."""
+    nodes = sorted({tuple(path) for path in paths}, key=lambda path: (len(path), path))
+    known = {path: i for i, path in enumerate([(), *nodes])}
+    if not nodes or () in nodes:
+        raise ValueError("The paths of a tree are one or more lists of ranks, none of them empty.")
+    for path in nodes:
+        if path[:-1] not in known or min(path) < 0:
+            raise ValueError(f"The tree has the node {list(path)} but not {list(path[:-1])}, its parent.")
+    inner = {path[:-1] for path in nodes}
+    order: dict[Ranks, int] = {(): -1}  # as the head counts what is expanded
+    levels: list[Level] = []
+    before: list[Ranks] = [()]
+    for depth in range(1, len(nodes[-1]) + 1):
+        here = [path for path in nodes if len(path) == depth]
+        after = [path for path in here if path in inner]
+        order.update({path: len(order) - 1 + i for i, path in enumerate(after)})
+        levels.append(
+            Level(
+                [known[path[:-1]] for path in here],
+                [before.index(path[:-1]) for path in here],
+                [path[-1] for path in here],
+                [here.index(path) for path in after],
+                [order[path[:-1]] for path in after],
+            )
+        )
+        before = after
+    return tuple(levels)
+
+
+def static_tree(accuracies: Sequence[Sequence[float]], nodes: int) -> list[Ranks]:
+    """The ``nodes`` paths most often right if ``accuracies[depth][rank]`` are independent (Medusa, section 2.3.3).
+
+    Greedy: add the likeliest node whose parent is in the tree. Nodes that are never right are left out.
+    """
+    tree: list[Ranks] = []
+    border: list[tuple[float, int, Ranks]] = []
+
+    def open_(path: Ranks, value: float) -> None:
+        for rank, accuracy in enumerate(accuracies[len(path)] if len(path) < len(accuracies) else ()):
+            if not 0 <= accuracy <= 1:
+                raise ValueError(f"The accuracy of rank {rank} at depth {len(path)} is {accuracy}, not in 0 to 1.")
+            if value * accuracy > 0:
+                heapq.heappush(border, (-value * accuracy, len(path) + 1, (*path, rank)))
+
+    open_((), 1.0)
+    while border and len(tree) < nodes:
+        value, _, path = heapq.heappop(border)
+        tree.append(path)
+        open_(path, -value)
+    return tree

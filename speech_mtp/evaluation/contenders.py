@@ -1,0 +1,111 @@
+"""Who takes part in a measurement of text decoding: every head with every rule that fits, plain decoding, and peers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from speech_mtp.decoding import catalogue
+from speech_mtp.decoding.catalogue import Spec
+from speech_mtp.decoding.text import Statistics, start
+from speech_mtp.evaluation.peers import Prompts, llama_cpp_greedy, transformers_greedy
+from speech_mtp.heads.base import MTPHead
+from speech_mtp.lm.text_lm import TextLM
+from speech_mtp.types import Sampling
+
+OURS, TRANSFORMERS, LOOKUP, LLAMA_CPP = "speech_mtp", "transformers", "transformers prompt lookup", "llama.cpp"
+LOOKUP_TOKENS = 10
+
+
+@dataclass
+class Answers:
+    """New tokens of every prompt, and what drafting gave (None: not known of a peer)."""
+
+    tokens: list[list[int]]
+    statistics: Statistics | None = None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to answer prompts greedily: ``answer(prompts, max_new_tokens)``.
+
+    ``program`` says whose decoder it is; ``head`` and ``rule`` are None for a peer, ``head`` also for rules without.
+    """
+
+    program: str
+    dtype: str
+    head: str | None
+    rule: str | None
+    lossless: bool
+    device: torch.device
+    answer: Callable[[Prompts, int], Answers] = field(repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """Unique among the contenders of a measurement."""
+        what = (self.program,) if self.rule is None else (self.head or "no head", self.rule)
+        return " / ".join((*what, self.dtype))
+
+    @property
+    def is_vanilla(self) -> bool:
+        return self.rule == "vanilla" and self.head is None
+
+
+def ours(lm: TextLM, dtype: str, heads: Mapping[str, MTPHead], rules: Sequence[Spec] | None = None) -> list[Contender]:
+    """Plain decoding first, then what else needs no head, then every head with each of ``rules`` that fits (None: all).
+
+    Raises ValueError for an unknown rule and for one that fits nothing here.
+    """
+    wanted = list(catalogue.names()) if rules is None else list(rules)
+    pairs: list[tuple[str | None, MTPHead | None, Spec]] = [(None, None, "vanilla")]
+    pairs += [
+        (None, None, spec) for spec in wanted if catalogue.label(spec) != "vanilla" and catalogue.fits(spec, None)
+    ]
+    pairs += [(name, head, spec) for name, head in heads.items() for spec in wanted if catalogue.fits(spec, head)]
+    used = {catalogue.label(spec) for _, _, spec in pairs}
+    idle = [catalogue.label(spec) for spec in rules or () if catalogue.label(spec) not in used]
+    if idle:
+        raise ValueError(f"The rule {idle[0]} fits none of the heads ({', '.join(heads) or 'there is none'}).")
+    return [_pair(lm, dtype, name, head, spec) for name, head, spec in pairs]
+
+
+def _pair(lm: TextLM, dtype: str, name: str | None, head: MTPHead | None, spec: Spec) -> Contender:
+    rule = catalogue.build(spec, head)
+
+    def answer(prompts: Prompts, max_new_tokens: int) -> Answers:
+        run = start(lm, prompts, Sampling(temperature=0), rule, max_new_tokens)
+        while run.advance() is not None:
+            pass
+        return Answers(run.tokens, run.statistics)
+
+    return Contender(OURS, dtype, name, catalogue.label(spec), rule.lossless, lm.device, answer)
+
+
+def theirs(lm: TextLM, dtype: str, lookup: bool = True) -> list[Contender]:
+    """``transformers``: plain, and with ``lookup`` its prompt lookup (which takes one prompt at a time)."""
+    kinds = [(TRANSFORMERS, 0), *([(LOOKUP, LOOKUP_TOKENS)] if lookup else [])]
+    return [_peer(name, dtype, lm.device, transformers_greedy(lm, tokens)) for name, tokens in kinds]
+
+
+def llama_cpp(lm: TextLM, path: Path) -> Contender:
+    """``llama.cpp`` on the CPU, with the GGUF file ``path`` of the same model."""
+    return _peer(LLAMA_CPP, path.name, torch.device("cpu"), llama_cpp_greedy(path, lm.max_positions, lm.ends))
+
+
+def _peer(
+    program: str, dtype: str, device: torch.device, answer: Callable[[Prompts, int], list[list[int]]]
+) -> Contender:
+    return Contender(program, dtype, None, None, True, device, lambda prompts, count: Answers(answer(prompts, count)))
+
+
+def weights_of(head: MTPHead) -> str:
+    """A short name of a head's weights: trained further, it is another head."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(head.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]

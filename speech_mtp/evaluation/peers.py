@@ -1,0 +1,91 @@
+"""Other people's decoders, run for comparison: the only place that does so."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from speech_mtp.lm.text_lm import TextLM
+from speech_mtp.plugins import MissingExtra
+
+Prompts = Sequence[Sequence[int]]
+
+
+def transformers_greedy(lm: TextLM, lookup: int = 0) -> Callable[[Prompts, int], list[list[int]]]:
+    """``transformers.generate`` with the model of ``lm``: token ids of prompts, most new tokens -> new tokens.
+
+    Greedy, without any other processor that the model's own settings may ask for, and with the same end tokens as ours.
+    Several prompts are padded on the left. ``lookup`` drafts so many tokens by its prompt lookup, for one prompt only.
+    """
+    ends = sorted(lm.ends)
+
+    def answer(prompts: Prompts, max_new_tokens: int) -> list[list[int]]:
+        width = max(len(prompt) for prompt in prompts)
+        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=lm.device)
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=lm.device)
+        config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=ends or None,
+            pad_token_id=ends[0] if ends else 0,
+            prompt_lookup_num_tokens=lookup or None,
+        )
+        with _without_own_settings(lm.model), torch.inference_mode():
+            out = lm.model.generate(ids, attention_mask=mask, generation_config=config)
+        return [_until(row, lm.ends) for row in out[:, width:].tolist()]
+
+    return answer
+
+
+@contextmanager
+def _without_own_settings(model: Any) -> Iterator[None]:
+    """Whatever a call leaves open is filled in from the model's own settings, so they are put aside meanwhile."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _until(tokens: list[int], ends: frozenset[int]) -> list[int]:
+    """Up to the first end token, which is kept; what follows is padding."""
+    at = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[: at + 1]
+
+
+def llama_cpp_greedy(path: Path, context: int, ends: frozenset[int]) -> Callable[[Prompts, int], list[list[int]]]:
+    """``llama.cpp`` with the GGUF file ``path`` of the same model, one prompt after the other, greedily.
+
+    Its threads are as many as torch has. Raises MissingExtra when the package ``llama-cpp-python`` is not installed,
+    and FileNotFoundError.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no GGUF file {path}.")
+    try:
+        library: Any = importlib.import_module("llama_cpp")
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            "The package llama_cpp is not installed; install it with pip install llama-cpp-python."
+        ) from error
+    threads = torch.get_num_threads()
+    model = library.Llama(model_path=str(path), n_ctx=context, n_threads=threads, verbose=False)
+
+    def one(prompt: Sequence[int], max_new_tokens: int) -> list[int]:
+        said: list[int] = []
+        for token in model.generate(list(prompt), top_k=1, temp=0.0, repeat_penalty=1.0):
+            said.append(int(token))
+            if said[-1] in ends or len(said) == max_new_tokens:
+                break
+        return said
+
+    def answer(prompts: Prompts, max_new_tokens: int) -> list[list[int]]:
+        return [one(prompt, max_new_tokens) for prompt in prompts]
+
+    return answer

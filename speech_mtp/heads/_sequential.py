@@ -1,0 +1,229 @@
+"""What heads share that draft token by token with keys and values of their own: DeepSeek, FastMTP, EAGLE, EAGLE-3.
+
+Such a head reads *pairs*: pair t is the trunk state ``h_t`` and the embedding of ``x_{t+1}``, and its output scores
+``x_{t+2}``. All committed pairs stand in the head's cache. A drafted node is one more pair, whose state is the head's
+own output at its parent; it sees the committed pairs and its ancestors, and nothing else of the draft.
+
+Training repeats this at all anchors t at once. Every step's queries see the pairs up to their anchor and, of later
+steps, only what belongs to the same anchor: the diagonal (EAGLE-3, arXiv:2503.01840, "training-time test"; HASS,
+arXiv:2408.15766). So :meth:`SequentialHead.unroll` computes exactly what drafting with the true tokens would.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speech_mtp.heads.base import HeadState, MTPHead, TrunkShape
+from speech_mtp.nn.kv_cache import KVCache
+from speech_mtp.nn.transformer import LlamaBlock, causal
+from speech_mtp.types import LMOutput
+
+ROOM = 64
+"""Entries per row that a new cache has room for; it grows."""
+
+
+class Place(NamedTuple):
+    """Where new entries stand: ``at [B, T]`` their numbers in the text, ``mask [B, 1, T, S]`` which entries of
+    ``cache`` each sees, itself included. They are written behind those that ``cache`` counts as valid."""
+
+    at: Tensor
+    mask: Tensor
+    cache: KVCache
+
+
+@dataclass(kw_only=True)
+class SequentialState(HeadState):
+    """``cache`` holds the committed pairs, drafted nodes behind them; ``newest [B, L, D]`` are the outputs of the L
+    modules at the newest pair, ``nodes [B, M, L, D]`` those at the M nodes drafted since the last read, ``ancestors
+    [B, M, M]`` which nodes are on the way to each (itself included). ``longest``: the most pairs of any row."""
+
+    cache: KVCache
+    newest: Tensor
+    nodes: Tensor
+    ancestors: Tensor
+    longest: int = 0
+
+
+class MTPModule(nn.Module):
+    """Norms of embedding and state, a projection of both to one, a block of the trunk's kind, a final norm.
+
+    DeepSeek-V3 (arXiv:2412.19437, section 2.2), whose parameter names these are. ``order`` says which half of the
+    projection reads what: its released weights have ``embedding_first``, MiMo's (arXiv:2505.07608) ``hidden_first``.
+    """
+
+    def __init__(self, shape: TrunkShape, order: str, layer: int = 0) -> None:
+        super().__init__()
+        if order not in ("embedding_first", "hidden_first"):
+            raise ValueError(f"order is {order!r}; it must be 'embedding_first' or 'hidden_first'.")
+        self.order = order
+        self.enorm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
+        self.hnorm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
+        self.eh_proj = nn.Linear(2 * shape.dim, shape.dim, bias=False)
+        self.block = LlamaBlock(shape.block(), layer)
+        self.norm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
+
+    def forward(self, hidden: Tensor, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None) -> Tensor:
+        """States and embeddings ``[B, T, D]`` -> states ``[B, T, D]`` that the output layer can read."""
+        pair = [self.enorm(x), self.hnorm(hidden)]
+        if self.order == "hidden_first":
+            pair.reverse()
+        out: Tensor = self.norm(self.block(self.eh_proj(torch.cat(pair, -1)), index, mask, cache))
+        return out
+
+
+class SequentialHead(MTPHead):
+    """``depth`` adjacent tokens, by ``num_modules`` modules, each with its own layer of the cache."""
+
+    shared_pass = True
+
+    def __init__(
+        self,
+        shape: TrunkShape,
+        depth: int,
+        num_modules: int,
+        taps: tuple[int, ...],
+        feed: str,
+        draft_vocab: int | None,
+    ) -> None:
+        super().__init__(shape, tuple(range(2, 2 + depth)), taps, feed, draft_vocab)
+        self.num_modules = num_modules
+
+    @abstractmethod
+    def walk(self, out: LMOutput, tokens: Tensor) -> Iterator[Tensor]:
+        """Teacher-forced outputs ``[B, T, D]``, one depth after another, each built on the one before."""
+
+    @abstractmethod
+    def score(self, output: Tensor) -> Tensor:
+        """Outputs ``[..., D]`` -> scores ``[..., num_tokens]``."""
+
+    @abstractmethod
+    def enter(self, state: SequentialState, hidden: Tensor, x: Tensor, place: Place) -> Tensor:
+        """Committed pairs, mixed states ``[B, T, D]`` and embeddings ``x [B, T, D]`` -> outputs ``[B, T, L, D]``."""
+
+    @abstractmethod
+    def extend(self, state: SequentialState, above: Tensor, x: Tensor, place: Place) -> Tensor:
+        """Drafted nodes: their parents' outputs ``above [B, N, L, D]`` and embeddings -> outputs ``[B, N, L, D]``."""
+
+    def unroll(self, out: LMOutput, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
+        for offset, output in zip(self.offsets, self.walk(out, tokens), strict=True):
+            yield offset, self.score(output)
+
+    def open(self, rows: int, device: torch.device, dtype: torch.dtype) -> SequentialState:
+        base, s, modules = super().open(rows, device, dtype), self.shape, self.num_modules
+        return SequentialState(
+            window=base.window,
+            last=base.last,
+            cache=KVCache.empty(modules, rows, s.num_kv_heads, ROOM, s.head_dim, device, dtype),
+            newest=torch.zeros(rows, modules, s.dim, device=device, dtype=dtype),
+            nodes=torch.zeros(rows, 0, modules, s.dim, device=device, dtype=dtype),
+            ancestors=torch.zeros(rows, 0, 0, device=device, dtype=torch.bool),
+        )
+
+    @torch.inference_mode()
+    def read(self, state: HeadState, hidden: Tensor, tokens: Tensor, following: Tensor, lengths: Tensor) -> None:
+        assert isinstance(state, SequentialState)
+        super().read(state, hidden, tokens, following, lengths)
+        state.nodes, state.ancestors = state.nodes[:, :0], state.ancestors[:, :0, :0]
+        b, t = tokens.shape
+        if not t:
+            return
+        cache = state.cache
+        cache.grow(state.longest + t)
+        at, past = causal(hidden)
+        place = Place(cache.lengths[:, None] + at, cache.mask(past[:, 0].expand(b, -1, -1)), cache)
+        y = self.enter(state, self.mix(hidden), self.trunk.embed(following), place)
+        newest = y[torch.arange(b, device=y.device), (lengths - 1).clamp(min=0)]
+        state.newest = torch.where((lengths > 0)[:, None, None], newest, state.newest)
+        cache.lengths = cache.lengths + lengths
+        state.longest = int(cache.lengths.max())
+
+    @torch.inference_mode()
+    def root(self, state: HeadState) -> Tensor:
+        assert isinstance(state, SequentialState)
+        return self.score(state.newest[:, 0])
+
+    @torch.inference_mode()
+    def expand(self, state: HeadState, tokens: Tensor, parents: Tensor) -> Tensor:
+        assert isinstance(state, SequentialState)
+        if state.depth + 1 >= self.num_depths and not self.recursive:
+            raise ValueError(f"This head drafts {self.num_depths} tokens, not more.")
+        state.depth += 1
+        m, n = state.nodes.shape[1], tokens.shape[1]
+        state.ancestors = _grown(state.ancestors, parents)
+        cache = state.cache
+        cache.grow(state.longest + m + n)
+        at = cache.lengths[:, None] + state.ancestors[:, m:].sum(-1) - 1
+        behind = KVCache(cache.keys, cache.values, cache.lengths + m)
+        place = Place(at, cache.mask(state.ancestors)[:, :, m:], behind)
+        known = torch.cat([state.newest[:, None], state.nodes], 1)
+        above = known.gather(1, (parents + 1)[..., None, None].expand(-1, -1, *known.shape[2:]))
+        y = self.extend(state, above, self.trunk.embed(tokens), place)
+        state.nodes = torch.cat([state.nodes, y], 1)
+        return self.score(y[:, :, min(state.depth, self.num_modules - 1)])
+
+
+class RecursiveHead(SequentialHead):
+    """One module, applied to its own outputs. It can be expanded for ever."""
+
+    recursive = True
+
+    def __init__(
+        self, shape: TrunkShape, depth: int, taps: tuple[int, ...], feed: str, draft_vocab: int | None
+    ) -> None:
+        super().__init__(shape, depth, 1, taps, feed, draft_vocab)
+
+    @abstractmethod
+    def step(self, hidden: Tensor, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
+        """The module once: states and embeddings ``[B, T, D]`` -> what it will be fed next, ``[B, T, D]``."""
+
+    def seen(self, past: Tensor, j: int) -> Tensor:
+        """``[1, 1, T, (j + 1) T]`` bool: what the queries of step j (from 0) see of the entries of steps 0..j, side by
+        side: of step 0 the ``past [1, 1, T, T]`` up to their anchor, of later steps only their own."""
+        own = torch.eye(past.shape[-1], dtype=torch.bool, device=past.device)[None, None]
+        return torch.cat([past] + [own] * j, -1)
+
+    def walk(self, out: LMOutput, tokens: Tensor) -> Iterator[Tensor]:
+        hidden, s = self.mix(out.hidden), self.shape
+        index, past = causal(hidden)
+        trace = _Trace.empty(1, len(tokens), s.num_kv_heads, 0, s.head_dim, hidden.device, hidden.dtype)
+        for j in range(len(self.offsets)):
+            x = self.trunk.embed(shifted(tokens, j + 1))
+            hidden = self.step(hidden, x, index + j, self.seen(past, j), trace)
+            yield hidden
+
+    def enter(self, state: SequentialState, hidden: Tensor, x: Tensor, place: Place) -> Tensor:
+        return self.step(hidden, x, *place)[:, :, None]
+
+    def extend(self, state: SequentialState, above: Tensor, x: Tensor, place: Place) -> Tensor:
+        return self.step(above[:, :, 0], x, *place)[:, :, None]
+
+
+class _Trace(KVCache):
+    """The entries of an unrolled draft, ``T`` per step, side by side. Nothing is overwritten, so gradients pass."""
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        self.keys = torch.cat([self.keys, keys[None]], 3)
+        self.values = torch.cat([self.values, values[None]], 3)
+        return self.keys[layer], self.values[layer]
+
+
+def shifted(x: Tensor, n: int) -> Tensor:
+    """``x [B, T, ...]`` -> what stands n positions later; the last entry is repeated at the end."""
+    t = x.shape[1]
+    return x[:, (torch.arange(t, device=x.device) + n).clamp(max=t - 1)]
+
+
+def _grown(ancestors: Tensor, parents: Tensor) -> Tensor:
+    """``ancestors [B, M, M]`` and N more nodes, children of ``parents [B, N]`` -> ``[B, M + N, M + N]``."""
+    m, n = ancestors.shape[1], parents.shape[1]
+    wide = F.pad(ancestors, (0, n, 1, 0))  # its first row is node 0, which stands among the committed pairs
+    own = F.pad(torch.eye(n, dtype=torch.bool, device=parents.device), (m, 0))
+    new = wide.gather(1, (parents + 1)[..., None].expand(-1, -1, m + n)) | own
+    return torch.cat([wide[:, 1:], new], 1)

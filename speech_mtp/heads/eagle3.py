@@ -1,0 +1,81 @@
+"""EAGLE-3 (Li et al. 2025, arXiv:2503.01840): states of several layers, no feature regression, trained as it drafts.
+
+A map ``fc`` makes one state out of three layers' (low, middle, high). One block reads, side by side, the normalised
+embedding of ``x_{t+1}`` and the normalised state; its residual is the state without the norm. The output goes through
+``norm`` to the head's own output layer, and without that norm into the next step, in the place of ``fc``'s.
+
+The published training unrolls 7 steps (the paper says 5) and weighs step k (from 0) with ``0.8 ** k``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from speech_mtp.heads._sequential import RecursiveHead
+from speech_mtp.heads.base import Binding, PrivateUnembedding, TrunkShape
+from speech_mtp.nn.kv_cache import KVCache
+from speech_mtp.nn.transformer import Attention, SwiGLU
+
+
+class WideLayer(nn.Module):
+    """A block whose attention reads ``[embedding, state]``, twice as wide as what it adds to."""
+
+    def __init__(self, shape: TrunkShape) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
+        self.hidden_norm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
+        self.self_attn = Attention(shape.block(2 * shape.dim))
+        self.post_attention_layernorm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
+        self.mlp = SwiGLU(shape.dim, shape.intermediate_size)
+
+    def forward(self, hidden: Tensor, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
+        both = torch.cat([self.input_layernorm(x), self.hidden_norm(hidden)], -1)
+        hidden = hidden + self.self_attn(both, index, mask, cache)
+        out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return out
+
+
+class Eagle3(RecursiveHead):
+    """``depth`` steps. ``taps`` default to the inputs of layers 2, L // 2 and L - 3 (each once); ``fc`` is ``mix.map``.
+
+    ``private`` gives the head its own output layer over the draft vocabulary, started from the trunk's rows at
+    :meth:`bind`; choose the vocabulary before. Otherwise it uses the trunk's.
+    """
+
+    def __init__(
+        self,
+        shape: TrunkShape,
+        depth: int = 5,
+        private: bool = True,
+        taps: tuple[int, ...] | None = None,
+        feed: str = "concat",
+        draft_vocab: int | None = None,
+    ) -> None:
+        super().__init__(shape, depth, default_taps(shape.num_layers) if taps is None else taps, feed, draft_vocab)
+        self.layer = WideLayer(shape)
+        self.norm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
+        self.lm_head = PrivateUnembedding(1, shape.dim, self.num_tokens) if private else None
+
+    def bind(self, binding: Binding) -> None:
+        super().bind(binding)
+        if self.lm_head is not None:
+            self.lm_head.start(self.unembedding())
+
+    def score(self, output: Tensor) -> Tensor:
+        normed = self.norm(output)
+        if self.lm_head is None:
+            return self.unembed(normed)
+        out: Tensor = self.lm_head[0](normed)
+        return out
+
+    def step(self, hidden: Tensor, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
+        out: Tensor = self.layer(hidden, x, index, mask, cache)
+        return out
+
+
+def default_taps(num_layers: int) -> tuple[int, ...]:
+    """A low, a middle and a high layer, fewer where they coincide. Raises ValueError for less than three layers."""
+    if num_layers < 3:
+        raise ValueError(f"The trunk has {num_layers} layers, too few for EAGLE-3's choice; name the taps.")
+    return tuple(sorted({2, num_layers // 2, num_layers - 3}))

@@ -1,0 +1,77 @@
+"""Meta's multi-token prediction (Gloeckle et al. 2024, arXiv:2404.19737, section 2): one transformer layer per offset.
+
+The paper's trunk ends below the last layer, and every offset has a last layer of its own, the next token included: so
+the heads read the states that enter the trunk's last layer, and their outputs go through the trunk's final norm and
+unembedding. The layers attend to trunk states alone, never to drafts; a head needs the states of all positions, and
+keeps their keys and values while decoding. The layers start as the identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from speech_mtp.heads.base import HeadState, ParallelHead, TrunkShape
+from speech_mtp.nn.kv_cache import KVCache
+from speech_mtp.nn.transformer import LlamaBlock, causal
+
+
+@dataclass(kw_only=True)
+class ParallelState(HeadState):
+    """``cache`` has one layer per head, ``newest [B, num_heads, D]`` is what each made of the newest position."""
+
+    cache: KVCache
+    newest: Tensor
+
+
+class Parallel(ParallelHead):
+    """``num_heads`` layers of the trunk's sizes. ``taps`` default to the input of the trunk's last layer.
+
+    The tap -1 can be read too; its states have passed the trunk's final norm once already.
+    """
+
+    def __init__(
+        self,
+        shape: TrunkShape,
+        num_heads: int = 4,
+        taps: tuple[int, ...] | None = None,
+        feed: str = "last",
+        draft_vocab: int | None = None,
+    ) -> None:
+        super().__init__(shape, tuple(range(2, 2 + num_heads)), taps or (shape.num_layers - 1,), feed, draft_vocab)
+        self.blocks = nn.ModuleList(LlamaBlock(shape.block(), j) for j in range(num_heads))
+        for name, weight in self.blocks.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                nn.init.zeros_(weight)
+
+    def ahead(self, hidden: Tensor, j: int) -> Tensor:
+        """Mixed states of whole texts ``[B, T, D]`` -> scores ``[B, T, num_tokens]``."""
+        return self._score(self.blocks[j](hidden, *causal(hidden)))
+
+    def _score(self, x: Tensor) -> Tensor:
+        return self.unembed(self.trunk.norm(x))
+
+    def open(self, rows: int, device: torch.device, dtype: torch.dtype) -> ParallelState:
+        s, n = self.shape, self.num_depths
+        cache = KVCache.empty(n, rows, s.num_kv_heads, 128, s.head_dim, device, dtype)
+        newest = torch.zeros(rows, n, s.dim, device=device, dtype=dtype)
+        return ParallelState(**vars(super().open(rows, device, dtype)), cache=cache, newest=newest)
+
+    def read(self, state: HeadState, hidden: Tensor, tokens: Tensor, following: Tensor, lengths: Tensor) -> None:
+        assert isinstance(state, ParallelState)
+        super().read(state, hidden, tokens, following, lengths)
+        if not tokens.shape[1]:
+            return
+        x = self.mix(hidden)
+        index, mask = state.cache.behind(x.shape[1])
+        made = torch.stack([block(x, index, mask, state.cache) for block in self.blocks], 2)
+        end = (lengths - 1).clamp(min=0)[:, None, None, None].expand(-1, 1, *made.shape[2:])
+        state.newest = torch.where((lengths > 0)[:, None, None], made.gather(1, end)[:, 0], state.newest)
+        state.cache.lengths = state.cache.lengths + lengths
+
+    def at_age(self, state: HeadState, j: int, age: int) -> Tensor:
+        assert isinstance(state, ParallelState), type(state)
+        assert age == 0, f"adjacent heads look from the newest state, not from {age} positions ago"
+        return self._score(state.newest[:, j])

@@ -1,0 +1,249 @@
+"""What heads are trained on: the tokens ahead, the trunk's own law of them, or its states.
+
+Every offset is one term, a sum over the positions that count divided by their number. A head is unrolled one offset at
+a time and each term can be back-propagated before the next is computed, so that the logits of all offsets,
+``[B, T, N, V]``, never exist (Gloeckle et al. 2024, section 2). The caller says::
+
+    for step in objective.steps(out, positions):
+        (step.weight * step.loss).backward(retain_graph=True)
+        del step
+
+What is freed when: after ``del`` nothing refers to the offset's logits, so they and all that only they need are gone
+before the next are made. ``retain_graph`` keeps what the offsets of one head share, which is the head's states of
+earlier steps in a recursive head and the one pass of a block drafter; it goes when the head's last offset is done.
+
+This module knows nothing of optimisers, batches or files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from pydantic import ConfigDict
+from torch import Tensor
+
+from speech_mtp.heads.base import MTPHead
+from speech_mtp.layouts.base import IGNORE
+from speech_mtp.types import LMOutput, Positions
+
+Loss = Literal["hard", "soft", "l1", "feature", "judge"]
+DEFAULT_ANCHORS = 64
+
+
+# -- pure functions -------------------------------------------------------------------------------------------------
+def cross_entropy(scores: Tensor, tokens: Tensor) -> Tensor:
+    """Hard targets: mean of ``-log q(x)`` in nats; ``scores [n, V]``, ``tokens [n]``."""
+    return F.cross_entropy(scores, tokens, reduction="sum") / max(1, len(tokens))
+
+
+def divergence(law: Tensor, scores: Tensor) -> Tensor:
+    """Soft targets: mean Kullback-Leibler divergence ``sum p log(p / q)``; ``law [n, V]`` is log p."""
+    return F.kl_div(scores.log_softmax(-1), law, reduction="sum", log_target=True) / max(1, len(law))
+
+
+def distance(law: Tensor, scores: Tensor) -> Tensor:
+    """``sum |p - q|`` of every position ``[n]``, twice the total variation; ``law [n, V]`` is log p."""
+    return (law.exp() - scores.softmax(-1)).abs().sum(-1)
+
+
+def judgement(law: Tensor, scores: Tensor, chance: Tensor) -> Tensor:
+    """DSpark's confidence (arXiv:2607.05147): binary cross entropy of the logit ``chance [n]`` against the share of
+    drafts that speculative sampling keeps, ``1 - |p - q| / 2``."""
+    kept = 1 - 0.5 * distance(law, scores.detach())
+    return F.binary_cross_entropy_with_logits(chance, kept, reduction="sum") / max(1, len(law))
+
+
+def regression(states: Tensor, targets: Tensor) -> Tensor:
+    """EAGLE's feature loss (arXiv:2401.15077, section 4.2): smooth L1, mean over all numbers of ``[n, D]``."""
+    return F.smooth_l1_loss(states, targets, reduction="sum") / max(1, states.numel())
+
+
+def offset_weights(weighting: str, beta: float | None, count: int) -> list[float]:
+    """Weights of ``count`` offsets: ``uniform`` 1 (Gloeckle et al. 2024), ``decay`` ``beta ** k`` with 0.8 (Medusa,
+    EAGLE-3), ``geometric`` the same divided by its sum with 0.6 (FastMTP, section 3.2); k counts from 0."""
+    if weighting == "uniform":
+        if beta is not None:
+            raise ValueError("Uniform weights have no beta; remove it, or use 'decay' or 'geometric'.")
+        return [1.0] * count
+    base = beta if beta is not None else {"decay": 0.8, "geometric": 0.6}[weighting]
+    weights = [base**k for k in range(count)]
+    return weights if weighting == "decay" else [w / math.fsum(weights) for w in weights]
+
+
+def labels_at(positions: Positions, offset: int, first: int) -> Tensor:
+    """``x_{t + offset}`` for every t ``[B, T]``, IGNORE where it is not to be drafted.
+
+    A draft is trained if all of it, from ``x_{t + first}`` on, lies in one answer of the segment of t: a label crosses
+    neither a border of documents nor, in a chat, the user's words between two answers.
+    """
+    assert positions.labels is not None, "training positions carry labels"
+    labels = positions.labels[..., 0]
+    answered = labels != IGNORE
+    begins = answered & ~F.pad(answered[:, :-1], (1, 0))
+    turn = begins.cumsum(1) * answered  # 0 outside of answers
+    later = _ahead(labels, offset - 1, IGNORE), _ahead(turn, offset - 1, 0), _ahead(turn, first - 1, 0)
+    same = (_ahead(positions.segment, offset - 1, -1) == positions.segment) & (later[1] == later[2])
+    return torch.where(same, later[0], IGNORE)
+
+
+def _ahead(x: Tensor, n: int, fill: int) -> Tensor:
+    """``x [B, T]`` -> what stands n positions later, ``fill`` behind the end."""
+    missing = min(n, x.shape[1])
+    return F.pad(x[:, missing:], (0, missing), value=fill)
+
+
+def choose_anchors(positions: Positions, first: int, count: int, noise: torch.Generator | None) -> Tensor:
+    """``[B, A]``, at most ``count`` random positions of every row after which a draft can be trained, ascending.
+
+    Rows with fewer such positions are filled up with others, which have no labels.
+    """
+    good = labels_at(positions, first, first) != IGNORE
+    order = torch.rand(good.shape, generator=noise).to(good.device) - 2 * good.float()
+    most = max(1, min(count, int(good.sum(1).max())))
+    return order.topk(most, 1, largest=False).indices.sort(1).values
+
+
+# -- what heads may offer besides logits ----------------------------------------------------------------------------
+@runtime_checkable
+class Regressing(Protocol):
+    """A head that also predicts the trunk's states (EAGLE)."""
+
+    def regress(self, out: LMOutput, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Predictions and targets ``[B, T, D]``: entry t is the state of position t + 1."""
+
+
+@runtime_checkable
+class Anchored(Protocol):
+    """A head whose drafts are blocks, too dear to unroll after every position (DFlash)."""
+
+    def unroll_at(self, out: LMOutput, tokens: Tensor, anchors: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """As ``unroll`` after the positions ``anchors [B, A]``: logits ``[B, A, num_tokens]``."""
+
+
+@runtime_checkable
+class Judging(Protocol):
+    """A block drafter that says how likely each draft is kept (DSpark)."""
+
+    def unroll_judged(self, out: LMOutput, tokens: Tensor, anchors: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """As ``unroll_at``, with the logit ``[B, A]`` of the chance."""
+
+
+# -- the objective --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class MTPConfig:
+    """``losses`` are the parts of every offset's term and their weights: ``hard``, ``soft``, ``l1``, ``judge``; and
+    ``feature``, a term of its own. ``weighting`` and ``beta`` weigh the offsets (:func:`offset_weights`). A head that
+    drafts in blocks is trained after ``anchors`` random positions of each row (default 64), others after all."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    losses: dict[Loss, float] = field(default_factory=lambda: {"hard": 1.0})
+    weighting: Literal["uniform", "decay", "geometric"] = "decay"
+    beta: float | None = None
+    anchors: int | None = None
+
+
+@dataclass
+class Step:
+    """One term. ``right`` and ``known`` ``[B, A]`` bool, None for the feature term: where the best guess of ``offset``
+    is the token, and where there is a token to guess."""
+
+    name: str
+    loss: Tensor
+    weight: float
+    offset: int = 0
+    right: Tensor | None = None
+    known: Tensor | None = None
+
+
+class MTP:
+    """The terms of one ``head``. ``taps`` are the layers that the trunk's output holds (default: the head's own).
+
+    Soft targets are the trunk's law of ``x_{t+k}``, which is computed from its state at ``t + k - 1``; with a reduced
+    draft vocabulary it is restricted to that and renormalised, and positions whose token lies outside are left out.
+    Raises ValueError for losses that the head does not offer.
+    """
+
+    def __init__(self, head: MTPHead, config: MTPConfig, taps: tuple[int, ...] | None = None) -> None:
+        self.head, self.losses = head, config.losses
+        kind = type(head).__name__
+        if not config.losses or min(config.losses.values()) <= 0:
+            raise ValueError("An objective needs a loss, and every loss a positive weight.")
+        for loss, ability in (("feature", Regressing), ("judge", Judging)):
+            if loss in config.losses and not isinstance(head, ability):
+                raise ValueError(f"The head {kind} has nothing to train with the loss {loss!r}; remove it.")
+        if config.anchors is not None and (config.anchors < 1 or not isinstance(head, Anchored)):
+            raise ValueError(
+                f"anchors is {config.anchors} for the head {kind}; only block drafters have a number of them."
+            )
+        weights = offset_weights(config.weighting, config.beta, len(head.offsets))
+        self.weights = dict(zip(head.offsets, weights, strict=True))
+        self.anchors = config.anchors or DEFAULT_ANCHORS
+        self._select = [(taps or head.taps).index(tap) for tap in head.taps]
+
+    def steps(self, out: LMOutput, positions: Positions, noise: torch.Generator | None = None) -> Iterator[Step]:
+        """The terms, one at a time: see the module. ``out`` are the trunk's states of ``positions``, detached."""
+        tokens, first = positions.tokens[..., 0], self.head.offsets[0]
+        mine = LMOutput(out.hidden[:, :, self._select], final=out.top)
+        if "feature" in self.losses:
+            yield self._feature(mine, positions)
+        at = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+        if isinstance(self.head, Anchored):
+            at = choose_anchors(positions, first, self.anchors, noise)
+        for offset, logits, chance in self._unroll(mine, tokens, at):
+            labels = labels_at(positions, offset, first).gather(1, at)
+            right = self.head.to_target(logits.detach().argmax(-1)) == labels
+            loss = self._loss(logits, chance, labels, mine.top, at + offset - 1)
+            step = Step(str(offset), loss, self.weights[offset], offset, right, labels != IGNORE)
+            del logits, chance, loss
+            yield step
+            del step
+
+    def _unroll(self, out: LMOutput, tokens: Tensor, at: Tensor) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        if "judge" in self.losses and isinstance(self.head, Judging):
+            yield from self.head.unroll_judged(out, tokens, at)
+            return
+        blocks = self.head if isinstance(self.head, Anchored) else None
+        for offset, logits in blocks.unroll_at(out, tokens, at) if blocks else self.head.unroll(out, tokens):
+            yield offset, logits, None
+            del logits  # or it would live while the next is computed
+
+    def _loss(self, logits: Tensor, chance: Tensor | None, labels: Tensor, top: Tensor, before: Tensor) -> Tensor:
+        """``logits [B, A, num_tokens]``, ``labels [B, A]``; ``before [B, A]`` is the position before the label's."""
+        drafted = self._draft_ids(labels)
+        b, a = (drafted >= 0).nonzero(as_tuple=True)
+        scores = logits[b, a].float()
+        parts: dict[str, Tensor] = {}
+        if "hard" in self.losses:
+            parts["hard"] = cross_entropy(scores, drafted[b, a])
+        if self.losses.keys() & {"soft", "l1", "judge"}:
+            with torch.no_grad():
+                law = self.head.unembed(top[b, before[b, a]]).float().log_softmax(-1)
+            if "soft" in self.losses:
+                parts["soft"] = divergence(law, scores)
+            if "l1" in self.losses:
+                parts["l1"] = distance(law, scores).sum() / max(1, len(law))
+            if "judge" in self.losses and chance is not None:
+                parts["judge"] = judgement(law, scores, chance[b, a].float())
+        terms = [weight * parts[name] for name, weight in self.losses.items() if name in parts]
+        return torch.stack(terms).sum() if terms else scores.sum() * 0
+
+    def _draft_ids(self, labels: Tensor) -> Tensor:
+        """The trunk's ids, or IGNORE -> draft ids, or -1 where there is no label or none in the draft vocabulary."""
+        if self.head.token_map is None:
+            return torch.where(labels == IGNORE, -1, labels)
+        known = torch.full((self.head.shape.vocab_size,), -1, device=labels.device)
+        known[self.head.token_map] = torch.arange(self.head.num_tokens, device=labels.device)
+        return torch.where(labels == IGNORE, -1, known[labels.clamp(min=0)])
+
+    def _feature(self, out: LMOutput, positions: Positions) -> Step:
+        assert isinstance(self.head, Regressing)
+        states, targets = self.head.regress(out, positions.tokens[..., 0])
+        counts = labels_at(positions, self.head.offsets[0], self.head.offsets[0]) != IGNORE
+        loss = regression(states[counts].float(), targets[counts].float())
+        return Step("feature", loss, self.losses["feature"])

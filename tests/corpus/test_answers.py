@@ -1,0 +1,117 @@
+"""A model's own answers: resumable, token by token, and the ones that plain decoding gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("wordfreq", reason="needs the train extra")
+
+from transformers import LlamaForCausalLM
+
+from speech_mtp.corpus.answers import (
+    Answer,
+    AnswerConfig,
+    InventConfig,
+    invent_prompts,
+    read_answers,
+    read_prompts,
+    write_answers,
+)
+from speech_mtp.corpus.manifest import read_lines
+from speech_mtp.corpus.selfwrite import Drawing, chat_tokens, sample_answers
+from tests.lm.tiny import tiny_config, tiny_tokenizer
+
+PROMPTS = ["hello there", "the lazy dog", "jumps", "good morning, fox", "quick"]
+TOKENIZER: Any = tiny_tokenizer()
+END = TOKENIZER.eos_token_id
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(tiny_config(1)).eval()
+
+
+@pytest.fixture(scope="module")
+def ending(model: Any) -> Any:
+    """A copy that likes to end its answers."""
+    copy = LlamaForCausalLM(tiny_config(1)).eval()
+    copy.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        copy.lm_head.weight[END] = copy.lm_head.weight.abs().sum(0)
+    return copy
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, model: Any, temperature: float) -> None:
+    config = AnswerConfig(batch=2, max_new_tokens=8, temperature=temperature)
+    whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    assert write_answers(model, TOKENIZER, PROMPTS, whole, config) == 5
+    assert write_answers(model, TOKENIZER, PROMPTS[:2], parts, config) == 2
+    with parts.open("a") as file:
+        file.write('{"index": 2, "prom')  # the line that a kill cut off
+    assert write_answers(model, TOKENIZER, PROMPTS, parts, config) == 3
+    assert parts.read_text() == whole.read_text()
+    with pytest.raises(ValueError, match="written from other prompts"):
+        write_answers(model, TOKENIZER, PROMPTS[::-1], whole, config)
+
+
+def test_greedy_answers_are_what_the_model_says_alone(tmp_path: Path, model: Any) -> None:
+    path = tmp_path / "answers.jsonl"
+    write_answers(model, TOKENIZER, PROMPTS, path, AnswerConfig(batch=5, max_new_tokens=6))
+    lines = list(read_lines(path))
+    assert [line["prompt"] for line in lines] == PROMPTS
+    for line in lines:
+        assert line["prompt_ids"] == chat_tokens(TOKENIZER, line["prompt"])
+        ids = torch.tensor([line["prompt_ids"]])
+        alone = model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=END, pad_token_id=END)
+        assert line["answer_ids"] == alone[0, ids.shape[1] :].tolist()
+
+
+def test_the_end_is_kept_and_nothing_after_it(tmp_path: Path, ending: Any) -> None:
+    path = tmp_path / "answers.jsonl"
+    write_answers(ending, TOKENIZER, PROMPTS, path, AnswerConfig(temperature=1.0, max_new_tokens=40))
+    answers = [line["answer_ids"] for line in read_lines(path)]
+    ended = [answer for answer in answers if END in answer]
+    assert len(ended) >= 3
+    assert all(answer.index(END) == len(answer) - 1 for answer in ended)
+    rows = [chat_tokens(TOKENIZER, prompt) for prompt in PROMPTS]
+    cut = sample_answers(ending, TOKENIZER, rows, Drawing(temperature=1.0, top_k=0, max_new_tokens=40), seed=0)
+    assert cut == [answer[:-1] if answer[-1] == END else answer for answer in answers]
+
+
+def test_prompts_are_invented_once(tmp_path: Path, model: Any) -> None:
+    path, config = tmp_path / "prompts.jsonl", InventConfig(prompts=6, batch=4, max_new_tokens=3)
+    prompts = invent_prompts(model, TOKENIZER, path, config)
+    assert len(prompts) == len(set(prompts)) > 2
+    assert invent_prompts(model, TOKENIZER, path, config) == prompts
+    assert len(list(read_lines(path))) == 6
+    assert not any("<|im" in prompt or prompt != prompt.strip() for prompt in prompts)
+
+
+def test_long_prompts_are_left_out(tmp_path: Path, model: Any) -> None:
+    longest = max(PROMPTS, key=lambda prompt: len(chat_tokens(TOKENIZER, prompt)))
+    limit = len(chat_tokens(TOKENIZER, longest)) - 1
+    path = tmp_path / "answers.jsonl"
+    config = AnswerConfig(max_prompt_tokens=limit, max_new_tokens=2)
+    assert write_answers(model, TOKENIZER, [longest, "quick"], path, config) == 1
+    assert [line["prompt"] for line in read_lines(path)] == ["quick"]
+
+
+def test_prompts_and_answers_are_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "given.jsonl"
+    path.write_text('{"question": " Why? "}\n{"question": "How?"}\n')
+    assert read_prompts(path, "question") == ["Why?", "How?"]
+    with pytest.raises(ValueError, match=r"line 1 has no text under 'questions'; did you mean 'question'\?"):
+        read_prompts(path, "questions")
+    lines = [{"prompt_ids": [1, 2], "answer_ids": [3]}, {"prompt_ids": [1], "answer_ids": [3, 4]}]
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0]]))
+    assert read_answers([answers]) == [Answer((1, 2), (3,)), Answer((1,), (3, 4))]
+    with pytest.raises(ValueError, match=r"given\.jsonl, line 1 is no answer"):
+        read_answers([path])

@@ -1,0 +1,165 @@
+"""The law of sampled text is that of the model, whatever drafts it: against the exact law of every short answer."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+
+from speech_mtp.decoding import text
+from speech_mtp.decoding.base import TARGET, DecodingRule
+from speech_mtp.decoding.chain import Chain
+from speech_mtp.decoding.laws import TextLaw
+from speech_mtp.decoding.lookup import Lookup
+from speech_mtp.decoding.sampling import draw, uniform
+from speech_mtp.decoding.tree import Tree
+from speech_mtp.decoding.vanilla import Vanilla
+from speech_mtp.heads.dspark import DSpark
+from speech_mtp.heads.medusa import Medusa
+from speech_mtp.types import Sampling
+from tests.decoding.walk import Walk, bound, tiny_text_lm
+
+END, VOCAB, NEW, ROWS = 4, 5, 3, 1000
+LM = tiny_text_lm(VOCAB, end=END, scale=0.4)
+PROMPTS = [[0, 1, 2, 0, 1], [3, 1, 1]]
+PLAIN = Sampling()
+SHAPED = Sampling(temperature=0.8, top_k=4, top_p=0.9, repetition_penalty=1.4)
+Answer = tuple[int, ...]
+
+
+def law_of_next(said: list[int], sampling: Sampling) -> list[float]:
+    """Penalty, temperature, top-k and top-p, one after the other, for one text."""
+    with torch.inference_mode():
+        out = LM(torch.tensor([said]), torch.tensor([len(said)]))
+        logits = LM.output.logits(out.top[0, -1]).double().tolist()
+    for token in set(said):
+        logits[token] *= sampling.repetition_penalty ** (-1 if logits[token] > 0 else 1)
+    ranked = sorted(range(VOCAB), key=lambda token: -logits[token])[: sampling.top_k or VOCAB]
+    weight = {token: math.exp(logits[token] / sampling.temperature) for token in ranked}
+    kept, before = {}, 0.0
+    for token in ranked:
+        if before <= sampling.top_p * sum(weight.values()):
+            kept[token] = weight[token]
+        before += weight[token]
+    return [kept.get(token, 0.0) / sum(kept.values()) for token in range(VOCAB)]
+
+
+@cache
+def exact(prompt: tuple[int, ...], sampling: Sampling) -> dict[Answer, float]:
+    """The probability of every answer of up to NEW tokens."""
+    law: dict[Answer, float] = {}
+    open_: dict[Answer, float] = {(): 1.0}
+    for _ in range(NEW):
+        longer = {
+            (*answer, token): chance * p
+            for answer, chance in open_.items()
+            for token, p in enumerate(law_of_next([*prompt, *answer], sampling))
+            if p
+        }
+        law.update({answer: p for answer, p in longer.items() if answer[-1] == END})
+        open_ = {answer: p for answer, p in longer.items() if answer[-1] != END}
+    return {**law, **open_}
+
+
+def sampled(rule: DecodingRule, sampling: Sampling) -> tuple[list[Counter[Answer]], text.Statistics]:
+    """ROWS answers to each of PROMPTS, all in one batch, every row with a seed of its own."""
+    rows = ROWS * len(PROMPTS)
+    run = text.start(LM, PROMPTS * ROWS, sampling, rule, NEW, seeds=torch.arange(rows) + 7)
+    while run.advance() is not None:
+        pass
+    counts = [Counter(map(tuple, run.tokens[i :: len(PROMPTS)])) for i in range(len(PROMPTS))]
+    return counts, run.statistics
+
+
+def surprise(counts: Counter[Answer], law: dict[Answer, float]) -> tuple[float, float]:
+    """Pearson's chi-square as a standard normal number (Wilson and Hilferty 1931), rare answers together; and the total
+    variation in units of what chance alone gives on average."""
+    n = counts.total()
+    common = [(counts[answer], n * p) for answer, p in law.items() if n * p >= 5]
+    cells = [*common, (n - sum(seen for seen, _ in common), n - sum(expected for _, expected in common))]
+    cells = [(seen, expected) for seen, expected in cells if expected > 1e-6 * n]
+    square = sum((seen - expected) ** 2 / expected for seen, expected in cells)
+    k = len(cells) - 1
+    z = ((square / k) ** (1 / 3) - (1 - 2 / (9 * k))) / math.sqrt(2 / (9 * k))
+    distance = sum(abs(counts[answer] / n - law.get(answer, 0.0)) for answer in counts.keys() | law.keys()) / 2
+    noise = sum(math.sqrt(p * (1 - p) / (2 * math.pi * n)) for p in law.values())
+    return z, distance / noise
+
+
+def has_the_law(counts: list[Counter[Answer]], sampling: Sampling) -> bool:
+    laws = [exact(tuple(prompt), sampling) for prompt in PROMPTS]
+    if any(seen.keys() - law.keys() for law, seen in zip(laws, counts, strict=True)):
+        return False
+    found = [surprise(seen, law) for law, seen in zip(laws, counts, strict=True)]
+    return all(z < 3.5 and distance < 1.8 for z, distance in found)
+
+
+def dspark() -> DSpark:
+    torch.manual_seed(2)
+    head = bound(DSpark, LM, num_drafts=2, num_layers=1)
+    torch.nn.init.normal_(head.bias.weight)
+    torch.nn.init.normal_(head.before.weight, std=0.3)
+    return head
+
+
+RULES: dict[str, Callable[[], DecodingRule]] = {
+    "vanilla": Vanilla,
+    "chain": lambda: Chain(bound(Walk, LM)),
+    "chain of best guesses": lambda: Chain(bound(Walk, LM), stochastic=False),
+    "chain of a reduced vocabulary": lambda: Chain(bound(Walk, LM, draft_vocab=3)),
+    "chain of a block head": lambda: Chain(dspark()),
+    "chain that pauses": lambda: Chain(bound(Walk, LM), 2, payoff={"cost": 9.0, "trial": 1, "rest": 1}),
+    "static tree": lambda: Tree(bound(Walk, LM), "static", paths=[[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0]]),
+    "dynamic tree": lambda: Tree(bound(Walk, LM), nodes=6, depth=3, top_k=3),
+    "dynamic tree of a parallel head": lambda: Tree(bound(Medusa, LM, num_heads=2), nodes=5, top_k=2),
+    "lookup": lambda: Lookup(depth=2, max_ngram=2),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "sampling"),
+    [*((name, PLAIN) for name in RULES), *((name, SHAPED) for name in RULES if "of a" not in name)],
+)
+def test_the_law_of_the_text_is_the_model_s(name: str, sampling: Sampling) -> None:
+    rule = RULES[name]()
+    counts, statistics = sampled(rule, sampling)
+    assert rule.lossless
+    assert has_the_law(counts, sampling)
+    if not isinstance(rule, Vanilla):
+        assert min(statistics.kept[:2]) > 10, "drafts must matter at two depths"
+        assert statistics.kept[0] < statistics.tried[0] - 100
+
+
+@pytest.mark.parametrize(("shape", "acceptance"), [(Chain, "typical"), (Tree, {"kind": "top_k", "k": 3})])
+def test_lossy_acceptance_says_so_and_is_seen(shape: type[Chain | Tree], acceptance: str | dict[str, object]) -> None:
+    rule = shape(bound(Walk, LM), acceptance=acceptance)
+    assert not rule.lossless
+    assert not has_the_law(sampled(rule, PLAIN)[0], PLAIN)
+
+
+def test_a_draft_is_cut_before_its_token_is_drawn() -> None:
+    """A cut that saw the token would take the unlikely ones out of the draft's law."""
+    head = bound(Walk, LM)
+    run = text.start(LM, PROMPTS[:1], PLAIN, Chain(head))
+    best = float(head.root(run.state.head).softmax(-1).max())
+
+    def lengths(confidence: float) -> set[bool]:
+        rule = Chain(head, 1, confidence=confidence)
+        laws = [TextLaw(LM, PLAIN, torch.tensor([seed])) for seed in range(30)]
+        return {rule.propose(run.state, law).tokens.shape[1] > 1 for law in laws}
+
+    assert lengths(0.99 * best) == {True}
+    assert lengths(1.01 * best) == {False}
+
+
+def test_noise_never_chooses_what_is_excluded() -> None:
+    """The largest 24-bit number, here the tenth of this seed, once became 1 and its noise infinite."""
+    seed, position = torch.tensor([164682]), torch.tensor([0])
+    assert uniform(seed, position, 0, TARGET, 16).max() < 1
+    logits = torch.full((1, 16), float("-inf"))
+    logits[0, 3] = 0.0
+    assert draw(logits, PLAIN, seed, position, 0, TARGET).item() == 3

@@ -1,0 +1,81 @@
+"""A tiny random text model, and a head whose drafts depend on every token on the way: for tests of rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from speech_mtp.heads.base import Binding, HeadState, MTPHead, TrunkShape
+from speech_mtp.lm.text_lm import TextLM
+from speech_mtp.types import LMOutput
+
+
+def tiny_text_lm(vocab_size: int = 5, num_layers: int = 2, end: int | None = None, scale: float = 0.6) -> TextLM:
+    """A random Llama; ``end`` is the token that ends an answer, ``scale`` makes its laws flat or peaked."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=num_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=scale,
+        bos_token_id=None,
+        eos_token_id=end,
+        pad_token_id=None,
+    )
+    return TextLM(LlamaForCausalLM(config))
+
+
+@dataclass(kw_only=True)
+class WalkState(HeadState):
+    """``nodes [B, 1 + N, D]``: node 0 and what was expanded since the last read."""
+
+    nodes: Tensor
+
+
+class Walk(MTPHead):
+    """Random weights: a node's state is made of its parent's state and its own token."""
+
+    recursive = True
+
+    def __init__(self, shape: TrunkShape, num_drafts: int = 3, draft_vocab: int | None = None) -> None:
+        super().__init__(shape, tuple(range(2, 2 + num_drafts)), draft_vocab=draft_vocab)
+        noise = torch.Generator().manual_seed(1)
+        self.read_token = torch.randn(shape.vocab_size, shape.dim, generator=noise)
+        self.turn = torch.randn(shape.dim, shape.dim, generator=noise) / shape.dim**0.5
+        self.score = torch.randn(shape.dim, self.num_tokens, generator=noise) / 2
+
+    def unroll(self, out: LMOutput, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
+        return iter(())
+
+    def open(self, rows: int, device: torch.device, dtype: torch.dtype) -> WalkState:
+        plain = super().open(rows, device, dtype)
+        return WalkState(window=plain.window, last=plain.last, nodes=plain.window[:, :0, 0])
+
+    def root(self, state: HeadState) -> Tensor:
+        assert isinstance(state, WalkState)
+        node = torch.tanh(state.window[:, -1, -1] @ self.turn + self.read_token[state.last])
+        state.nodes = node[:, None]
+        return node @ self.score
+
+    def expand(self, state: HeadState, tokens: Tensor, parents: Tensor) -> Tensor:
+        assert isinstance(state, WalkState)
+        above = state.nodes.gather(1, (parents + 1)[..., None].expand(-1, -1, self.shape.dim))
+        nodes = torch.tanh(above @ self.turn + self.read_token[tokens])
+        state.nodes = torch.cat([state.nodes, nodes], 1)
+        return nodes @ self.score
+
+
+def bound(head: type[Any], lm: TextLM, **settings: Any) -> Any:
+    """A head of class ``head`` on ``lm``."""
+    built = head(TrunkShape(**lm.shape()), **settings).eval().requires_grad_(False)
+    built.bind(Binding(**lm.binding()))
+    return built
