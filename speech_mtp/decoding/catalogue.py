@@ -37,7 +37,7 @@ def fits(spec: Spec, head: MTPHead | None) -> bool:
 def find(spec: Spec) -> type[DecodingRule]:
     """The class that ``spec`` means. Raises ValueError for an unknown one, naming the nearest."""
     name = _name(spec)
-    if ":" not in name and name.replace("-", "_") not in names():
+    if ":" not in name and not _is_rule(name):
         raise ValueError(f"There is no decoding rule {name!r}; {plugins.nearest(name, names())}.")
     return plugins.find(FAMILY, name)
 
