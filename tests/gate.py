@@ -23,7 +23,7 @@ from speech_mtp.types import Codes
 from tests.replay import greedy_tokens, shortfall
 
 MODEL = "tiny-en"
-MAX_WER = 0.25
+MAX_WER = 0.12
 SECONDS_PER_CHARACTER = (0.035, 0.15)
 MIN_RMS = 0.01
 MAX_DIFFERENCE = 1e-4

@@ -12,6 +12,6 @@ preset=recipes/tiny_en/config.yaml
 speech-mtp train "$preset"
 speech-mtp train recipes/tiny_en/text_encoder.yaml
 speech-mtp train recipes/tiny_en/package.yaml   # with our own reader of spelling: run.g2p=own run.text_encoder=runs/text_encoder/export
-for voice in heart joe; do
+for voice in heart drew; do
   speech-mtp eval speech --model runs/tiny-en --voice "$voice" --sentences recipes/corpus/dev_sentences.txt --json "runs/tiny-en.$voice.json"
 done
