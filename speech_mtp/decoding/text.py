@@ -16,6 +16,7 @@ from speech_mtp.decoding.base import DecodingRule, seeds_of
 from speech_mtp.decoding.engine import step
 from speech_mtp.decoding.laws import TextLaw
 from speech_mtp.decoding.vanilla import Vanilla
+from speech_mtp.lm.chat import first_stop
 from speech_mtp.lm.text_lm import TextLM, TextState
 from speech_mtp.types import Draft, Finish, Sampling, Verdict
 
@@ -153,8 +154,7 @@ class TextRun:
     def text(self, b: int) -> str:
         """What row b has said, without special tokens and from a stop string on."""
         said: str = self.lm.tokenizer.decode(self.tokens[b], skip_special_tokens=True)
-        found = [said.index(stop) for stop in self.stops if stop in said]
-        return said[: min(found)] if found else said
+        return said[: first_stop(said, self.stops)]
 
 
 def cut(draft: Draft, verdict: Verdict, ends: Tensor, room: Tensor) -> Verdict:

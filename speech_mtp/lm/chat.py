@@ -47,10 +47,16 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def first_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Where the stop string begins that is complete first, however ``text`` arrives; None if there is none in it."""
+    found = [(text.index(stop) + len(stop), text.index(stop)) for stop in stops if stop in text]
+    return min(found)[1] if found else None
+
+
 class TextStream:
     """The text of a growing answer, piece by piece: whole characters, no special tokens, nothing from a stop on.
 
-    All pieces together are the text of all tokens at once, up to the first of ``stops``.
+    All pieces together are the text of all tokens at once, up to :func:`first_stop`.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
@@ -81,10 +87,10 @@ class TextStream:
 
     def _released(self, piece: str, final: bool) -> str:
         text = "" if self._stopped else self._held + piece
-        found = [text.index(stop) for stop in self._stops if stop in text]
-        if found:
+        found = first_stop(text, self._stops)
+        if found is not None:
             self._stopped = True
-            return text[: min(found)]
+            return text[:found]
         sure = len(text) if final else len(text) - self._pending(text)
         self._held = text[sure:]
         return text[:sure]

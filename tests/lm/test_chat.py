@@ -21,7 +21,10 @@ def streamed(tokens: list[int], size: int, stops: tuple[str, ...] = ()) -> list[
 
 def text_of(tokens: list[int], stops: tuple[str, ...] = ()) -> str:
     text = TOKENIZER.decode(tokens, skip_special_tokens=True)
-    return text[: min([text.index(stop) for stop in stops if stop in text], default=len(text))]
+    # Character by character, the row ends as soon as a stop string is complete.
+    ends = [(n, stop) for n in range(len(text) + 1) for stop in stops if text[:n].endswith(stop)]
+    first = [n - len(stop) for n, stop in ends if n == ends[0][0]]
+    return text[: min(first, default=len(text))]
 
 
 def test_a_prompt_is_read_in_the_chat_format_and_once() -> None:
