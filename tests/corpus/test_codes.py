@@ -1,0 +1,37 @@
+"""Code corpora on disk: both forms give back what was saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from speech_mtp.corpus.codes import CodeCorpus, CodeRow, load_codes, pack_codes, save_codes
+
+
+def corpus() -> CodeCorpus:
+    torch.manual_seed(0)
+    rows = [CodeRow(f"r{i}", "v", f"text {i}.", "a b", "train", start, 7) for i, start in enumerate((0, 7, 14))]
+    unit = torch.tensor([0, 0, 1, 1, 2, 5, 5] * 3, dtype=torch.int16)
+    frames = torch.stack([torch.randint(1000, (21,)), torch.randint(200, (21,))]).to(torch.int16)
+    return CodeCorpus(rows, frames, unit, torch.randn(3, 4).half())
+
+
+@pytest.mark.parametrize("write", [save_codes, pack_codes])
+def test_what_is_saved_comes_back(write: object, tmp_path: Path) -> None:
+    made = corpus()
+    write(made, tmp_path)  # type: ignore[operator]
+    found = load_codes(tmp_path)
+    assert found.rows == made.rows
+    for name in ("frames", "unit", "timbre"):
+        assert torch.equal(getattr(found, name), getattr(made, name)), name
+
+
+def test_codes_without_alignment_are_not_packed(tmp_path: Path) -> None:
+    made = corpus()
+    made.unit[8] = 3
+    made.unit[9] = 1
+    with pytest.raises(ValueError, match="never fall"):
+        pack_codes(made, tmp_path)
+    assert not list(tmp_path.iterdir())
