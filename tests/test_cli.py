@@ -12,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from speech_mtp import audio, cli, hub, plugins
+from speech_mtp import audio, hub, plugins
 from speech_mtp.cli import evaluate
 from speech_mtp.cli.shared import standard_input
 from speech_mtp.lm.bundle import SpeechModel
+from tests.cli import running
+from tests.cli.running import run
 from tests.tiny import tiny_model
 
 TEXT = "Hello there, it is good."
@@ -38,25 +40,12 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SpeechModel:
     return made
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["speech-mtp", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
-
-
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Exit code 2, one line on stderr, nothing on stdout, nothing written."""
+    """As :func:`tests.cli.running.refused`, and nothing is written."""
     before = sorted(Path.cwd().rglob("*"))
-    assert call(monkeypatch, *arguments) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.count("\n") == 1
-    assert said.err.startswith("speech-mtp: ")
-    assert "Traceback" not in said.err
+    said = running.refused(monkeypatch, capsys, *arguments)
     assert sorted(Path.cwd().rglob("*")) == before
-    return said.err
+    return said
 
 
 # -- say --------------------------------------------------------------------------------------------------------------
@@ -65,7 +54,7 @@ class TestSay:
     def test_writes_a_file_and_ends_with_a_json_line(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert call(monkeypatch, "say", TEXT, "-o", "hello.wav", "--voice", "high", "--seed", "3", "--json") == 0
+        assert run(monkeypatch, "say", TEXT, "-o", "hello.wav", "--voice", "high", "--seed", "3", "--json") == 0
         figures = json.loads(capsys.readouterr().out.splitlines()[-1])
         wave, rate = audio.read("hello.wav")
         assert rate == 24_000
@@ -79,29 +68,29 @@ class TestSay:
     def test_prints_its_figures_for_people(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert call(monkeypatch, "say", TEXT) == 0
+        assert run(monkeypatch, "say", TEXT) == 0
         line = capsys.readouterr().out
         assert all(word in line for word in ("out.wav", "s of audio", "real-time factor", "first audio", "steps of 2"))
 
     def test_the_seed_decides_the_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, seed in (("a.wav", "1"), ("b.wav", "1"), ("c.wav", "2")):
-            call(monkeypatch, "say", TEXT, "-o", name, "--seed", seed)
+            run(monkeypatch, "say", TEXT, "-o", name, "--seed", seed)
         assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes() != Path("c.wav").read_bytes()
 
     def test_a_file_and_a_text_sound_alike(self, monkeypatch: pytest.MonkeyPatch) -> None:
         Path("story.txt").write_text(TEXT + "\n", encoding="utf-8")
-        call(monkeypatch, "say", TEXT, "-o", "a.flac")
-        call(monkeypatch, "say", "@story.txt", "-o", "b.flac")
+        run(monkeypatch, "say", TEXT, "-o", "a.flac")
+        run(monkeypatch, "say", "@story.txt", "-o", "b.flac")
         assert torch.equal(audio.read("a.flac")[0], audio.read("b.flac")[0])
 
     def test_standard_input_is_a_stream_of_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        call(monkeypatch, "say", TEXT, "-o", "a.wav")
+        run(monkeypatch, "say", TEXT, "-o", "a.wav")
         read, write = os.pipe()
         os.write(write, TEXT.encode())
         os.close(write)
         with os.fdopen(read) as stdin:
             monkeypatch.setattr(sys, "stdin", stdin)
-            assert call(monkeypatch, "say", "-", "-o", "b.wav") == 0
+            assert run(monkeypatch, "say", "-", "-o", "b.wav") == 0
         assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
 
     def test_empty_standard_input_is_refused(
@@ -129,9 +118,9 @@ class TestSay:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: SpeechModel
     ) -> None:
         Path("lines.txt").write_text("Hello there.\nIt is good.\n\n", encoding="utf-8")
-        call(monkeypatch, "say", "It is good.", "-o", "alone.wav")
+        run(monkeypatch, "say", "It is good.", "-o", "alone.wav")
         capsys.readouterr()
-        assert call(monkeypatch, "say", "--lines", "lines.txt", "--out-dir", "made/here", "--json") == 0
+        assert run(monkeypatch, "say", "--lines", "lines.txt", "--out-dir", "made/here", "--json") == 0
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert [row["file"] for row in rows] == ["made/here/000.wav", "made/here/001.wav"]
         assert sorted(path.name for path in Path("made/here").iterdir()) == ["000.wav", "001.wav"]
@@ -139,7 +128,7 @@ class TestSay:
 
     def test_temperature_nought_ignores_the_seed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, seed in (("a.wav", "1"), ("b.wav", "2")):
-            call(monkeypatch, "say", TEXT, "-o", name, "--seed", seed, "--temperature", "0")
+            run(monkeypatch, "say", TEXT, "-o", name, "--seed", seed, "--temperature", "0")
         assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
 
     @pytest.mark.parametrize(
@@ -205,7 +194,7 @@ class TestSay:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(model.maker, "make", interrupt)
-        assert call(monkeypatch, "say", TEXT) == 130
+        assert run(monkeypatch, "say", TEXT) == 130
         assert list(Path.cwd().iterdir()) == []
 
 
@@ -221,7 +210,7 @@ class TestTokenize:
     def test_codes_and_timbre_and_their_sound(
         self, monkeypatch: pytest.MonkeyPatch, recording: Path, model: SpeechModel
     ) -> None:
-        assert call(monkeypatch, "tokenize", "in.wav", "-o", "codes.safetensors", "--resynthesize", "again.wav") == 0
+        assert run(monkeypatch, "tokenize", "in.wav", "-o", "codes.safetensors", "--resynthesize", "again.wav") == 0
         tensors = load_file("codes.safetensors")
         codes = model.codec.encode(audio.read("in.wav")[0][None, None])
         assert codes.timbre is not None
@@ -230,7 +219,7 @@ class TestTokenize:
         assert len(audio.read("again.wav", 24_000)[0]) == 11 * 960
 
     def test_names_of_its_own(self, monkeypatch: pytest.MonkeyPatch, recording: Path) -> None:
-        assert call(monkeypatch, "tokenize", "in.wav", "--resynthesize") == 0
+        assert run(monkeypatch, "tokenize", "in.wav", "--resynthesize") == 0
         assert sorted(p.name for p in Path.cwd().iterdir()) == ["in.resynthesized.wav", "in.safetensors", "in.wav"]
 
     def test_refusals(
@@ -267,7 +256,7 @@ class TestEval:
 
         monkeypatch.setattr(module, "speech_report", fake)
         Path("lines.txt").write_text("Hello there.\n", encoding="utf-8")
-        assert call(monkeypatch, "eval", "speech", "--sentences", "lines.txt", "--json", "scores.json") == 0
+        assert run(monkeypatch, "eval", "speech", "--sentences", "lines.txt", "--json", "scores.json") == 0
         report = json.loads(Path("scores.json").read_text())
         assert (report["voice"], report["wer"]) == ("high", 2.0)
         assert set(report["voices"]) == {"low", "high"}

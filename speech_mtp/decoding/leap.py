@@ -7,7 +7,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from speech_mtp.decoding.chain import Chain
-from speech_mtp.heads.base import MTPHead, ParallelHead
+from speech_mtp.heads.base import MTPHead, ParallelHead, source
 from speech_mtp.lm.text_lm import TextState
 
 
@@ -32,13 +32,3 @@ class Leap(Chain):
     def scores(self, state: TextState, depth: int, token: Tensor) -> Tensor:
         j, age = source(self.head.offsets, depth + 2)
         return self.head.at_age(state.head, j, age)
-
-
-def source(offsets: tuple[int, ...], ahead: int) -> tuple[int, int]:
-    """Which head, and on the state of how many positions ago, predicts the token ``ahead`` positions after ``h_t``.
-
-    The first head that looks that far, from as many positions back as it looks too far. For offsets kj + 1 this is the
-    paper's rule: age ``(1 - ahead) mod k`` and head ``(ahead + age - 1) / k``, counted from 1.
-    """
-    j = next(j for j, offset in enumerate(offsets) if offset >= ahead)
-    return j, offsets[j] - ahead

@@ -125,6 +125,12 @@ class TextRun:
                 self.statistics.paused += self.rule.paused
         return [self._take(b, row[3 : row[0] + 3]) if going[b] else [] for b, row in enumerate(host)]
 
+    def complete(self) -> list[list[int]]:
+        """Run until all rows have ended; what each has said."""
+        while any(finish is None for finish in self.finish):
+            self.advance()
+        return self.tokens
+
     def _take(self, b: int, new: list[int]) -> list[int]:
         self.statistics.emitted += len(new)
         self.tokens[b] += new

@@ -78,9 +78,7 @@ def _pair(lm: TextLM, dtype: str, name: str | None, head: MTPHead | None, spec: 
 
     def answer(prompts: Prompts, max_new_tokens: int) -> Answers:
         run = start(lm, prompts, Sampling(temperature=0), rule, max_new_tokens)
-        while run.advance() is not None:
-            pass
-        return Answers(run.tokens, run.statistics)
+        return Answers(run.complete(), run.statistics)
 
     return Contender(OURS, dtype, name, catalogue.label(spec), rule.lossless, lm.device, answer)
 

@@ -1,8 +1,8 @@
 """How far a chain of a head's best guesses is right, from teacher-forced guesses alone: no decoding is needed.
 
-A draft after ``h_t`` has the tokens ``x_{t+2}, x_{t+3}, ...``. Token ``x_{t+i}`` comes from the smallest offset o that
-reaches it, at the state o - i positions ago: adjacent heads use ``h_t`` alone, leaps look back (L-MTP,
-arXiv:2505.17505). As long as all earlier guesses are right, a head that is fed with them is fed with the true tokens;
+A draft after ``h_t`` has the tokens ``x_{t+2}, x_{t+3}, ...``. Where each comes from is the rule of decoding,
+:func:`speech_mtp.heads.base.source`: adjacent heads use ``h_t`` alone, leaps look back. As long as all earlier
+guesses are right, a head that is fed with them is fed with the true tokens;
 so the count is exact for greedy drafts of text that the trunk itself would have said.
 """
 
@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from speech_mtp.heads.base import source
+
 Guesses = Mapping[int, tuple[Tensor, Tensor]]
 """Per offset, ``right`` and ``known [B, T]`` bool: whether the best guess is the token, whether there is one."""
 
@@ -21,12 +23,12 @@ Guesses = Mapping[int, tuple[Tensor, Tensor]]
 def count_accepted(guesses: Guesses) -> Tensor:
     """``[K, 3]`` int64 for the K tokens of a draft, to be added up over batches: how many positions have this token and
     all before it, at how many of them all before it are right, and at how many it is right too."""
-    offsets = sorted(guesses)
+    offsets = tuple(sorted(guesses))
     whole = right_so_far = torch.ones_like(guesses[offsets[0]][0])
     counts = []
     for i in range(2, offsets[-1] + 1):
-        offset = next(o for o in offsets if o >= i)
-        right, known = (_behind(x, offset - i) for x in guesses[offset])
+        j, age = source(offsets, i)
+        right, known = (_behind(x, age) for x in guesses[offsets[j]])
         whole, reached = whole & known, right_so_far & whole & known
         right_so_far = reached & right
         counts.append(torch.stack([whole.sum(), reached.sum(), right_so_far.sum()]))

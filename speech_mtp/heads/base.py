@@ -136,6 +136,16 @@ class PrivateUnembedding(nn.ModuleList):
             self.started.fill_(True)
 
 
+def source(offsets: tuple[int, ...], ahead: int) -> tuple[int, int]:
+    """Which head, and on the state of how many positions ago, predicts the token ``ahead`` positions after ``h_t``.
+
+    The first head that looks that far, from as many positions back as it looks too far. For offsets kj + 1 this is
+    L-MTP's rule (arXiv:2505.17505): age ``(1 - ahead) mod k`` and head ``(ahead + age - 1) / k``, counted from 1.
+    """
+    j = next(j for j, offset in enumerate(offsets) if offset >= ahead)
+    return j, offsets[j] - ahead
+
+
 class MTPHead(nn.Module, ABC):
     """Base of all heads.
 
@@ -166,6 +176,7 @@ class MTPHead(nn.Module, ABC):
         self.num_tokens = draft_vocab or shape.vocab_size
         ids = None if draft_vocab is None else torch.arange(draft_vocab)
         self.register_buffer("token_map", ids)
+        self.private: PrivateUnembedding | None = None  # a head with output layers of its own puts them here
         self._binding: tuple[Binding, ...] = ()
 
     @property
@@ -200,6 +211,8 @@ class MTPHead(nn.Module, ABC):
     def bind(self, binding: Binding) -> None:
         """Borrow the trunk's embedding and output layer; held in a tuple, so they are not parameters of the head."""
         self._binding = (binding,)
+        if self.private is not None:
+            self.private.start(self.unembedding())
 
     @property
     def trunk(self) -> Binding:
@@ -218,6 +231,13 @@ class MTPHead(nn.Module, ABC):
         if self.token_map is None:
             return self.trunk.unembed(hidden)
         return F.linear(hidden.to(self.trunk.weight.dtype), self.unembedding())
+
+    def output(self, hidden: Tensor, j: int) -> Tensor:
+        """Output layer j of the head's own if it has any, else the trunk's: ``[..., D]`` -> ``[..., num_tokens]``."""
+        if self.private is None:
+            return self.unembed(hidden)
+        out: Tensor = self.private[j](hidden)
+        return out
 
     def unembedding(self) -> Tensor:
         """The rows of the trunk's output layer that belong to the draft vocabulary ``[num_tokens, D]``."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from speech_mtp.heads._sequential import RecursiveHead
-from speech_mtp.heads.base import Binding, PrivateUnembedding, TrunkShape
+from speech_mtp.heads.base import PrivateUnembedding, TrunkShape
 from speech_mtp.nn.kv_cache import KVCache
 from speech_mtp.nn.transformer import Attention, SwiGLU
 
@@ -55,19 +55,11 @@ class Eagle3(RecursiveHead):
         super().__init__(shape, depth, default_taps(shape.num_layers) if taps is None else taps, feed, draft_vocab)
         self.layer = WideLayer(shape)
         self.norm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
-        self.lm_head = PrivateUnembedding(1, shape.dim, self.num_tokens) if private else None
-
-    def bind(self, binding: Binding) -> None:
-        super().bind(binding)
-        if self.lm_head is not None:
-            self.lm_head.start(self.unembedding())
+        if private:
+            self.private = PrivateUnembedding(1, shape.dim, self.num_tokens)
 
     def score(self, output: Tensor) -> Tensor:
-        normed = self.norm(output)
-        if self.lm_head is None:
-            return self.unembed(normed)
-        out: Tensor = self.lm_head[0](normed)
-        return out
+        return self.output(self.norm(output), 0)
 
     def step(self, hidden: Tensor, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
         out: Tensor = self.layer(hidden, x, index, mask, cache)

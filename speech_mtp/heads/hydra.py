@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_mtp.heads.base import Binding, HeadState, MTPHead, PrivateUnembedding, TrunkShape
+from speech_mtp.heads.base import HeadState, MTPHead, PrivateUnembedding, TrunkShape
 from speech_mtp.nn.kv_cache import KVCache
 from speech_mtp.nn.residual import ResBlock
 from speech_mtp.nn.transformer import LlamaBlock, causal
@@ -77,21 +77,14 @@ class Hydra(MTPHead):
         if self.prefix is not None:
             nn.init.zeros_(self.prefix.self_attn.o_proj.weight)
             nn.init.zeros_(self.prefix.mlp.down_proj.weight)
-        self.private = PrivateUnembedding(num_heads, shape.dim, self.num_tokens) if private else None
-
-    def bind(self, binding: Binding) -> None:
-        super().bind(binding)
-        if self.private is not None:
-            self.private.start(self.unembedding())
+        if private:
+            self.private = PrivateUnembedding(num_heads, shape.dim, self.num_tokens)
 
     def score(self, base: Tensor, after: Tensor) -> Tensor:
         """``base [..., D]`` and the ``n`` tokens ``after [..., n]`` it -> scores of the next ``[..., num_tokens]``."""
         i = after.shape[-1] - 1
         x = self.blocks[i](torch.cat([base, self.trunk.embed(after).flatten(-2)], -1))
-        if self.private is None:
-            return self.unembed(x)
-        out: Tensor = self.private[i](x)
-        return out
+        return self.output(x, i)
 
     def unroll(self, out: LMOutput, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
         for offset in self.offsets:

@@ -7,20 +7,16 @@ code the stride has one home, the offsets: the window of past states and the rul
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
-from speech_mtp.heads.base import Binding, ParallelHead, PrivateUnembedding, TrunkShape
-from speech_mtp.nn.residual import ResBlock
+from speech_mtp.heads._residual import ResidualHead
+from speech_mtp.heads.base import TrunkShape
 
 
-class Leap(ParallelHead):
+class Leap(ResidualHead):
     """``num_heads`` heads, ``stride`` positions apart: offsets (3, 5, 7) by default, (2, 3, 4) with a stride of 1.
 
     ``private`` gives each its own unembedding, started from the trunk's at :meth:`bind`. Raises ValueError for a stride
     below 1.
     """
-
-    identity_at_start = True
 
     def __init__(
         self,
@@ -35,20 +31,5 @@ class Leap(ParallelHead):
     ) -> None:
         if stride < 1:
             raise ValueError(f"stride is {stride}; heads leap at least one position.")
-        super().__init__(shape, tuple(stride * j + 1 for j in range(1, 1 + num_heads)), taps, feed, draft_vocab)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(*(ResBlock(shape.dim) for _ in range(num_layers))) for _ in range(num_heads)
-        )
-        self.private = PrivateUnembedding(num_heads, shape.dim, self.num_tokens) if private else None
-
-    def bind(self, binding: Binding) -> None:
-        super().bind(binding)
-        if self.private is not None:
-            self.private.start(self.unembedding())
-
-    def ahead(self, hidden: Tensor, j: int) -> Tensor:
-        x = self.blocks[j](hidden)
-        if self.private is None:
-            return self.unembed(x)
-        out: Tensor = self.private[j](x)
-        return out
+        offsets = tuple(stride * j + 1 for j in range(1, 1 + num_heads))
+        super().__init__(shape, offsets, num_layers, private, taps, feed, draft_vocab)

@@ -7,16 +7,12 @@ untrained head is exactly the trunk's next-token layer.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
-from speech_mtp.heads.base import Binding, ParallelHead, PrivateUnembedding, TrunkShape
-from speech_mtp.nn.residual import ResBlock
+from speech_mtp.heads._residual import ResidualHead
+from speech_mtp.heads.base import TrunkShape
 
 
-class Medusa(ParallelHead):
+class Medusa(ResidualHead):
     """``num_heads`` heads. ``private`` gives each its own unembedding, started from the trunk's at :meth:`bind`."""
-
-    identity_at_start = True
 
     def __init__(
         self,
@@ -28,20 +24,4 @@ class Medusa(ParallelHead):
         feed: str = "last",
         draft_vocab: int | None = None,
     ) -> None:
-        super().__init__(shape, tuple(range(2, 2 + num_heads)), taps, feed, draft_vocab)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(*(ResBlock(shape.dim) for _ in range(num_layers))) for _ in range(num_heads)
-        )
-        self.private = PrivateUnembedding(num_heads, shape.dim, self.num_tokens) if private else None
-
-    def bind(self, binding: Binding) -> None:
-        super().bind(binding)
-        if self.private is not None:
-            self.private.start(self.unembedding())
-
-    def ahead(self, hidden: Tensor, j: int) -> Tensor:
-        x = self.blocks[j](hidden)
-        if self.private is None:
-            return self.unembed(x)
-        out: Tensor = self.private[j](x)
-        return out
+        super().__init__(shape, tuple(range(2, 2 + num_heads)), num_layers, private, taps, feed, draft_vocab)

@@ -25,4 +25,5 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     assert said.out == ""
     assert said.err.count("\n") == 1
     assert said.err.startswith("speech-mtp: ")
+    assert "Traceback" not in said.err
     return said.err

@@ -16,9 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from speech_mtp import plugins
 from speech_mtp.decoding.base import DecodingRule
 from speech_mtp.decoding.chain import Chain
-from speech_mtp.decoding.leap import Leap, source
+from speech_mtp.decoding.leap import Leap
 from speech_mtp.decoding.text import TextRun, start
-from speech_mtp.heads.base import Binding, HeadState, MTPHead, ParallelHead, TrunkShape
+from speech_mtp.heads.base import Binding, HeadState, MTPHead, ParallelHead, TrunkShape, source
 from speech_mtp.heads.leap import Leap as LeapHead
 from speech_mtp.heads.medusa import Medusa
 from speech_mtp.lm.text_lm import TextLM

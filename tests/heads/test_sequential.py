@@ -217,7 +217,7 @@ def test_eagle3_hands_on_its_output_without_the_norm() -> None:
         head.layer.self_attn.o_proj.weight.zero_()
         head.layer.mlp.down_proj.weight.zero_()
     out = states_of(head)
-    expected = head.lm_head[0](head.norm(head.mix.map(out.hidden.flatten(2))))
+    expected = head.private[0](head.norm(head.mix.map(out.hidden.flatten(2))))
     for _, logits in head.unroll(out, TOKENS):
         torch.testing.assert_close(logits, expected)
 
@@ -227,11 +227,11 @@ def test_eagle3_starts_its_own_output_layer_from_the_trunk_once() -> None:
     head.set_vocabulary(torch.tensor([3, 1, 4, 15, 9]))
     trunk = head_of("eagle").trunk
     head.bind(trunk)
-    assert torch.equal(head.lm_head[0].weight, trunk.weight[[3, 1, 4, 15, 9]])
+    assert torch.equal(head.private[0].weight, trunk.weight[[3, 1, 4, 15, 9]])
     trained = plugins.build("heads", {"name": "eagle3", "draft_vocab": 5}, shape=SHAPE)
-    trained.load_state_dict({k: v + 1 if k == "lm_head.0.weight" else v for k, v in head.state_dict().items()})
+    trained.load_state_dict({k: v + 1 if k == "private.0.weight" else v for k, v in head.state_dict().items()})
     trained.bind(trunk)
-    assert torch.equal(trained.lm_head[0].weight, head.lm_head[0].weight + 1)
+    assert torch.equal(trained.private[0].weight, head.private[0].weight + 1)
 
 
 @pytest.mark.parametrize("settings", [{"order": "both"}, {"attention": "some"}, {"depth": 0}])
