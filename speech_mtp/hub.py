@@ -1,9 +1,7 @@
-"""Where models come from and how they lie on disk.
+"""Where models come from, and what is in the checkpoints that :mod:`speech_mtp.storage` writes.
 
-A checkpoint is a folder of ``config.json`` (its ``kind`` and settings), ``model.safetensors`` and ``README.md``,
-the model card. A model is named by a packaged name (``tiny-en``), a path, or the id of a hub repository. The
-backbone of a speech model is not part of its checkpoint: it is found by fingerprint with :func:`resolve_backbone`.
-Pickled weights are never opened.
+A model is named by a packaged name (``tiny-en``), a path, or the id of a hub repository. The backbone of a talker is
+not part of its checkpoint: it is found by fingerprint with :func:`resolve_backbone`. The direct form holds its own.
 """
 
 from __future__ import annotations
@@ -12,12 +10,9 @@ import importlib.util
 import json
 import os
 import re
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -30,123 +25,27 @@ from speech_mtp import plugins
 from speech_mtp.codecs.base import Codec
 from speech_mtp.files import replacing
 from speech_mtp.heads.base import Binding, MTPHead, TrunkShape
-from speech_mtp.lm.backbone import SOURCE, Backbone, fingerprint_of, sha256
+from speech_mtp.lm.backbone import SOURCE, Backbone, fingerprint_of, load_tokenizer, sha256
 from speech_mtp.lm.bundle import SpeechModel
-from speech_mtp.lm.direct import DirectLM
+from speech_mtp.lm.direct import DirectLM, TokenMaker
 from speech_mtp.lm.speech_lm import SpeechLM
 from speech_mtp.lm.text_encoder import Spelled, TextEncoder, TextEncoderConfig
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.lm.units import UnitMaker
+from speech_mtp.storage import CARD, CONFIG, PICKLES, WEIGHTS, load_weights, new_folder, read_config, refuse_files
+from speech_mtp.storage import Storage as Storage
+from speech_mtp.storage import dequantise_state as dequantise_state
+from speech_mtp.storage import load_checkpoint as load_checkpoint
+from speech_mtp.storage import quantise_state as quantise_state
+from speech_mtp.storage import save_checkpoint as save_checkpoint
 from speech_mtp.types import Sampling
 
-Storage = Literal["int8", "bf16", "fp32"]
-
 ASSETS = Path(__file__).parent / "assets"
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_TIMEOUT_S = 3.0
-LARGE = 4096  # elements from which a matrix is stored with fewer bits
 
 
-# -- tensors on disk ------------------------------------------------------------------------------------------------
-def quantise_state(state: Mapping[str, Tensor], dtype: Storage) -> dict[str, Tensor]:
-    """Weights -> the tensors to store, on the CPU; matrices of 4,096 elements or more take fewer bits.
-
-    ``int8``: symmetric, ``round(w / s)`` with ``s = max|row| / 127`` for every row of the first axis, stored as
-    ``<name>.scale`` float32. ``bf16``: rounded. Everything else stays as it is. Raises ValueError for an unknown
-    dtype and for weights that are not finite.
-    """
-    if dtype not in ("int8", "bf16", "fp32"):
-        raise ValueError(f"The storage dtype is {dtype!r}; use int8, bf16 or fp32.")
-    tensors: dict[str, Tensor] = {}
-    for name, value in state.items():
-        weight = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        large = weight.is_floating_point() and weight.ndim > 1 and weight.numel() >= LARGE
-        if weight.is_floating_point() and not weight.isfinite().all():
-            raise ValueError(f"The weights of {name} are not finite (the training diverged); save an earlier state.")
-        if large and dtype == "bf16":
-            tensors[name] = weight.bfloat16()
-        elif large and dtype == "int8" and f"{name}.scale" not in state:
-            rows = weight.float().flatten(1)
-            scale = rows.abs().amax(1).clamp(min=1e-30) / 127
-            tensors[name] = (rows / scale[:, None]).round().to(torch.int8).view(weight.shape)
-            tensors[f"{name}.scale"] = scale
-        else:
-            tensors[name] = weight
-    return tensors
-
-
-def dequantise_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of :func:`quantise_state` up to rounding: int8 with a scale, and bf16, become float32."""
-    state: dict[str, Tensor] = {}
-    scaled = {name for name, t in tensors.items() if t.dtype == torch.int8 and f"{name}.scale" in tensors}
-    for name, tensor in tensors.items():
-        if name in scaled:
-            scale = tensors[f"{name}.scale"].float()
-            state[name] = tensor.float() * scale.view(-1, *[1] * (tensor.ndim - 1))
-        elif name.removesuffix(".scale") not in scaled:
-            state[name] = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-    return state
-
-
-# -- checkpoints ----------------------------------------------------------------------------------------------------
-def save_checkpoint(
-    folder: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: Storage, card: str
-) -> None:
-    """Write a checkpoint folder, all of it or nothing; an earlier checkpoint there is replaced.
-
-    Raises ValueError when ``folder`` holds other things than a checkpoint, OSError when it cannot be written.
-    """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {CONFIG, WEIGHTS, CARD}):
-        raise ValueError(f"{folder} exists and is not a checkpoint, so it is not replaced; give another folder.")
-    tensors = quantise_state(state, dtype)
-    text = json.dumps({**config, "storage": dtype}, indent=2, ensure_ascii=False) + "\n"
-    with _new_folder(folder) as aside:
-        save_file(tensors, aside / WEIGHTS)
-        (aside / CONFIG).write_text(text, encoding="utf-8")
-        (aside / CARD).write_text(card, encoding="utf-8")
-
-
-def load_checkpoint(folder: str | Path, kind: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """``config`` and float ``state`` of a checkpoint folder, which must be of ``kind`` if one is given.
-
-    Raises FileNotFoundError for missing files and ValueError for pickles, damaged files and another kind.
-    """
-    folder = Path(folder)
-    _refuse_files(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            pickles = [p.name for p in sorted(folder.glob("*")) if p.suffix in PICKLES]
-            if pickles:
-                _refuse_files(folder / pickles[0])
-            raise FileNotFoundError(f"There is no checkpoint in {folder}: {name} is missing; check the path.")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        found = config["kind"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG} is damaged or of another program; get the checkpoint again.") from error
-    if kind and found != kind:
-        raise ValueError(f"The checkpoint {folder} holds a {found}, not a {kind}; give the folder of a {kind}.")
-    if _is_pickle(folder / WEIGHTS):
-        _refuse_files(folder / WEIGHTS)
-    try:
-        return config, dequantise_state(load_file(folder / WEIGHTS))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / WEIGHTS} is truncated or damaged; get the checkpoint again.") from error
-
-
-def load_weights(module: torch.nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
-    """Copy ``state`` into ``module``; ValueError, in one sentence, when they do not fit together."""
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"The weights and the {CONFIG} in {folder} do not fit together; get the checkpoint again."
-        ) from error
-
-
+# -- codecs ---------------------------------------------------------------------------------------------------------
 def save_codec(codec: Codec, folder: str | Path, dtype: Storage = "int8", card: str = "") -> None:
     """Save a codec that gives its settings with ``to_config``. Errors as for :func:`save_checkpoint`."""
     to_config = getattr(codec, "to_config", None)
@@ -192,11 +91,13 @@ def find_model(name: str | Path) -> Path:
     if packaged and (ASSETS / path).is_dir():
         return ASSETS / path
     if path.exists():
-        _refuse_files(path)
+        refuse_files(path)
         return path
     if path.suffix not in PICKLES and HUB_ID.fullmatch(str(name)):
         try:
-            return _download(str(name), [CONFIG, WEIGHTS, CARD, f"*/{CONFIG}", f"*/{WEIGHTS}"])
+            return _download(
+                str(name), [CONFIG, WEIGHTS, CARD, VOICES, f"*/{CONFIG}", f"*/{WEIGHTS}", f"{TOKENIZER}/*"]
+            )
         except OSError as error:
             hint = f"no folder has that name, and {error}"
             raise ValueError(
@@ -254,7 +155,7 @@ def convert_gguf(path: Path, target: Path, fingerprint: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"The cache {target.parent} cannot be made; set SPEECH_MTP_CACHE to another folder.") from error
-    with _new_folder(target) as aside:
+    with new_folder(target) as aside:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         # What was read from GGUF refuses to be saved; a plain model of the same settings and weights does not.
@@ -327,42 +228,6 @@ def _download(repo: str, patterns: list[str], revision: str | None = None) -> Pa
         raise FileNotFoundError(f"the hub repository {repo} could not be reached or read") from error
 
 
-# -- folders --------------------------------------------------------------------------------------------------------
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``target`` that takes its place when the block succeeds."""
-    aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    old = aside.with_name(f"{aside.name}.old")
-    try:
-        aside.mkdir(parents=True)
-        yield aside
-        if target.exists():
-            target.rename(old)
-        aside.rename(target)
-    except OSError as error:
-        if old.exists():
-            old.rename(target)
-        raise OSError(f"Cannot write {target}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _is_pickle(path: Path) -> bool:
-    """Whether a file is a pickle, or a zip archive that may hold one; safetensors have ``{`` as their ninth byte."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    return head[8:] != b"{" and (head[:4] == b"PK\x03\x04" or head[:1] == b"\x80")
-
-
-def _refuse_files(path: Path) -> None:
-    """A checkpoint is a folder: raise ValueError for a file, with a special sentence for pickles."""
-    if path.is_file() and (path.suffix in PICKLES or _is_pickle(path)):
-        raise ValueError(f"{path} is a pickle, which can run code when it is opened; use a checkpoint in safetensors.")
-    if path.is_file():
-        raise ValueError(f"{path} is a file; give the checkpoint's folder.")
-
-
 # -- heads of text models -------------------------------------------------------------------------------------------
 HEADS = ASSETS / "heads"
 DEFAULT_HEAD = "medusa"
@@ -429,6 +294,9 @@ def load_head(folder: str | Path, lm: TextLM) -> MTPHead:
 # -- speech models --------------------------------------------------------------------------------------------------
 DEFAULT_MODEL = "tiny-en"
 VOICES = "voices.safetensors"
+TOKENIZER = "tokenizer"
+TALKER, DIRECT = "talker", "direct"
+"""The forms of a model that speaks (``form`` in its settings), and the folders that hold its speech LM."""
 LM = TypeVar("LM", SpeechLM, DirectLM)
 
 
@@ -436,6 +304,11 @@ def save_speech_lm(lm: SpeechLM | DirectLM, folder: str | Path, dtype: Storage =
     """Save a talker, or a backbone that speaks itself. Errors as for :func:`save_checkpoint`."""
     kind = "direct_lm" if isinstance(lm, DirectLM) else "speech_lm"
     save_checkpoint(folder, {"kind": kind, kind: lm.to_config()}, lm.state_dict(), dtype, card)
+
+
+def load_any_lm(folder: str | Path) -> SpeechLM | DirectLM:
+    """Whichever of the two :func:`save_speech_lm` has saved there. Errors as for :func:`load_checkpoint`."""
+    return load_direct_lm(folder) if read_config(folder)["kind"] == "direct_lm" else load_speech_lm(folder)
 
 
 def load_speech_lm(folder: str | Path) -> SpeechLM:
@@ -478,61 +351,98 @@ def load_text_encoder(folder: str | Path) -> TextEncoder:
 def save_model(
     folder: str | Path,
     codec: Codec,
-    lm: SpeechLM,
+    lm: SpeechLM | DirectLM,
     voices: Mapping[str, Tensor],
     entries: Mapping[str, Any],
     storage: Storage = "int8",
     card: str = "",
     text_encoder: TextEncoder | None = None,
+    tokenizer: Any = None,
 ) -> None:
-    """Save a model that speaks: ``codec``, ``talker`` and ``voices`` (name -> timbre ``[E]``), and in ``entries`` its
-    backbone (source and fingerprint), hidden layer, G2P and default sampling. The G2P named ``own`` is the
-    ``text_encoder``, stored in ``text``."""
+    """Save a model that speaks: ``codec``, speech LM and ``voices`` (name -> timbre ``[E]``).
+
+    ``entries`` hold its backbone (source and fingerprint) and default sampling, and for a talker the hidden layer and
+    the G2P. The G2P named ``own`` is the ``text_encoder``, stored in ``text``. The direct form reads its text with the
+    ``tokenizer`` of its backbone, stored beside it.
+    """
+    form = DIRECT if isinstance(lm, DirectLM) else TALKER
     if (entries.get("g2p") == Spelled.name) != (text_encoder is not None):
         raise ValueError(f"A model has a text encoder exactly when its g2p is {Spelled.name!r}; change one of the two.")
-    target = Path(folder)
+    if (tokenizer is not None) != isinstance(lm, DirectLM):
+        raise ValueError(
+            "A model has a tokenizer of its own exactly when it is of the direct form; change one of the two."
+        )
+    if isinstance(lm, DirectLM) and len(tokenizer) > lm.trunk.config.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens, the language model {lm.trunk.config.vocab_size}; "
+            "name the backbone that it was trained from."
+        )
+    target, note = Path(folder), "Part of the model in the folder above."
     target.mkdir(parents=True, exist_ok=True)
-    save_codec(codec, target / "codec", storage, "Part of the model in the folder above.")
-    save_speech_lm(lm, target / "talker", storage, "Part of the model in the folder above.")
+    save_codec(codec, target / "codec", storage, note)
+    save_speech_lm(lm, target / form, storage, note)
     if text_encoder is not None:
-        save_text_encoder(text_encoder, target / "text", storage, "Part of the model in the folder above.")
+        save_text_encoder(text_encoder, target / "text", storage, note)
+    if tokenizer is not None:
+        with new_folder(target / TOKENIZER) as aside:
+            tokenizer.save_pretrained(aside)
     with replacing(target / VOICES) as path:
         save_file({name: vector.float().contiguous() for name, vector in voices.items()}, path)
     with replacing(target / CARD) as path:
         path.write_text(card, encoding="utf-8")
+    config = {"kind": "model", "form": form, "voices": list(voices), **entries}
     with replacing(target / CONFIG) as path:
-        path.write_text(json.dumps({"kind": "model", "voices": list(voices), **entries}, indent=2), encoding="utf-8")
+        path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def load(name_or_path: str | Path = DEFAULT_MODEL, backbone: str | None = None) -> SpeechModel:
-    """A model that speaks, with everything it needs; ``backbone`` names another copy of the language model.
+    """A model that speaks, with everything it needs; ``backbone`` names another copy of a talker's language model.
 
     Raises ValueError or FileNotFoundError, in one sentence, for whatever is missing, damaged or does not fit.
     """
     folder = find_model(name_or_path)
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"There is no model in {folder}: it has no {CONFIG}; check the path.")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        voices = load_file(folder / VOICES)
-    except (ValueError, SafetensorError) as error:
-        raise ValueError(f"The model in {folder} is damaged ({error}); get it again.") from error
-    if config.get("kind") != "model":
-        raise ValueError(f"{folder} holds a {config.get('kind')}, not a model that speaks; name the folder above it.")
-    missing = {"backbone", "hidden_layer", "g2p", "voices", "sampling"} - set(config)
-    if missing or not set(config["voices"]) <= set(voices):
-        what = min(missing) if missing else "timbre of every voice"
-        raise ValueError(f"The model in {folder} is incomplete: it has no {what}; get it again.")
+    config, voices = _model_settings(folder)
     try:
         sampling = Sampling(**config["sampling"])
     except TypeError as error:
         raise ValueError(f"{folder / CONFIG} has settings that this version does not know: {error}.") from error
+    if config["form"] == DIRECT and backbone is not None:
+        raise ValueError(f"The model in {folder} is its own language model; leave --backbone out.")
+    maker, lm = _direct_parts(folder) if config["form"] == DIRECT else _talker_parts(folder, config, backbone)
+    ordered = {name: voices[name] for name in config["voices"]}
+    return SpeechModel(str(name_or_path), maker, lm, load_codec(folder / "codec"), ordered, sampling)
+
+
+def _model_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The settings of a whole model, complete for its form, and its voices."""
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"There is no model in {folder}: it has no {CONFIG}; check the path.")
+    try:
+        config = {"form": TALKER, **json.loads((folder / CONFIG).read_text(encoding="utf-8"))}
+        voices = load_file(folder / VOICES)
+    except (ValueError, TypeError, SafetensorError) as error:
+        raise ValueError(f"The model in {folder} is damaged ({error}); get it again.") from error
+    if config.get("kind") != "model":
+        raise ValueError(f"{folder} holds a {config.get('kind')}, not a model that speaks; name the folder above it.")
+    if config["form"] not in (TALKER, DIRECT):
+        raise ValueError(f"The model in {folder} is of the form {config['form']!r}, which this version does not know.")
+    needed = {"voices", "sampling"} | ({"backbone", "hidden_layer", "g2p"} if config["form"] == TALKER else set())
+    missing = needed - set(config)
+    if missing or not set(config["voices"]) <= set(voices):
+        what = min(missing) if missing else "timbre of every voice"
+        raise ValueError(f"The model in {folder} is incomplete: it has no {what}; get it again.")
+    return config, voices
+
+
+def _talker_parts(folder: Path, config: dict[str, Any], backbone: str | None) -> tuple[UnitMaker, SpeechLM]:
     source = config["backbone"]
     where = resolve_backbone(source["sha256"], source, backbone)
     trunk = Backbone.from_folder(where, torch.float32, source["sha256"], config["hidden_layer"])
     own = config["g2p"] == Spelled.name
     g2p = Spelled(trunk, load_text_encoder(folder / "text")) if own else plugins.build("text.g2p", config["g2p"])
-    maker = UnitMaker(trunk, g2p)
-    lm, codec = load_speech_lm(folder / "talker"), load_codec(folder / "codec")
-    ordered = {name: voices[name] for name in config["voices"]}
-    return SpeechModel(str(name_or_path), maker, lm, codec, ordered, sampling)
+    return UnitMaker(trunk, g2p), load_speech_lm(folder / TALKER)
+
+
+def _direct_parts(folder: Path) -> tuple[TokenMaker, DirectLM]:
+    lm = load_direct_lm(folder / DIRECT)
+    return lm.text_maker(load_tokenizer(folder / TOKENIZER)), lm

@@ -90,11 +90,12 @@ class Codes:
 
 @dataclass
 class TextUnits:
-    """The text side of speech: phonemes, each joined with the backbone token that it belongs to.
+    """The text side of speech: phonemes, each joined with the backbone token that it belongs to (or tokens alone).
 
     ``phoneme, stress, word_start, token [B, U]`` int64 (``token`` indexes the L axis of ``hidden``),
     ``lengths [B]``, ``hidden [B, L, D]`` the backbone's states. ``complete [B]`` is False while more
-    text may still arrive for a row (streaming text).
+    text may still arrive for a row (streaming text). ``characters [B]`` is how long the text is, where the number of
+    units does not tell how much there is to speak; None for phonemes.
     """
 
     phoneme: Tensor
@@ -104,9 +105,10 @@ class TextUnits:
     lengths: Tensor
     hidden: Tensor
     complete: Tensor
+    characters: Tensor | None = None
 
     def to(self, device: torch.device | str) -> TextUnits:
-        return replace(self, **{k: v.to(device) for k, v in self.__dict__.items()})
+        return replace(self, **{k: v.to(device) for k, v in self.__dict__.items() if v is not None})
 
 
 @dataclass

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from speech_mtp import hub
+from speech_mtp import hub, storage
 from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.codecs.encodec import Encodec
 
@@ -96,7 +96,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(checkpoint: Path, monkeypatch: 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hub, "save_file", full)
+    monkeypatch.setattr(storage, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         hub.save_checkpoint(checkpoint, {"kind": "codec"}, {}, "fp32", "")
     assert hub.load_checkpoint(checkpoint)[0]["kind"] == "speech_lm"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from speech_mtp.cli.shared import (
+    Compile,
     Device,
     TextBackbone,
     check_output,
@@ -51,6 +52,7 @@ def bench_text(
     gguf: Annotated[Path | None, typer.Option(help="The same model for llama.cpp, which then takes part.")] = None,
     backbone: TextBackbone = None,
     device: Device = "cpu",
+    compile: Compile = False,
 ) -> None:
     """Tokens per forward, acceptance and speed of every head with every rule, and of others; can be interrupted."""
     check_output(out, (".json",))
@@ -66,12 +68,12 @@ def bench_text(
     chosen, named = _rules(rules), _named(heads)
     contenders: list[Contender] = []
     weights: dict[str, str] = {}
-    for dtype, lm in _models(dtypes, backbone, device).items():
+    for dtype, lm in _models(dtypes, backbone, device, compile).items():
         loaded = _load_heads(named, lm, weights)
         contenders += [*ours(lm, dtype, loaded, chosen), *theirs(lm, dtype)]
     if gguf is not None:
         contenders.append(llama_cpp(lm, gguf))
-    journal = _journal(out, asked, contenders, weights, max_new_tokens, lm)
+    journal = _journal(out, asked, contenders, weights, max_new_tokens, lm, compiled=compile)
     report = text_bench(lm, contenders, asked, max_new_tokens, journal)
     print(speed_table(report))
     if png is not None:
@@ -116,8 +118,8 @@ def bench_identity(
     return 1 if faults(report) else 0
 
 
-def _models(dtypes: str, backbone: str | None, device: str) -> dict[str, TextLM]:
-    return {str(dtype): load_text_lm(backbone, str(dtype), device) for dtype in listed("dtypes", dtypes)}
+def _models(dtypes: str, backbone: str | None, device: str, compile: bool = False) -> dict[str, TextLM]:
+    return {str(dtype): load_text_lm(backbone, str(dtype), device, compile) for dtype in listed("dtypes", dtypes)}
 
 
 def _rules(rules: str) -> list[Any] | None:

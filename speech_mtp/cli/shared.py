@@ -124,9 +124,10 @@ TextBackbone = Annotated[
     str | None, typer.Option("--backbone", help="Folder or hub id of the language model; by default the packaged one.")
 ]
 Device = Annotated[str, typer.Option(help="Where to compute, as torch names it: cpu, cuda, cuda:1.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Fuse small operations: faster after a slow start.")]
 
 
-def load_text_lm(backbone: str | None, dtype: str, device: str) -> TextLM:
+def load_text_lm(backbone: str | None, dtype: str, device: str, compile: bool = False) -> TextLM:
     """The causal LM in ``backbone`` (None: that of the default model)."""
     if dtype not in DTYPES:
         raise ValueError(f"The dtype is {dtype!r}; use {' or '.join(DTYPES)}.")
@@ -142,7 +143,7 @@ def load_text_lm(backbone: str | None, dtype: str, device: str) -> TextLM:
             f"The device {device!r} cannot be used here; use cpu, or cuda where there is a GPU."
         ) from error
     lm: TextLM = TextLM.from_folder(hub.find_backbone(backbone), torch.float32 if dtype == "fp32" else torch.bfloat16)
-    return lm.to(place)
+    return lm.to(place).prepare(compile=compile)
 
 
 def load_head(name: str, lm: TextLM) -> MTPHead:
@@ -150,7 +151,7 @@ def load_head(name: str, lm: TextLM) -> MTPHead:
     from speech_mtp import hub
 
     head: MTPHead = hub.load_head(hub.find_head(name), lm)
-    return head.to(lm.dtype)
+    return head.to(lm.dtype).prepare()
 
 
 def listed(option: str, text: str) -> list[Any]:

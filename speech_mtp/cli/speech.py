@@ -41,7 +41,10 @@ def say(
     group: Annotated[int | None, typer.Option(help="Frames per step; the model must be made for it.")] = None,
     seed: Seed = None,
     temperature: Temperature = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per audio file.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON line per audio file; words stay empty without layout aligned."),
+    ] = False,
 ) -> None:
     """Speak a text, or every line of a file."""
     if (text is None) == (lines is None) or (lines is None) != (out_dir is None):

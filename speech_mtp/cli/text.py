@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from speech_mtp.cli.shared import Device, TextBackbone, listed, load_head, load_text_lm, text_of
+from speech_mtp.cli.shared import Compile, Device, TextBackbone, listed, load_head, load_text_lm, text_of
 
 if TYPE_CHECKING:
     from speech_mtp.streaming.chat import Chat, Turn
@@ -33,6 +33,7 @@ def generate(
     dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     backbone: TextBackbone = None,
     device: Device = "cpu",
+    compile: Compile = False,
     stats: Annotated[bool, typer.Option("--stats", help="Print what drafting gave, on standard error.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End every answer with a JSON line.")] = False,
 ) -> None:
@@ -53,7 +54,7 @@ def generate(
     asked = None if rule is None else _one(rule)
     if head is not None:
         hub.find_head(head)  # before the model is loaded, which takes seconds
-    lm = load_text_lm(backbone, dtype, device)
+    lm = load_text_lm(backbone, dtype, device, compile)
     drafter = None if head is None else load_head(head, lm)
     spec = asked or catalogue.default(drafter)
     talk = Chat(lm, catalogue.build(spec, drafter), sampling, max_new_tokens, tuple(stop or ()), raw)

@@ -16,12 +16,17 @@ def corpus(config: Path, overrides: Overrides = None, model: Model = "tiny-en", 
 
     def writer() -> tuple[Any, Any]:
         from speech_mtp.lm.backbone import Backbone as Writer
+        from speech_mtp.lm.units import UnitMaker
 
-        found = (
-            Writer.from_folder(backbone)
-            if backbone and Path(backbone).is_dir()
-            else load_model(model, backbone).maker.backbone
-        )
+        if backbone and Path(backbone).is_dir():
+            found = Writer.from_folder(backbone)
+        else:
+            maker = load_model(model, backbone).maker
+            if not isinstance(maker, UnitMaker):
+                raise ValueError(
+                    f"Model {model} has learned to speak and does not write text; name a --backbone folder."
+                )
+            found = maker.backbone
         return found.model, found.tokenizer
 
     figures = build_corpus(settings.load(config, CorpusConfig, overrides or ()), writer)

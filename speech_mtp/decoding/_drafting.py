@@ -47,7 +47,7 @@ class HeadRule(DecodingRule):
         return head.num_depths
 
     def begin(self, state: TextState) -> None:
-        state.head = self.head.open(len(state.last), state.last.device, state.cache.keys.dtype)
+        state.head = self.head.open(len(state.last), state.last.device, state.dtype)
 
     def read(self, state: TextState, out: LMOutput, tokens: Tensor, following: Tensor, lengths: Tensor) -> None:
         self.head.read(state.head, out.hidden, tokens, following, lengths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,13 @@ class DecodingRule(ABC):
         """Committed positions: states ``out [B, T, taps, D]`` of ``tokens [B, T]``, the token ``following [B, T]`` each
         one, ``lengths [B]`` of them per row."""
         return
+
+
+def sent(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """``numbers`` on ``device``, int64. From pinned memory, so that a GPU need not have caught up for it."""
+    if device.type != "cuda":
+        return torch.tensor(numbers, device=device)
+    return torch.tensor(numbers, pin_memory=True).to(device, non_blocking=True)
 
 
 def seeds_of(sampling: Sampling, rows: int, device: torch.device) -> Tensor:

@@ -27,10 +27,11 @@ Trim = Callable[[Draft, Verdict], Verdict]
 
 @dataclass(frozen=True)
 class Guard:
-    """When a row is a runaway: more than ``frames_per_unit`` frames per text unit (plus ``spare_frames``), or the same
-    content code for ``max_repeat`` frames."""
+    """When a row is a runaway: more than ``frames_per_unit`` frames per text unit, or ``frames_per_character`` where
+    units are tokens of any length (plus ``spare_frames``), or the same content code for ``max_repeat`` frames."""
 
     frames_per_unit: float = 8.0
+    frames_per_character: float = 6.0
     spare_frames: int = 50
     max_repeat: int = 60
 
@@ -92,15 +93,19 @@ class Run:
         """The runaway guard: a row that trips it ends with finish reason ``runaway`` or ``length``."""
         content = frames[:, 0].tolist()
         lengths = (self.state.groups * frames.shape[-1]).tolist()
-        units = self.state.units.lengths.tolist()
+        units, guard = self.state.units, self.guard
+        if units.characters is None:
+            sizes, per, name = units.lengths.tolist(), guard.frames_per_unit, "text units"
+        else:
+            sizes, per, name = units.characters.tolist(), guard.frames_per_character, "characters"
         for b in torch.nonzero(active)[:, 0].tolist():
             for code in content[b]:
                 self._repeat[b] = self._repeat[b] + 1 if code == self._code[b] else 1
                 self._code[b] = code
-            if self._repeat[b] > self.guard.max_repeat:
+            if self._repeat[b] > guard.max_repeat:
                 self.finish[b] = Finish("runaway", f"one content code for {self._repeat[b]} frames")
-            elif lengths[b] > self.guard.frames_per_unit * units[b] + self.guard.spare_frames:
-                self.finish[b] = Finish("length", f"{lengths[b]} frames for {units[b]} text units")
+            elif lengths[b] > per * sizes[b] + guard.spare_frames:
+                self.finish[b] = Finish("length", f"{lengths[b]} frames for {sizes[b]} {name}")
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from speech_mtp.decoding._drafting import plain
@@ -41,12 +42,11 @@ class Lookup(DecodingRule):
 
     def propose(self, state: TextState, law: TextLaw) -> Draft:
         start, found = latest_match(state.tokens, state.lengths, self.max_ngram, self.min_ngram)
-        if not bool(found.any()):
+        # Elsewhere than on a CPU, to look would cost more than nodes that only fill the rows.
+        if found.device.type == "cpu" and not bool(found.any()):
             return plain(state)
-        ahead = torch.arange(self.depth, device=start.device)
-        period = (state.lengths - start)[:, None].clamp(min=1)
-        drafted = state.tokens.gather(1, start[:, None] + ahead % period)
-        parents = torch.where(found[:, None], ahead, -1)
+        drafted = continuation(state, start, self.depth)
+        parents = torch.where(found[:, None], torch.arange(self.depth, device=start.device), -1)
         return Draft(
             torch.cat([state.last, drafted], 1)[..., None], torch.cat([torch.full_like(state.last, -1), parents], 1)
         )
@@ -58,17 +58,29 @@ class Lookup(DecodingRule):
 def latest_match(tokens: Tensor, lengths: Tensor, most: int, least: int) -> tuple[Tensor, Tensor]:
     """Where the newest n-gram of each row appeared before: the longest of ``least`` to ``most``, its latest place.
 
-    ``tokens [B, S]`` of which ``lengths [B]`` count -> the position ``[B]`` after the match (0 without), and whether
-    there is one ``[B]``.
+    Arguments and position as in :func:`longest_match`, and whether there is a match ``[B]``.
     """
+    start, length = longest_match(tokens, lengths, most, least)
+    return start, length > 0
+
+
+def longest_match(tokens: Tensor, lengths: Tensor, most: int, least: int) -> tuple[Tensor, Tensor]:
+    """The same with its length: ``tokens [B, S]`` of which ``lengths [B]`` count -> the position ``[B]`` after the
+    match and how many tokens ``[B]`` match, both 0 without."""
     s = tokens.shape[1]
+    back = lengths[:, None] - torch.arange(most + 1, 0, -1, device=tokens.device)
+    # Negative numbers are no tokens: before the text nothing matches, and no match is longer than `most`.
+    newest = torch.where(back >= 0, tokens.gather(1, back.clamp(min=0)), -2)
+    newest[:, 0] = -2
+    before = F.pad(tokens, (most + 1, 0), value=-1).unfold(1, most + 1, 1)[:, :s]  # [B, S, most + 1]
+    length = (before == newest[:, None]).flip(-1).to(torch.uint8).argmin(-1)  # the first that differs, from the end
     at = torch.arange(s, device=tokens.device)
-    good = at < lengths[:, None]  # position `at` comes after the n tokens that are compared
-    best = torch.zeros_like(tokens)
-    for n in range(1, most + 1):
-        newest = tokens.gather(1, (lengths - n).clamp(min=0)[:, None])
-        good = good & (at >= n) & (tokens.roll(n, 1) == newest)
-        if n >= least:
-            best = torch.where(good, n * s + at, best)
-    value, _ = best.max(1)
-    return value % s, value > 0
+    value, _ = torch.where((length >= least) & (at < lengths[:, None]), length * s + at, 0).max(1)
+    return value % s, value // s
+
+
+def continuation(state: TextState, start: Tensor, depth: int) -> Tensor:
+    """The tokens ``[B, depth]`` from the positions ``start [B]`` on, over and over if the text ends before."""
+    period = (state.lengths - start)[:, None].clamp(min=1)
+    ahead = torch.arange(depth, device=start.device)
+    return state.tokens.gather(1, start[:, None] + ahead % period)

@@ -24,7 +24,7 @@ def _scramble(x: Tensor) -> Tensor:
 def uniform(seed: Tensor, position: Tensor, channel: int, purpose: int, count: int) -> Tensor:
     """``seed, position [B]`` int64 -> ``[B, count]`` float32 in (0, 1)."""
     key = _scramble(seed * _MIX[0] + position)
-    stream = torch.tensor(channel * 64 + purpose + 1, device=seed.device) * _MIX[0]
+    stream = torch.full((), channel * 64 + purpose + 1, device=seed.device) * _MIX[0]
     key = _scramble(key + stream)
     numbers = _scramble(key[:, None] + torch.arange(1, count + 1, device=seed.device) * _MIX[0])
     # The largest number plus a half rounds up to 2^24 in float32: at 1 the noise would be infinite and the token any.

@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from speech_mtp.decoding.base import DecodingRule, seeds_of
+from speech_mtp.decoding.base import DecodingRule, seeds_of, sent
 from speech_mtp.decoding.engine import step
 from speech_mtp.decoding.laws import TextLaw
 from speech_mtp.decoding.vanilla import Vanilla
 from speech_mtp.lm.chat import first_stop
 from speech_mtp.lm.text_lm import TextLM, TextState
 from speech_mtp.types import Draft, Finish, Sampling, Verdict
+
+AHEAD = 4096
+"""Tokens of an answer that a GPU's cache is given room for at once, so that its buffers stay where they are."""
 
 
 @dataclass
@@ -76,6 +79,7 @@ class TextRun:
             raise ValueError("Stop strings need the model's tokenizer.")
         self._ends = torch.tensor(sorted(self.lm.ends), device=self.lm.device)
         self._context: list[list[int]] = [[] for _ in self.state.last]
+        self._cached = [0] * len(self._context)
 
     @torch.inference_mode()
     def say(self, texts: Sequence[Sequence[int]]) -> None:
@@ -96,9 +100,11 @@ class TextRun:
             self.rule.begin(self.state)
             texts = [c + list(t) for c, t in zip(self._context, texts, strict=True)]
             self._context = [[] for _ in texts]
-        out, tokens, following, lengths = self.lm.read(self.state, texts, self.rule.taps)
+        ahead = 0 if self.lm.device.type == "cpu" else min(self.max_new_tokens, AHEAD)
+        out, tokens, following, lengths = self.lm.read(self.state, texts, self.rule.taps, ahead)
         self.rule.read(self.state, out, tokens, following, lengths)
         self._context = [c + list(t) for c, t in zip(self._context, texts, strict=True)]
+        self._cached = [len(c) - 1 for c in self._context]
         self.tokens = [[] for _ in texts]
         self.finish = [None] * len(texts)
 
@@ -108,21 +114,23 @@ class TextRun:
         going = [finish is None for finish in self.finish]
         if not any(going):
             return None
-        active = torch.tensor(going, device=self.lm.device)
-        room = torch.tensor([self.max_new_tokens - len(t) for t in self.tokens], device=self.lm.device)
+        left = [self.max_new_tokens - len(t) for t in self.tokens]  # at least one while a row is going
+        room = sent([n * on for n, on in zip(left, going, strict=True)], self.lm.device)
         whole: list[Verdict] = []
 
         def trim(draft: Draft, verdict: Verdict) -> Verdict:
             whole.append(verdict)
             return cut(draft, verdict, self._ends, room)
 
-        draft, verdict, following = step(self.lm, self.rule, self.state, self.law, active, trim)
+        draft, verdict, following = step(self.lm, self.rule, self.state, self.law, room > 0, trim)
         tried, kept = tries(draft, whole[0], verdict)
         host = torch.cat([torch.stack([verdict.length, tried, kept], 1), following], 1).tolist()  # one copy a step
-        for b, (_, tried_b, kept_b, *_) in enumerate(host):
+        for b, (length, tried_b, kept_b, *_) in enumerate(host):
             if going[b]:
+                self._cached[b] += length
                 self.statistics.count(tried_b, kept_b)
                 self.statistics.paused += self.rule.paused
+        self.state.cache.know(max(self._cached))
         return [self._take(b, row[3 : row[0] + 3]) if going[b] else [] for b, row in enumerate(host)]
 
     def complete(self) -> list[list[int]]:
@@ -169,7 +177,7 @@ def cut(draft: Draft, verdict: Verdict, ends: Tensor, room: Tensor) -> Verdict:
     at = torch.arange(kept.shape[1], device=kept.device)
     new = torch.cat([kept[:, 1:], verdict.next], 1)
     new = torch.where(at == (verdict.length - 1)[:, None], verdict.next, new)
-    final = torch.isin(new, ends) & (at < verdict.length[:, None])
+    final = (new[..., None] == ends).any(-1) & (at < verdict.length[:, None])
     first = torch.where(final.any(1), final.long().argmax(1) + 1, verdict.length)
     length = torch.minimum(torch.minimum(verdict.length, first), room.clamp(min=1))
     path = torch.where(at < length[:, None], verdict.path, -1)

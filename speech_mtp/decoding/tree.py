@@ -9,7 +9,7 @@ import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,6 +54,7 @@ class Tree(HeadRule):
         self.nodes, self.top_k = nodes, top_k
         self.floor = math.log(confidence) if confidence else float("-inf")
         self.levels: tuple[Level, ...] = ()
+        self._placed: dict[torch.device, list[Indices]] = {}
         if shape == "static":
             self.levels = levels_of(static_tree(accuracies, nodes) if accuracies else paths or ())
             if max(level.width for level in self.levels) > head.num_tokens:
@@ -90,16 +91,21 @@ class Tree(HeadRule):
         growth = Growth(self.head, state, law)
         scores = growth.root()
         tokens, parents = [growth.tokens], [growth.parents]
-        for level in self.levels:
+        for level, at in zip(self.levels, self._on(state.last.device), strict=True):
             best = scores.topk(min(level.width, scores.shape[-1]), -1)
-            new = best.indices[:, level.slots, level.ranks]
-            possible = best.values[:, level.slots, level.ranks] > float("-inf")
+            new = best.indices[:, at.slots, at.ranks]
+            possible = best.values[:, at.slots, at.ranks] > float("-inf")
             tokens.append(new)
-            parents.append(torch.where(possible, torch.tensor(level.parents, device=new.device), -1))
+            parents.append(torch.where(possible, at.parents, -1))
             if level.expanded:
-                above = torch.tensor(level.above, device=new.device).expand(len(new), -1)
-                scores = growth.expand(new[:, level.expanded], above)
+                scores = growth.expand(new[:, at.expanded], at.above.expand(len(new), -1))
         return Draft(torch.cat(tokens, 1)[..., None], torch.cat(parents, 1))
+
+    def _on(self, device: torch.device) -> list[Indices]:
+        """The indices of the levels on ``device``, where they are copied once."""
+        if device not in self._placed:
+            self._placed[device] = [level.indices(device) for level in self.levels]
+        return self._placed[device]
 
     def _dynamic(self, state: TextState, law: TextLaw) -> Draft:
         growth = Growth(self.head, state, law)
@@ -129,7 +135,9 @@ class Tree(HeadRule):
         """The likeliest ``nodes`` of a pool. A parent is at least as likely as its children and comes earlier, so a
         stable order takes it before them."""
         real = sure > self.floor
-        count = min(self.nodes, int(real.sum(1).max()))
+        count = min(self.nodes, real.shape[1])
+        if real.device.type == "cpu":  # elsewhere it would cost a copy, and drafts of one size are worth more
+            count = min(count, int(real.sum(1).max()))
         if count == 0:
             return plain(state)
         taken = torch.sort(sure, dim=1, descending=True, stable=True).indices[:, :count].sort(1).values
@@ -182,6 +190,21 @@ class Level:
     @property
     def width(self) -> int:
         return max(self.ranks) + 1
+
+    def indices(self, device: torch.device) -> Indices:
+        """The lists as tensors on ``device``."""
+        lists = (self.parents, self.slots, self.ranks, self.expanded, self.above)
+        return Indices(*(torch.tensor(x, dtype=torch.long, device=device) for x in lists))
+
+
+class Indices(NamedTuple):
+    """What a :class:`Level` lists, as tensors."""
+
+    parents: Tensor
+    slots: Tensor
+    ranks: Tensor
+    expanded: Tensor
+    above: Tensor
 
 
 def levels_of(paths: Sequence[Sequence[int]]) -> tuple[Level, ...]:

@@ -42,13 +42,12 @@ class Place(NamedTuple):
 class SequentialState(HeadState):
     """``cache`` holds the committed pairs, drafted nodes behind them; ``newest [B, L, D]`` are the outputs of the L
     modules at the newest pair, ``nodes [B, M, L, D]`` those at the M nodes drafted since the last read, ``ancestors
-    [B, M, M]`` which nodes are on the way to each (itself included). ``longest``: the most pairs of any row."""
+    [B, M, M]`` which nodes are on the way to each (itself included)."""
 
     cache: KVCache
     newest: Tensor
     nodes: Tensor
     ancestors: Tensor
-    longest: int = 0
 
 
 class MTPModule(nn.Module):
@@ -135,14 +134,13 @@ class SequentialHead(MTPHead):
         if not t:
             return
         cache = state.cache
-        cache.grow(state.longest + t)
+        cache.make_room(t)
         at, past = causal(hidden)
         place = Place(cache.lengths[:, None] + at, cache.mask(past[:, 0].expand(b, -1, -1)), cache)
         y = self.enter(state, self.mix(hidden), self.trunk.embed(following), place)
         newest = y[torch.arange(b, device=y.device), (lengths - 1).clamp(min=0)]
         state.newest = torch.where((lengths > 0)[:, None, None], newest, state.newest)
-        cache.lengths = cache.lengths + lengths
-        state.longest = int(cache.lengths.max())
+        cache.advance(lengths, t)
 
     @torch.inference_mode()
     def root(self, state: HeadState) -> Tensor:
@@ -158,7 +156,7 @@ class SequentialHead(MTPHead):
         m, n = state.nodes.shape[1], tokens.shape[1]
         state.ancestors = _grown(state.ancestors, parents)
         cache = state.cache
-        cache.grow(state.longest + m + n)
+        cache.make_room(m + n)
         at = cache.lengths[:, None] + state.ancestors[:, m:].sum(-1) - 1
         behind = KVCache(cache.keys, cache.values, cache.lengths + m)
         place = Place(at, cache.mask(state.ancestors)[:, :, m:], behind)
@@ -208,10 +206,10 @@ class RecursiveHead(SequentialHead):
 class _Trace(KVCache):
     """The entries of an unrolled draft, ``T`` per step, side by side. Nothing is overwritten, so gradients pass."""
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def write(self, layer: int, keys: Tensor, values: Tensor, seen: int | None = None) -> tuple[Tensor, Tensor]:
         self.keys = torch.cat([self.keys, keys[None]], 3)
         self.values = torch.cat([self.values, values[None]], 3)
-        return self.keys[layer], self.values[layer]
+        return self.keys[layer, :, :, :seen], self.values[layer, :, :, :seen]
 
 
 def shifted(x: Tensor, n: int) -> Tensor:

@@ -21,12 +21,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speech_mtp.nn.packed import PackedLinear, pack_linears
 from speech_mtp.nn.transformer import BlockShape
 from speech_mtp.types import LMOutput
 
@@ -178,6 +179,7 @@ class MTPHead(nn.Module, ABC):
         self.register_buffer("token_map", ids)
         self.private: PrivateUnembedding | None = None  # a head with output layers of its own puts them here
         self._binding: tuple[Binding, ...] = ()
+        self._rows: PackedLinear | None = None
 
     @property
     def num_depths(self) -> int:
@@ -210,7 +212,7 @@ class MTPHead(nn.Module, ABC):
     # -- the trunk --------------------------------------------------------------------------------------------
     def bind(self, binding: Binding) -> None:
         """Borrow the trunk's embedding and output layer; held in a tuple, so they are not parameters of the head."""
-        self._binding = (binding,)
+        self._binding, self._rows = (binding,), None
         if self.private is not None:
             self.private.start(self.unembedding())
 
@@ -225,9 +227,19 @@ class MTPHead(nn.Module, ABC):
         if self.token_map is None or ids.shape != self.token_map.shape:
             raise ValueError(f"The head drafts {self.num_tokens} tokens, so its vocabulary needs as many ids.")
         self.token_map.copy_(ids)
+        self._rows = None
+
+    def prepare(self) -> Self:
+        """Make ready to decode fast: weights are packed. Training the head further needs to load it anew."""
+        pack_linears(self)
+        if self.token_map is not None and self.private is None:
+            self._rows = PackedLinear(self.unembedding())
+        return self
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """The trunk's output layer on the draft vocabulary: ``[..., D]`` -> ``[..., num_tokens]``."""
+        if self._rows is not None:
+            return self._rows(hidden)
         if self.token_map is None:
             return self.trunk.unembed(hidden)
         return F.linear(hidden.to(self.trunk.weight.dtype), self.unembedding())

@@ -61,8 +61,10 @@ class BlockState(HeadState):
 class _Context(KVCache):
     """Keys and values of trunk states for training: those of the block are joined, not stored, and gradients flow."""
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.keys[layer], keys], 2), torch.cat([self.values[layer], values], 2)
+    def write(self, layer: int, keys: Tensor, values: Tensor, seen: int | None = None) -> tuple[Tensor, Tensor]:
+        keys = torch.cat([self.keys[layer], keys], 2)
+        values = torch.cat([self.values[layer], values], 2)
+        return keys[:, :, :seen], values[:, :, :seen]
 
 
 class DFlash(MTPHead):
@@ -100,7 +102,7 @@ class DFlash(MTPHead):
     def blocks(self, last: Tensor) -> Tensor:
         """``last [..., A]`` -> what the slots of their blocks hold, ``[..., A, slots, D]``."""
         first = self.trunk.embed(last)[..., None, :]
-        mask = self.mask if self.mask_id is None else self.trunk.embed(torch.tensor(self.mask_id, device=last.device))
+        mask = self.mask if self.mask_id is None else self.trunk.embed(torch.full((), self.mask_id, device=last.device))
         assert mask is not None
         masks = mask.to(first.dtype).expand(*last.shape, self.num_slots - 1, -1)
         return torch.cat([first, masks], -2)
@@ -164,17 +166,17 @@ class DFlash(MTPHead):
         super().read(state, hidden, tokens, following, lengths)
         cache, t = state.cache, tokens.shape[1]
         if t:
-            cache.grow(int(cache.lengths.max()) + t)
+            cache.make_room(t)
             index = cache.lengths[:, None] + torch.arange(t, device=tokens.device)
             for i, (keys, values) in enumerate(self.project(hidden, index)):
                 cache.write(i, keys, values)
-            cache.lengths = cache.lengths + lengths
+            cache.advance(lengths, t)
         state.slots = state.scores = state.chance = None
 
     def root(self, state: HeadState) -> Tensor:
         assert isinstance(state, BlockState)
         cache, width = state.cache, self.num_slots
-        cache.grow(int(cache.lengths.max()) + width)
+        cache.make_room(width)
         index = cache.lengths[:, None] + torch.arange(width, device=state.last.device)
         both_ways = torch.ones(len(state.last), width, width, dtype=torch.bool, device=state.last.device)
         x = self.run(self.blocks(state.last), index, cache.mask(both_ways), cache)

@@ -110,7 +110,7 @@ class Hydra(MTPHead):
             x = self.mix(hidden)
             if self.prefix is not None and state.cache is not None:
                 x = self.prefix(x, *state.cache.behind(x.shape[1]), state.cache)
-                state.cache.lengths = state.cache.lengths + lengths
+                state.cache.advance(lengths, x.shape[1])
             end = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, x.shape[-1])
             state.base = torch.where((lengths > 0)[:, None], x.gather(1, end)[:, 0], state.base)
 

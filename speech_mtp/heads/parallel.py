@@ -69,7 +69,7 @@ class Parallel(ParallelHead):
         made = torch.stack([block(x, index, mask, state.cache) for block in self.blocks], 2)
         end = (lengths - 1).clamp(min=0)[:, None, None, None].expand(-1, 1, *made.shape[2:])
         state.newest = torch.where((lengths > 0)[:, None, None], made.gather(1, end)[:, 0], state.newest)
-        state.cache.lengths = state.cache.lengths + lengths
+        state.cache.advance(lengths, x.shape[1])
 
     def at_age(self, state: HeadState, j: int, age: int) -> Tensor:
         assert isinstance(state, ParallelState), type(state)

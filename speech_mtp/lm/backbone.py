@@ -185,6 +185,14 @@ def load_causal_lm(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of ``folder`` alone. Raises FileNotFoundError when there is none."""
+    folder = Path(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise FileNotFoundError(f"There is no tokenizer in {folder}: it has no tokenizer.json; get the model again.")
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
 @contextmanager
 def _without_bars() -> Iterator[None]:
     """Loading takes seconds and no progress bar: standard error is for what goes wrong."""

@@ -1,4 +1,4 @@
-"""Everything that speaking needs, in one value: backbone, text units, talker, codec, voices."""
+"""Everything that speaking needs, in one value: text units (with the backbone), speech LM, codec, voices."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from speech_mtp import plugins
 from speech_mtp.codecs.base import Codec
+from speech_mtp.lm.direct import DirectLM, TokenMaker
 from speech_mtp.lm.speech_lm import SpeechLM
 from speech_mtp.lm.units import UnitMaker
 from speech_mtp.types import Sampling
@@ -15,11 +16,12 @@ from speech_mtp.types import Sampling
 
 @dataclass
 class SpeechModel:
-    """A loaded model. ``voices`` maps a name to a timbre vector ``[E]``; ``sampling`` is the checkpoint's default."""
+    """A loaded model: a talker with its reader of text, or the direct form. ``voices`` maps a name to a timbre vector
+    ``[E]``; ``sampling`` is the checkpoint's default."""
 
     name: str
-    maker: UnitMaker
-    lm: SpeechLM
+    maker: UnitMaker | TokenMaker
+    lm: SpeechLM | DirectLM
     codec: Codec
     voices: dict[str, Tensor]
     sampling: Sampling = field(default_factory=Sampling)

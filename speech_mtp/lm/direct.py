@@ -7,7 +7,8 @@ one token of the prompt.
 
 The text units of this form are the backbone's tokens: ``TextUnits.phoneme`` holds token ids (:class:`TokenMaker`
 makes them); stress, word starts and hidden states are not read. Only the layout ``prefix`` fits: the text comes
-first, and the control channel says when speech ends. Backbones with sliding-window attention are refused.
+first, whole, and the control channel says when speech ends, so that there are no word times. Backbones with
+sliding-window attention are refused.
 """
 
 from __future__ import annotations
@@ -97,6 +98,10 @@ class DirectLM(GroupLM):
         own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entries.items() if k != "backbone"}
         return cls(DirectConfig(**own), untrained(entries["backbone"]))
 
+    def text_maker(self, tokenizer: Any) -> TokenMaker:
+        """What makes this model's text units, with the ``tokenizer`` of its backbone."""
+        return TokenMaker(tokenizer, voice_place=self.config.voice == "substituted")
+
     def to_config(self) -> dict[str, object]:
         """The settings, and the backbone's own configuration under ``backbone``."""
         return {**asdict(self.config), "backbone": self.backbone_config}
@@ -172,8 +177,8 @@ class DirectLM(GroupLM):
 class TokenMaker:
     """Text -> text units of the direct form: the tokens of an assistant's turn, the voice's place first if wanted.
 
-    ``tokenizer`` is the backbone's own; ``lengths`` counts tokens, so a decoding guard must allow more frames per
-    unit than for phonemes.
+    ``tokenizer`` is the backbone's own. A token may be one letter or a long word, so the units also say how many
+    ``characters`` there are to speak.
     """
 
     def __init__(self, tokenizer: Any, voice_place: bool = False) -> None:
@@ -182,9 +187,11 @@ class TokenMaker:
 
     def make(self, texts: list[str]) -> TextUnits:
         """Units of whole texts, padded with 0."""
-        return token_units(
+        units = token_units(
             [self._start + list(self.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
         )
+        units.characters = torch.tensor([len(text) for text in texts])
+        return units
 
 
 def token_units(rows: list[list[int]]) -> TextUnits:

@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 from speech_mtp.lm.backbone import check_supported, fingerprint_of, load_causal_lm
 from speech_mtp.lm.cache import HuggingFaceCache, KVCache, ancestors_of
+from speech_mtp.lm.decoder import Decoder
+from speech_mtp.lm.graphs import MOST_NODES, CudaRecorder, GraphedForward
 from speech_mtp.lm.output import OutputLayer, Pick
+from speech_mtp.nn.packed import PackedLinear, pack_linears
 from speech_mtp.types import Draft, LMOutput, Verdict
 
 
@@ -26,13 +29,15 @@ class TextState:
     """Where every row of a running decode stands.
 
     ``tokens [B, S]`` are the row's text and answer, ``lengths [B]`` of them valid; the newest, ``last [B, 1]``, is not
-    yet in the cache. ``head`` is what the rule's head keeps, ``version`` counts commits.
+    yet in the cache. ``dtype`` is that of the trunk's states, ``head`` what the rule's head keeps, ``version`` counts
+    commits.
     """
 
     cache: KVCache
     tokens: Tensor
     lengths: Tensor
     last: Tensor
+    dtype: torch.dtype = torch.float32
     head: Any = None
     version: int = 0
 
@@ -54,12 +59,18 @@ class Unembedding(OutputLayer):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__((int(torch.as_tensor(layer.weight).shape[0]),))
-        self._layer = (layer,)  # in a tuple: shared, not owned
+        self._layer: tuple[Any, ...] = (layer,)  # in a tuple: shared, not owned
+
+    def pack(self) -> None:
+        """Multiply packed weights from now on, without gradients."""
+        layer = self._layer[0]
+        if not isinstance(layer, PackedLinear):
+            self._layer = (PackedLinear(layer.weight, getattr(layer, "bias", None)),)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., D]`` -> ``[..., V]``, in the model's precision."""
         layer = self._layer[0]
-        out: Tensor = layer(hidden.to(layer.weight.dtype))  # type: ignore[arg-type]
+        out: Tensor = layer(hidden if isinstance(layer, PackedLinear) else hidden.to(layer.weight.dtype))
         return out
 
     def score(self, hidden: Tensor, tokens: Tensor) -> list[Tensor]:
@@ -92,6 +103,32 @@ class TextLM(nn.Module):
         self.max_positions: int = c.max_position_embeddings
         self._heads: int = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
         self._head_dim: int = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        self._decoder: Decoder | None = None
+        self._graphs: GraphedForward | None = None
+
+    def prepare(self, keep_layers: bool = True, graphs: bool = True, compile: bool = False) -> Self:
+        """Make ready to decode fast: weights are packed. Training the model further needs to load it anew.
+
+        Without ``keep_layers`` the layers that decoding does not need are let go, and their memory with them.
+        ``graphs`` lets a GPU verify drafts by CUDA graphs (:mod:`speech_mtp.lm.graphs`; not for families that decode by
+        their own layers). ``compile`` fuses what lies between the products, if there is a compiler
+        (:meth:`speech_mtp.lm.decoder.Decoder.compile`). Raises ValueError for families that cannot be compiled.
+        """
+        if self._decoder is None:
+            self.output.pack()
+            if Decoder.fits(self.model):
+                self._decoder = Decoder(self.model)
+            else:
+                pack_linears(self.model.base_model)
+        if self._decoder is not None and not keep_layers:
+            self.model.base_model.layers = nn.ModuleList()
+        if compile:
+            if self._decoder is None:
+                raise ValueError(f"{self.model.config.model_type!r} models cannot be compiled; leave compile out.")
+            self._decoder.compile()
+        recorded = graphs and self._decoder is not None and self.device.type == "cuda"
+        self._graphs = GraphedForward(self._follow, CudaRecorder(self.device)) if recorded else None
+        return self
 
     @classmethod
     def from_folder(
@@ -149,9 +186,8 @@ class TextLM(nn.Module):
     def trunk_states(
         self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None, taps: tuple[int, ...] = (-1,)
     ) -> LMOutput:
-        """The decoder: ``x [B, T, D]``, ``index [B, T]``, ``mask [B, 1, T, S]`` bool (True: may look)."""
-        additive = torch.zeros(mask.shape, dtype=x.dtype, device=x.device)
-        additive.masked_fill_(~mask, torch.finfo(x.dtype).min)
+        """The model's own decoder: ``x [B, T, D]``, ``index [B, T]``, ``mask [B, 1, T, S]`` bool (True: may look)."""
+        additive = _additive(mask, x.dtype)
         out = self.model.base_model(
             inputs_embeds=x,
             position_ids=index,
@@ -174,18 +210,21 @@ class TextLM(nn.Module):
     # -- decoding ---------------------------------------------------------------------------------------------
     def open(self, rows: int, size: int = 128) -> TextState:
         """``rows`` empty rows with room for ``size`` tokens at first (it grows)."""
-        cache = KVCache.empty(self.num_layers, rows, self._heads, size, self._head_dim, self.device, self.dtype)
+        dtype = self.dtype if self._decoder is None else self._decoder.dtype
+        cache = KVCache.empty(self.num_layers, rows, self._heads, size, self._head_dim, self.device, dtype)
         zeros = torch.zeros(rows, dtype=torch.long, device=self.device)
-        return TextState(cache, torch.zeros(rows, size, dtype=torch.long, device=self.device), zeros, zeros[:, None])
+        tokens = torch.zeros(rows, size + 1, dtype=torch.long, device=self.device)
+        return TextState(cache, tokens, zeros, zeros[:, None], self.dtype)
 
     @torch.inference_mode()
     def read(
-        self, state: TextState, texts: Sequence[Sequence[int]], taps: tuple[int, ...] = (-1,)
+        self, state: TextState, texts: Sequence[Sequence[int]], taps: tuple[int, ...] = (-1,), ahead: int = 0
     ) -> tuple[LMOutput, Tensor, Tensor, Tensor]:
         """Add known tokens to every row: a prompt, or a later turn of a chat behind what was generated.
 
         All but the newest token of a row enter the cache. Returns their states ``[B, T, taps, D]``, the tokens
-        ``[B, T]``, the token following each ``[B, T]`` and how many ``[B]`` there are.
+        ``[B, T]``, the token following each ``[B, T]`` and how many ``[B]`` there are. Room is made for ``ahead``
+        tokens more, with drafts behind them.
         """
         old = state.lengths.tolist()
         fed = [
@@ -198,7 +237,7 @@ class TextLM(nn.Module):
             raise ValueError(
                 f"The text is {longest} tokens long, but the model reads {self.max_positions}; shorten it."
             )
-        self._make_room(state, longest)
+        self._make_room(state, longest - min(old) + (ahead + MOST_NODES if ahead else 0))
         for b, text in enumerate(texts):
             state.tokens[b, old[b] : old[b] + len(text)] = torch.tensor(list(text), device=self.device)
         state.lengths = state.lengths + torch.tensor([len(text) for text in texts], device=self.device)
@@ -208,7 +247,8 @@ class TextLM(nn.Module):
         count = torch.tensor([len(row) - 1 for row in fed], device=self.device)
         tokens, following = both[:, :-1], both[:, 1:]
         out = self._run(state, tokens, taps)
-        state.cache.lengths = state.cache.lengths + count
+        state.cache.advance(count, tokens.shape[1])
+        state.cache.know(longest - 1)
         state.version += 1
         return out, tokens, following, count
 
@@ -217,21 +257,39 @@ class TextLM(nn.Module):
         b, t = tokens.shape
         if t == 0:
             return LMOutput(torch.zeros(b, 0, len(taps), self.dim, device=self.device, dtype=self.dtype))
-        parents = torch.arange(-1, t - 1, device=self.device).expand(b, -1)
-        return self.verify(state, Draft(tokens[..., None], parents), taps)
+        causal = torch.ones(t, t, dtype=torch.bool, device=self.device).tril()
+        return self._forward(state.cache, tokens, causal.expand(b, -1, -1), taps, self._seen(state.cache, t))
 
     @torch.inference_mode()
     def verify(self, state: TextState, draft: Draft, taps: tuple[int, ...] = (-1,)) -> LMOutput:
         """One forward over the M nodes of ``draft``: states ``[B, M, taps, D]``. Nothing is committed."""
-        m = draft.tokens.shape[1]
-        self._make_room(state, int(state.cache.lengths.max()) + m + 1)
-        if m == 1:
-            ancestors = torch.ones(len(draft.tokens), 1, 1, dtype=torch.bool, device=self.device)
-        else:
-            ancestors = ancestors_of(draft.parents)
-        index = state.cache.lengths[:, None] + ancestors.sum(-1) - 1
-        x = self.embed(draft.tokens[..., 0])
-        return self.trunk_states(x, index, state.cache.mask(ancestors), state.cache, taps)
+        tokens, cache = draft.tokens[..., 0], state.cache
+        self._make_room(state, tokens.shape[1] + 1)
+        seen = self._seen(cache, tokens.shape[1])
+        if self._graphs is not None and self._graphs.takes(tokens):
+            return self._graphs(cache, tokens, draft.parents, taps, seen)
+        return self._follow(cache, tokens, draft.parents, taps, seen)
+
+    def _seen(self, cache: KVCache, nodes: int) -> int:
+        """How many entries attention reads: on a CPU as few as it can, else a number that seldom changes."""
+        needed = cache.longest + nodes
+        return needed if self.device.type == "cpu" else min(cache.size, max(128, 1 << (needed - 1).bit_length()))
+
+    def _follow(self, cache: KVCache, tokens: Tensor, parents: Tensor, taps: tuple[int, ...], seen: int) -> LMOutput:
+        """The nodes of a draft ``tokens, parents [B, M]`` behind the first ``seen`` entries of the cache."""
+        return self._forward(cache, tokens, ancestors_of(parents), taps, seen)
+
+    def _forward(self, cache: KVCache, tokens: Tensor, ancestors: Tensor, taps: tuple[int, ...], seen: int) -> LMOutput:
+        """Nodes ``tokens [B, M]`` behind the cache, each seeing its ``ancestors [B, M, M]``."""
+        x, decoder = self.embed(tokens), self._decoder
+        index = cache.lengths[:, None] + ancestors.sum(-1) - 1
+        if decoder is None:
+            return self.trunk_states(x, index, cache.mask(ancestors), cache, taps)
+        mask = None
+        if tokens.numel() > 1 or self.device.type != "cpu":  # one node alone on a CPU sees all
+            mask = _additive(cache.mask(ancestors, seen), decoder.dtype)
+        hidden, final = decoder(x, index, mask, cache, taps)
+        return LMOutput(hidden.to(self.dtype), final=final.to(self.dtype))
 
     @torch.inference_mode()
     def commit(self, state: TextState, draft: Draft, verdict: Verdict, active: Tensor) -> None:
@@ -239,7 +297,6 @@ class TextLM(nn.Module):
         length = verdict.length * active
         state.cache.commit(verdict.path, length)
         kept = draft.tokens[..., 0].gather(1, verdict.path.clamp(min=0))
-        self._make_room(state, int(state.lengths.max()) + kept.shape[1])
         # Node 0 is in the history already; nodes 1.. and then the bonus token are new.
         new = torch.cat([kept[:, 1:], verdict.next[:, :1]], 1)
         at = torch.arange(new.shape[1], device=new.device)
@@ -251,7 +308,13 @@ class TextLM(nn.Module):
         state.last = torch.where(active[:, None], verdict.next, state.last)
         state.version += 1
 
-    def _make_room(self, state: TextState, size: int) -> None:
-        state.cache.grow(size)
+    def _make_room(self, state: TextState, more: int) -> None:
+        """Room for ``more`` new tokens in every row."""
+        state.cache.make_room(more)
         if state.tokens.shape[1] < state.cache.size + 1:
             state.tokens = F.pad(state.tokens, (0, state.cache.size + 1 - state.tokens.shape[1]))
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of what may be seen (bool) as one that is added to scores."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)

@@ -12,12 +12,15 @@ from torch import Tensor
 class KVCache:
     """``keys, values [layers, B, H, S, d]``; row b holds ``lengths[b]`` valid entries.
 
-    Draft nodes are written behind the valid entries and stay there only if :meth:`commit` keeps them.
+    Draft nodes are written behind the valid entries and stay there only if :meth:`commit` keeps them. ``lengths`` is
+    replaced, never changed in place.
     """
 
     keys: Tensor
     values: Tensor
     lengths: Tensor
+    _bound: int = 0
+    _place: tuple[Tensor, Tensor | slice] | None = None
 
     @classmethod
     def empty(
@@ -38,6 +41,26 @@ class KVCache:
     def size(self) -> int:
         return self.keys.shape[3]
 
+    @property
+    def longest(self) -> int:
+        """At least as many as any row holds: exact on a CPU; elsewhere what rows could hold, which costs no copy."""
+        return int(self.lengths.max()) if self.lengths.device.type == "cpu" else self._bound
+
+    def advance(self, count: Tensor, at_most: int) -> None:
+        """Take ``count [B]`` entries behind the valid ones, none above ``at_most``, as valid."""
+        self.lengths = self.lengths + count
+        self._bound += at_most
+
+    def know(self, longest: int) -> None:
+        """No row holds more than ``longest`` entries: said by whoever has copied lengths to the host anyway."""
+        self._bound = longest
+
+    def make_room(self, more: int) -> None:
+        """Make room for ``more`` entries behind those of the longest row."""
+        if self.longest + more > self.size:
+            self._bound = int(self.lengths.max())  # the rows may be shorter than they could be
+            self.grow(self._bound + more)
+
     def grow(self, size: int) -> None:
         """Make room for ``size`` entries per row (doubling, so that long speech copies rarely)."""
         if size > self.size:
@@ -46,25 +69,47 @@ class KVCache:
             self.keys = torch.nn.functional.pad(self.keys, pad)
             self.values = torch.nn.functional.pad(self.values, pad)
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put ``[B, H, M, d]`` behind the valid entries; returns all keys and values of the layer."""
-        b, h, m, d = keys.shape
-        at = (self.lengths[:, None] + torch.arange(m, device=keys.device))[:, None, :, None].expand(b, h, m, d)
-        self.keys[layer].scatter_(2, at, keys)
-        self.values[layer].scatter_(2, at, values)
-        return self.keys[layer], self.values[layer]
+    def write(self, layer: int, keys: Tensor, values: Tensor, seen: int | None = None) -> tuple[Tensor, Tensor]:
+        """Put ``[B, H, M, d]`` behind the valid entries; returns the first ``seen`` keys and values of the layer."""
+        place = self._where(keys.shape)
+        for buffer, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            if isinstance(place, slice):
+                buffer[:, :, place] = new
+            else:
+                buffer.scatter_(2, place, new)
+        if seen is None:
+            return self.keys[layer], self.values[layer]
+        return self.keys[layer, :, :, :seen], self.values[layer, :, :, :seen]
 
-    def mask(self, ancestors: Tensor) -> Tensor:
-        """Which entries each draft node sees: ``ancestors [B, M, M]`` -> ``[B, 1, M, S]`` bool."""
+    def _where(self, shape: torch.Size) -> Tensor | slice:
+        """Where new entries go; the same for every layer, so it is made once. One row on a CPU: a plain slice."""
+        b, h, m, d = shape
+        if self._place is None or self._place[0] is not self.lengths or self._width(self._place[1]) != m:
+            at: Tensor | slice
+            if b == 1 and self.lengths.device.type == "cpu":
+                start = int(self.lengths)
+                at = slice(start, start + m)
+            else:
+                slots = self.lengths[:, None] + torch.arange(m, device=self.lengths.device)
+                at = slots[:, None, :, None].expand(b, h, m, d)
+            self._place = self.lengths, at
+        return self._place[1]
+
+    @staticmethod
+    def _width(place: Tensor | slice) -> int:
+        return place.stop - place.start if isinstance(place, slice) else place.shape[2]
+
+    def mask(self, ancestors: Tensor, seen: int | None = None) -> Tensor:
+        """Which of the first ``seen`` entries a draft node sees: ``ancestors [B, M, M]`` -> ``[B, 1, M, S]`` bool."""
         m = ancestors.shape[1]
-        slots = torch.arange(self.size, device=ancestors.device)
-        seen = (slots < self.lengths[:, None])[:, None].expand(-1, m, -1).clone()
+        slots = torch.arange(self.size if seen is None else seen, device=ancestors.device)
+        visible = (slots < self.lengths[:, None])[:, None].expand(-1, m, -1).clone()
         at = (self.lengths[:, None] + torch.arange(m, device=ancestors.device))[:, None].expand(-1, m, -1)
-        return seen.scatter(2, at, ancestors)[:, None]
+        return visible.scatter(2, at, ancestors)[:, None]
 
     def behind(self, count: int) -> tuple[Tensor, Tensor]:
         """Make room for a chain of ``count`` new entries; their positions ``[B, count]``, mask ``[B, 1, count, S]``."""
-        self.grow(int(self.lengths.max()) + count)
+        self.make_room(count)
         device = self.lengths.device
         causal = torch.ones(count, count, dtype=torch.bool, device=device).tril()
         index = self.lengths[:, None] + torch.arange(count, device=device)
@@ -73,24 +118,27 @@ class KVCache:
     def commit(self, path: Tensor, length: Tensor) -> None:
         """Keep the nodes ``path [B, M]`` (first ``length [B]`` of them) as the newest valid entries."""
         b, m = path.shape
-        if m > 1:
+        order = torch.arange(m, device=path.device)
+        # A chain lies where it belongs already. (Looking costs a copy elsewhere than on a CPU.)
+        if m > 1 and not (path.device.type == "cpu" and bool(((path == order) | (path < 0)).all())):
             layers, _, h, _, d = self.keys.shape
             source = (self.lengths[:, None] + path.clamp(min=0))[None, :, None, :, None].expand(layers, b, h, m, d)
-            target = (self.lengths[:, None] + torch.arange(m, device=path.device))[None, :, None, :, None]
-            target = target.expand(layers, b, h, m, d)
+            target = (self.lengths[:, None] + order)[None, :, None, :, None].expand(layers, b, h, m, d)
             for buffer in (self.keys, self.values):
                 buffer.scatter_(3, target, buffer.gather(3, source))
-        self.lengths = self.lengths + length
+        self.advance(length, m)
 
     def clone(self) -> KVCache:
-        return KVCache(self.keys.clone(), self.values.clone(), self.lengths.clone())
+        return KVCache(self.keys.clone(), self.values.clone(), self.lengths.clone(), self._bound)
 
 
 def ancestors_of(parents: Tensor) -> Tensor:
     """``parents [B, M]`` -> ``[B, M, M]`` bool: node i sees itself and every node on its way to the root."""
-    b, m = parents.shape
-    seen = torch.eye(m, dtype=torch.bool, device=parents.device).expand(b, m, m).clone()
-    for i in range(1, m):
-        above = seen.gather(1, parents[:, i].clamp(min=0)[:, None, None].expand(-1, 1, m))[:, 0]
-        seen[:, i] |= above & (parents[:, i] >= 0)[:, None]
-    return seen
+    m = parents.shape[1]
+    order = torch.arange(m, device=parents.device)
+    reach = ((parents[..., None] == order) | (order[:, None] == order)).float()
+    steps = 1
+    while steps < m - 1:  # squaring doubles how far up a node sees
+        reach = (reach @ reach).clamp(max=1)
+        steps *= 2
+    return reach > 0

@@ -24,6 +24,24 @@ def sentences(text: str, max_chars: int = 220) -> list[str]:
     return [normalize(sentence) for sentence in split_sentences(text, max_chars)]
 
 
+def arriving_sentences(texts: Iterable[str], max_chars: int = 220, max_total: int = 10_000) -> Iterator[str]:
+    """The :func:`sentences` of a text that comes in pieces cut anywhere, each as soon as its end has been seen."""
+    buffer = SentenceBuffer(max_chars)
+    for text in _limited(texts, max_total):
+        yield from map(normalize, buffer.push(text))
+    yield from map(normalize, buffer.flush())
+
+
+def _limited(texts: Iterable[str], max_total: int) -> Iterator[str]:
+    """``texts``, and ValueError when they are longer together than ``max_total`` characters."""
+    seen = 0
+    for text in texts:
+        seen += len(text)
+        if seen > max_total:
+            raise ValueError(f"The text stream is longer than {max_total} characters; speak it in parts.")
+        yield text
+
+
 class Feed:
     """Pieces of raw text in, :class:`Piece` out.
 
@@ -36,14 +54,10 @@ class Feed:
         self._buffer = SentenceBuffer(max_chars=max_total)
         self._taken = 0  # raw words of the buffer's sentence that belong to closed sentences
         self._said = ""  # normalised text handed out for the current sentence
-        self._seen = 0
 
     def pieces(self, texts: Iterable[str]) -> Iterator[Piece | None]:
         """Every piece as soon as it is sure; None after each input text, when there is nothing more for now."""
-        for text in texts:
-            self._seen += len(text)
-            if self._seen > self.max_total:
-                raise ValueError(f"The text stream is longer than {self.max_total} characters; speak it in parts.")
+        for text in _limited(texts, self.max_total):
             for sentence in self._buffer.push(text):
                 yield from self._close(sentence.split(" ")[self._taken :])
                 self._taken = 0

@@ -1,6 +1,6 @@
 """Text in, sound out, as generators: ``speak`` yields audio as soon as its frames are final.
 
-One codec row runs through the whole text, sentence after sentence, so there is no seam; the talker starts afresh
+One codec row runs through the whole text, sentence after sentence, so there is no seam; the speech LM starts afresh
 with each sentence. Streamed audio equals offline audio of the same text and seed because chunking decides
 only when frames are sounded, never which.
 """
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from speech_mtp.decoding import engine
 from speech_mtp.lm.bundle import SpeechModel
-from speech_mtp.lm.units import UnitStream, WordUnits
-from speech_mtp.streaming.feed import Feed, sentences
+from speech_mtp.lm.units import UnitMaker, UnitStream, WordUnits
+from speech_mtp.streaming.feed import Feed, arriving_sentences, sentences
 from speech_mtp.types import Finish, Sampling, TextUnits, WordTime
 
 _SEVERITY = ("stop", "length", "runaway")
@@ -26,6 +26,7 @@ _SEVERITY = ("stop", "length", "runaway")
 class Chunk:
     """``wave [S]`` float in [-1, 1], the words that ended inside what was decoded so far, and running totals.
 
+    There are ``words`` only where speech points into its text (layout ``aligned``); a text prefix has no word times.
     ``finish`` is set on the last chunk only (its wave may be empty).
     """
 
@@ -55,12 +56,18 @@ def speak(
 ) -> Iterator[Chunk]:
     """Speak a text, or a stream of pieces of text (words may be cut anywhere).
 
-    A string is read whole, sentence by sentence. A stream is spoken while it arrives: the talker waits in mid-sentence
-    where its text is not there yet. Raises ValueError for text that cannot be spoken or an unknown voice.
+    A string is read whole, sentence by sentence. A stream is spoken while it arrives: a talker that points into its
+    text waits in mid-sentence where it is not there yet; where the text is a prefix (the direct form, the layout
+    ``prefix``) each sentence is gathered first. Raises ValueError for text that cannot be spoken or an unknown voice.
     """
     timbre = model.timbre(voice)
     law = sampling or model.sampling
-    source = _whole(model, sentences(text)) if isinstance(text, str) else _arriving(model, text)
+    if isinstance(text, str):
+        source = _whole(model, sentences(text))
+    elif isinstance(model.maker, UnitMaker) and model.lm.layout.points:
+        source = _arriving(model.maker, text)
+    else:
+        source = _whole(model, arriving_sentences(text))
     return _Speech(model, timbre, law, ramp).run(source)
 
 
@@ -73,17 +80,19 @@ class _Text:
     last: bool
 
 
-def _whole(model: SpeechModel, texts: list[str]) -> Iterator[_Text]:
+def _whole(model: SpeechModel, texts: Iterable[str]) -> Iterator[_Text]:
+    maker = model.maker
     for text in texts:
-        yield _Text(model.maker.make([text]), model.maker.words(text), last=True)
+        words = maker.words(text) if isinstance(maker, UnitMaker) else []
+        yield _Text(maker.make([text]), words, last=True)
 
 
-def _arriving(model: SpeechModel, texts: Iterable[str]) -> Iterator[_Text]:
+def _arriving(maker: UnitMaker, texts: Iterable[str]) -> Iterator[_Text]:
     stream: UnitStream | None = None
     for piece in Feed().pieces(texts):
         if piece is None:
             continue
-        stream = stream or UnitStream(model.maker)
+        stream = stream or UnitStream(maker)
         stream.push(piece.text)
         if piece.end:
             stream.finish()

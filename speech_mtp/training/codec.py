@@ -61,7 +61,9 @@ class CodecWeights:
 @dataclass(frozen=True)
 class CodecTaskConfig:
     """``crop_frames`` codec frames are decoded per utterance; ``resample`` is the share of utterances whose
-    speed, pitch and formants are shifted together to make new voices; ``warp`` the spread of the frequency warp."""
+    speed, pitch and formants are shifted together to make new voices; ``warp`` the spread of the frequency warp.
+    With ``keep_codes`` the encoders stand still and only the decoder learns, on codes as they are spoken (no warp, no
+    other speed): codes made before stay good, and so does a talker trained on them."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -72,6 +74,7 @@ class CodecTaskConfig:
     resample: float = 0.3
     warp: float = 0.12
     amp: bool = True
+    keep_codes: bool = False
     critic_from: int = 0
     seed: int = 0
     weights: CodecWeights = field(default_factory=CodecWeights)
@@ -158,7 +161,7 @@ class CodecData:
         for _, index, other in picks:
             wave, pitch = self.store.wave(index), self.store.pitch(index)
             reference = self.store.wave(other)[: int(self.config.reference_s * self.spec.sample_rate)]
-            if rng.random() < self.config.resample:
+            if not self.config.keep_codes and rng.random() < self.config.resample:
                 up, down = _RATIOS[rng.integers(len(_RATIOS))]
                 wave, pitch = shift_voice(wave, pitch, up, down, self.hop)
                 reference, _ = shift_voice(reference, pitch, up, down, self.hop)
@@ -228,7 +231,12 @@ class CodecTask(Task):
         }
         self.helpers = nn.ModuleDict(helpers).to(device)
         self.modules = {"codec": self.codec, "helpers": self.helpers}
-        parameters = [*self.codec.parameters(), *self.helpers.parameters()]
+        if config.keep_codes:
+            self.codec.requires_grad_(False).eval()
+            self.codec.decoder.requires_grad_(True).train()
+            parameters = list(self.codec.decoder.parameters())
+        else:
+            parameters = [*self.codec.parameters(), *self.helpers.parameters()]
         self.optimizers = {"codec": torch.optim.AdamW(parameters, betas=(0.8, 0.98), weight_decay=0.01, fused=True)}
         self.spectral = SpectralLoss().to(device)
         if config.weights.critic:
@@ -272,25 +280,10 @@ class CodecTask(Task):
             count = torch.full_like(batch.lengths, batch.reference.shape[-1])
             reference, _, reference_mask = codec.features(batch.reference, count)
             timbre = codec.timbre(reference, reference_mask).float()
-            warped = warp_frequency(mel, 1 + c.warp * torch.randn(len(mel), device=mel.device).clamp(-2, 2))
-            (content, _), (prosody, _) = codec.quantise(warped, low, mask, timbre)
-            logits = codec.phonemes(content, mask).float()  # type: ignore[misc]
-            guesses = [self.helpers["content"](content, mask), self.helpers["prosody"](prosody, mask)]
-            energy = self.helpers["energy"](prosody).float()
-        fine = mask[..., 0].repeat_interleave(codec.config.steps_per_frame, 1)
-        loudness = low[..., -1]
-        frames = mask[..., 0].sum(1).long()
-        terms = {
-            "ctc": F.ctc_loss(
-                logits.log_softmax(-1).transpose(0, 1),
-                batch.phonemes,
-                frames,
-                batch.phoneme_lengths,
-                zero_infinity=True,
-            ),
-            "adversary": torch.stack([F.cross_entropy(g.float(), batch.voice) for g in guesses]).mean(),
-            "energy": ((energy - loudness).abs() * fine).sum() / fine.sum(),
-        }
+            if not c.keep_codes:
+                mel = warp_frequency(mel, 1 + c.warp * torch.randn(len(mel), device=mel.device).clamp(-2, 2))
+            (content, _), (prosody, _) = codec.quantise(mel, low, mask, timbre)
+        terms = {} if c.keep_codes else self.stream_terms(batch, content, prosody, low[..., -1], mask)
         fake, real, pitch_terms = self.decode_crop(batch, content, prosody, timbre)
         terms |= pitch_terms
         terms["stft"], terms["convergence"] = self.spectral(fake, real)
@@ -300,6 +293,28 @@ class CodecTask(Task):
                 expected = self.heard(real)
             terms["heard"] = (self.heard(fake) - expected).abs().mean()
         return terms, fake, real
+
+    def stream_terms(
+        self, batch: CodecBatch, content: Tensor, prosody: Tensor, loudness: Tensor, mask: Tensor
+    ) -> dict[str, Tensor]:
+        """What the streams must and must not carry: phonemes, energy (``loudness [B, 4F]``) and no voice."""
+        codec = self.codec
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+            logits = codec.phonemes(content, mask).float()  # type: ignore[misc]
+            guesses = [self.helpers["content"](content, mask), self.helpers["prosody"](prosody, mask)]
+            energy = self.helpers["energy"](prosody).float()
+        fine = mask[..., 0].repeat_interleave(codec.config.steps_per_frame, 1)
+        return {
+            "ctc": F.ctc_loss(
+                logits.log_softmax(-1).transpose(0, 1),
+                batch.phonemes,
+                mask[..., 0].sum(1).long(),
+                batch.phoneme_lengths,
+                zero_infinity=True,
+            ),
+            "adversary": torch.stack([F.cross_entropy(g.float(), batch.voice) for g in guesses]).mean(),
+            "energy": ((energy - loudness).abs() * fine).sum() / fine.sum(),
+        }
 
     def heard(self, crop: Tensor) -> Tensor:
         """The content encoder's inner vectors of ``crop [B, S]``, ``[B, F, D]``; its weights get no gradient."""

@@ -1,10 +1,11 @@
-"""Training of the speech LM: a frozen backbone's states and aligned codes in, a talker out."""
+"""Training of the speech LM: text units and aligned codes in, a talker out, or a backbone that speaks itself."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,31 +14,56 @@ from torch import Tensor, nn
 
 from speech_mtp.corpus.codes import CodeCorpus
 from speech_mtp.lm.decode import GroupLM
-from speech_mtp.lm.direct import DirectLM
+from speech_mtp.lm.direct import DirectLM, TokenMaker
 from speech_mtp.lm.speech_lm import SpeechLM
 from speech_mtp.objectives.base import Objective
+from speech_mtp.objectives.direct import Direct, paper_weights
 from speech_mtp.objectives.ntp import NTP
 from speech_mtp.training.base import Task
 from speech_mtp.training.distributed import Workers
 from speech_mtp.types import Codes, Kind, Positions, TextUnits
 
+TALKER_WEIGHTS = {"control": 1.0, "stream0": 1.0, "stream1": 0.6}
+
 
 @dataclass(frozen=True)
 class LMTaskConfig:
     """``noise`` is the share of input groups whose codes are replaced by random ones (they will be imperfect in
-    decoding too); ``timbre_noise`` the spread added to timbre vectors; ``zero_hidden`` trains without the backbone."""
+    decoding too); ``timbre_noise`` the spread added to timbre vectors; ``weights`` are those of the loss terms (None:
+    ``TALKER_WEIGHTS``, and for the direct form the paper's); ``zero_hidden`` trains a talker without the backbone."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     batch: int = 48
     noise: float = 0.1
     timbre_noise: float = 0.05
-    weights: dict[str, float] = field(default_factory=lambda: {"control": 1.0, "stream0": 1.0, "stream1": 0.6})
+    weights: dict[str, float] | None = None
     zero_hidden: bool = False
     amp: bool = True
     grad_clip: float = 1.0
     weight_decay: float = 0.05
     seed: int = 0
+
+
+class TextStore(Protocol):
+    """Where batches get their text units from."""
+
+    def __contains__(self, text: str) -> bool: ...
+    def units(self, texts: list[str]) -> TextUnits: ...
+
+
+class TokenStore:
+    """Text units of the direct form. Tokens cost nothing to make, so that any text is there and nothing is stored."""
+
+    def __init__(self, maker: TokenMaker) -> None:
+        self._maker = maker
+
+    def __contains__(self, text: str) -> bool:
+        return True
+
+    def units(self, texts: list[str]) -> TextUnits:
+        """A padded batch."""
+        return self._maker.make(texts)
 
 
 class UnitStore:
@@ -53,6 +79,9 @@ class UnitStore:
         self.dim: int = meta["dim"]
         self._hidden = np.memmap(folder / "hidden.f16", np.float16, mode="r").reshape(-1, self.dim)
         self._units = np.load(folder / "units.npy")
+
+    def __contains__(self, text: str) -> bool:
+        return text in self.index
 
     def units(self, texts: list[str]) -> TextUnits:
         """A padded batch."""
@@ -97,9 +126,9 @@ def write_units(folder: Path, batches: list[tuple[list[str], TextUnits]]) -> Non
 class LMData:
     """Batches by number, utterances of like length together: a pure function of the seed and the number."""
 
-    def __init__(self, corpus: CodeCorpus, units: UnitStore, config: LMTaskConfig, split: str) -> None:
+    def __init__(self, corpus: CodeCorpus, units: TextStore, config: LMTaskConfig, split: str) -> None:
         self.corpus, self.units, self.config = corpus, units, config
-        rows = [i for i, r in enumerate(corpus.rows) if r.split == split and r.text in units.index]
+        rows = [i for i, r in enumerate(corpus.rows) if r.split == split and r.text in units]
         if not rows:
             raise ValueError(f"The code corpus has no {split} utterance whose text has stored units.")
         self.rows = np.array(rows)
@@ -134,24 +163,28 @@ class LMData:
 class LMTask(Task):
     """Trains the talker, its embeddings and its output layer; the backbone stays frozen, its states are stored.
 
-    The direct form trains in the same way, backbone included: its units are stored tokens, its objective ``direct``.
+    The direct form trains in the same way, backbone included: its units are tokens, its objective ``direct``.
     """
 
     def __init__(
         self,
         lm: GroupLM,
         corpus: CodeCorpus,
-        units: UnitStore,
+        units: TextStore,
         config: LMTaskConfig,
         device: torch.device,
         workers: Workers | None = None,
         objective: Objective | None = None,
     ) -> None:
+        if config.zero_hidden and not lm.reads_states:
+            raise ValueError("The direct form reads no stored states; leave task.zero_hidden out.")
+        direct = isinstance(lm, DirectLM)
         self.workers = workers or Workers()
         self.lm, self.config, self.device = lm.to(device), config, device
         self.train_data = LMData(corpus, units, config, "train")
         self.dev_data = LMData(corpus, units, config, "dev")
-        self.objective = objective or NTP()
+        self.objective = objective or (Direct() if direct else NTP())
+        self.weights = config.weights or (paper_weights(lm) if direct else TALKER_WEIGHTS)
         decayed = [p for p in lm.parameters() if p.ndim > 1]
         plain = [p for p in lm.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -161,7 +194,10 @@ class LMTask(Task):
     def step(self, number: int, learning_rate: float) -> dict[str, float]:
         self.lm.train()
         terms = self.terms(self.train_data.batch(self.workers.batch_number(number)), noise=self.config.noise)
-        total = torch.stack([self.config.weights[k] * v for k, v in terms.items()]).sum()
+        without = [name for name in terms if name not in self.weights]
+        if without:
+            raise ValueError(f"The loss term {without[0]!r} has no weight; add it to task.weights.")
+        total = torch.stack([self.weights[k] * v for k, v in terms.items()]).sum()
         optimizer = self.optimizers["lm"]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate

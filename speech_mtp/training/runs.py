@@ -1,9 +1,10 @@
 """The stages of a recipe, as strict settings and one function each.
 
 ``store`` lays a corpus out for training, ``codec`` trains a codec on it, ``encode`` turns it into aligned codes,
-``units`` stores the backbone's states of every text, ``lm`` trains a talker, ``text_encoder`` our own reader of
-spelling, ``package`` joins them into a model that speaks. ``answers`` lets a language model answer prompts and
-``text_mtp`` trains heads on that. ``store``, ``answers`` and all training go on after a kill; the others take minutes.
+``units`` stores the backbone's states of every text, ``lm`` trains a talker (or the backbone itself),
+``text_encoder`` our own reader of spelling, ``package`` joins them into a model that speaks. ``answers`` lets a
+language model answer prompts and ``text_mtp`` trains heads on that. ``store``, ``answers`` and all training go on
+after a kill; the others take minutes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
 from speech_mtp.corpus import answers
 from speech_mtp.corpus.codes import encode_store, load_codes, save_codes
 from speech_mtp.corpus.store import AudioStore, store_manifest
-from speech_mtp.lm.backbone import Backbone
+from speech_mtp.lm.backbone import Backbone, load_causal_lm, load_tokenizer
+from speech_mtp.lm.decode import GroupLMConfig
+from speech_mtp.lm.direct import DirectConfig, DirectLM
 from speech_mtp.lm.speech_lm import SpeechLM, SpeechLMConfig
 from speech_mtp.lm.text_encoder import TextEncoder, TextEncoderConfig
 from speech_mtp.lm.text_lm import TextLM
@@ -33,7 +36,7 @@ from speech_mtp.training.answer_data import split
 from speech_mtp.training.base import Task
 from speech_mtp.training.codec import CodecTask, CodecTaskConfig
 from speech_mtp.training.distributed import Workers
-from speech_mtp.training.lm import LMTask, LMTaskConfig, UnitStore, write_units
+from speech_mtp.training.lm import LMTask, LMTaskConfig, TextStore, TokenStore, UnitStore, write_units
 from speech_mtp.training.loop import LoopConfig, train
 from speech_mtp.training.text_encoder import StoredStates, TextEncoderTask, TextEncoderTaskConfig, read_texts
 from speech_mtp.training.text_mtp import HeadSettings, TextMTPTask, TextMTPTaskConfig, build_head
@@ -101,11 +104,18 @@ class UnitsRun(Stage):
 
 
 class LMRun(Stage):
-    """Train a talker on ``codes`` and ``units``; ``start`` is a talker's folder whose weights it starts from."""
+    """Train a speech LM on ``codes``; ``start`` is the folder of one whose weights it starts from.
+
+    ``model.name`` is its form: ``talker`` (the default), fed with the ``units`` that the stage of that name stored, or
+    ``direct``, the ``backbone`` (a source, see hub) itself. The latter is trained as a whole, in fp32: weights,
+    gradients and the two moments of AdamW take 16 bytes a parameter (2.2 GB for 135M) besides the activations, and
+    a checkpoint 12.
+    """
 
     kind: Literal["lm"]
     codes: list[Path]
-    units: Path
+    units: Path | None = None
+    backbone: dict[str, Any] | None = None
     start: Path | None = None
     model: dict[str, Any] = {}
     task: LMTaskConfig = LMTaskConfig()
@@ -130,10 +140,12 @@ class TextEncoderRun(Stage):
 
 
 class PackageRun(Stage):
-    """Join ``codec`` and the talker of ``lm`` into the model folder ``out``; ``voices`` maps names to corpus voices.
+    """Join ``codec`` and the speech LM of ``lm`` into the model folder ``out``; ``voices`` maps names to corpus voices.
 
-    ``references`` maps voices to recordings (FLAC or WAV) that ship with the model, to compare its voice with. With
-    ``g2p`` own, the encoder in the folder ``text_encoder`` reads the text.
+    ``references`` maps voices to recordings (FLAC or WAV) that ship with the model, to compare its voice with. A talker
+    comes with its ``backbone`` by reference, the ``hidden_layer`` it reads and its ``g2p``; with ``g2p`` own, the
+    encoder in the folder ``text_encoder`` reads the text. The direct form holds the backbone's weights itself: of
+    ``backbone`` the tokenizer is added, and it has neither of the other two.
     """
 
     kind: Literal["package"]
@@ -227,23 +239,47 @@ def _codec(stage: CodecRun) -> dict[str, Any]:
 def _lm(stage: LMRun) -> dict[str, Any]:
     workers = Workers()
     torch.manual_seed(stage.loop.seed)
-    units = UnitStore(stage.units)
-    meta = json.loads((stage.codes[0] / "codec.json").read_text(encoding="utf-8"))
-    fixed = {
-        **meta,
-        "codebook_sizes": tuple(meta["codebook_sizes"]),
-        "num_phonemes": len(SYMBOLS),
-        "backbone_dim": units.dim,
-    }
-    wrong = [key for key in stage.model if key not in SpeechLMConfig.__dataclass_fields__ or key in fixed]
-    if wrong:
-        free = [key for key in SpeechLMConfig.__dataclass_fields__ if key not in fixed]
-        raise ValueError(f"The talker has no setting {wrong[0]!r}; {plugins.nearest(wrong[0], free)}")
-    lm = SpeechLM(SpeechLMConfig(**fixed, **stage.model))
+    form, forms = stage.model.get("name", hub.TALKER), (hub.TALKER, hub.DIRECT)
+    if form not in forms:
+        raise ValueError(f"There is no form {form!r} of a speech LM (model.name); {plugins.nearest(form, forms)}.")
+    lm: SpeechLM | DirectLM
+    units: TextStore
+    lm, units = _direct_form(stage) if form == hub.DIRECT else _talker(stage)
     if stage.start is not None:
-        _start_from(lm, hub.load_speech_lm(stage.start), str(stage.start))
+        load = hub.load_direct_lm if form == hub.DIRECT else hub.load_speech_lm
+        _start_from(lm, load(stage.start), str(stage.start))
     task = LMTask(lm, load_codes(*stage.codes), units, stage.task, stage.torch_device(), workers)
     return _finish(task, stage, workers)
+
+
+def _talker(stage: LMRun) -> tuple[SpeechLM, UnitStore]:
+    if stage.units is None or stage.backbone is not None:
+        raise ValueError("A talker is trained on stored states: give the folder `units`, and no `backbone`.")
+    units = UnitStore(stage.units)
+    fixed = {"num_phonemes": len(SYMBOLS), "backbone_dim": units.dim}
+    return SpeechLM(SpeechLMConfig(**_lm_settings(stage, SpeechLMConfig, fixed))), units
+
+
+def _direct_form(stage: LMRun) -> tuple[DirectLM, TokenStore]:
+    if stage.backbone is None or stage.units is not None:
+        raise ValueError("The direct form is the language model itself: give its source `backbone`, and no `units`.")
+    folder = hub.resolve_backbone(stage.backbone["sha256"], stage.backbone, None)
+    backbone, tokenizer = load_causal_lm(folder, torch.float32)
+    lm = DirectLM(DirectConfig(**_lm_settings(stage, DirectConfig, {})), backbone)
+    return lm, TokenStore(lm.text_maker(tokenizer))
+
+
+def _lm_settings(stage: LMRun, schema: type[GroupLMConfig], fixed: dict[str, Any]) -> dict[str, Any]:
+    """The settings ``model`` of a recipe, with those that the codec and ``fixed`` decide."""
+    meta = json.loads((stage.codes[0] / "codec.json").read_text(encoding="utf-8"))
+    fixed = {**fixed, **meta, "codebook_sizes": tuple(meta["codebook_sizes"])}
+    given = {key: value for key, value in stage.model.items() if key != "name"}
+    free = [key for key in schema.__dataclass_fields__ if key not in fixed]
+    wrong = [key for key in given if key not in free]
+    if wrong:
+        hint = plugins.nearest(wrong[0], free)
+        raise ValueError(f"A speech LM of this form has no setting model.{wrong[0]}; {hint}.")
+    return {**fixed, **given}
 
 
 def _text_encoder(stage: TextEncoderRun) -> dict[str, Any]:
@@ -351,6 +387,33 @@ def _units(stage: UnitsRun) -> dict[str, Any]:
 
 
 def _package(stage: PackageRun) -> dict[str, Any]:
+    lm, tokenizer = hub.load_any_lm(stage.lm), None
+    entries: dict[str, Any] = {"backbone": stage.backbone, "sampling": stage.sampling.__dict__}
+    if isinstance(lm, SpeechLM):
+        entries |= {"hidden_layer": stage.hidden_layer, "g2p": stage.g2p}
+    elif stage.text_encoder:
+        raise ValueError("The direct form reads its text by itself; leave text_encoder out.")
+    else:
+        tokenizer = load_tokenizer(hub.resolve_backbone(stage.backbone["sha256"], stage.backbone, None))
+    hub.save_model(
+        stage.out,
+        codec=hub.load_codec(stage.codec),
+        lm=lm,
+        voices=_timbres(stage),
+        entries=entries,
+        storage=stage.storage,
+        text_encoder=hub.load_text_encoder(stage.text_encoder) if stage.text_encoder else None,
+        tokenizer=tokenizer,
+        card=stage.card.read_text(encoding="utf-8"),
+    )
+    for name, recording in stage.references.items():
+        (stage.out / "voices").mkdir(exist_ok=True)
+        shutil.copyfile(recording, stage.out / "voices" / f"{name}{recording.suffix}")
+    return {"out": str(stage.out), "voices": list(stage.voices)}
+
+
+def _timbres(stage: PackageRun) -> dict[str, torch.Tensor]:
+    """Each voice's mean timbre in the code corpus."""
     corpus = load_codes(*stage.codes)
     voices = {}
     for name, voice in stage.voices.items():
@@ -359,22 +422,4 @@ def _package(stage: PackageRun) -> dict[str, Any]:
             hint = plugins.nearest(voice, {row.voice for row in corpus.rows})
             raise ValueError(f"No utterance of the code corpus has the voice {voice!r}; {hint}.")
         voices[name] = corpus.timbre[mine].float().mean(0)
-    hub.save_model(
-        stage.out,
-        codec=hub.load_codec(stage.codec),
-        lm=hub.load_speech_lm(stage.lm),
-        voices=voices,
-        entries={
-            "backbone": stage.backbone,
-            "hidden_layer": stage.hidden_layer,
-            "g2p": stage.g2p,
-            "sampling": stage.sampling.__dict__,
-        },
-        storage=stage.storage,
-        text_encoder=hub.load_text_encoder(stage.text_encoder) if stage.text_encoder else None,
-        card=stage.card.read_text(encoding="utf-8"),
-    )
-    for name, recording in stage.references.items():
-        (stage.out / "voices").mkdir(exist_ok=True)
-        shutil.copyfile(recording, stage.out / "voices" / f"{name}{recording.suffix}")
-    return {"out": str(stage.out), "voices": list(voices)}
+    return voices

@@ -185,7 +185,7 @@ def test_the_engine_draws_from_the_softmax(channel: int) -> None:
     rows = 4000
     lm = tiny_lm(codebook_sizes=(12, 7), output="linear", scale=4.0)
     one = MAKER.make([TEXTS[0]])
-    units = TextUnits(**{k: v.expand(rows, *v.shape[1:]) for k, v in one.__dict__.items()})
+    units = TextUnits(**{k: v.expand(rows, *v.shape[1:]) for k, v in one.__dict__.items() if v is not None})
     run = engine.start(lm, units, TIMBRE[:1].expand(rows, -1), Sampling(), seeds=torch.arange(rows))
     with torch.inference_mode():
         hidden = lm.verify(run.state, run.rule.propose(run.state, run.law)).top[:1]

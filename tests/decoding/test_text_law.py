@@ -12,6 +12,7 @@ import torch
 
 from speech_mtp.decoding import text
 from speech_mtp.decoding.base import TARGET, DecodingRule
+from speech_mtp.decoding.cascade import Cascade
 from speech_mtp.decoding.chain import Chain
 from speech_mtp.decoding.laws import TextLaw
 from speech_mtp.decoding.lookup import Lookup
@@ -117,6 +118,11 @@ RULES: dict[str, Callable[[], DecodingRule]] = {
     "dynamic tree": lambda: Tree(bound(Walk, LM), nodes=6, depth=3, top_k=3),
     "dynamic tree of a parallel head": lambda: Tree(bound(Medusa, LM, num_heads=2), nodes=5, top_k=2),
     "lookup": lambda: Lookup(depth=2, max_ngram=2),
+    "cascade": lambda: Cascade(bound(Walk, LM), 9, 2, 2, lookup_depth=3, sure_ngram=2, max_ngram=3, min_ngram=1),
+    "cascade of long lookups": lambda: Cascade(bound(Walk, LM), 4, 3, 1, lookup_depth=2, sure_ngram=1, max_ngram=2),
+    "cascade that pauses": lambda: Cascade(
+        bound(Walk, LM), sure_ngram=2, max_ngram=2, payoff={"cost": 9.0, "trial": 1, "rest": 1}
+    ),
 }
 
 

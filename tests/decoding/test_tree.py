@@ -198,6 +198,7 @@ def test_the_matrix_asks_every_rule_about_every_head() -> None:
     table = support()
     assert table["tree"]["medusa"] is True
     assert table["tree"]["leap"] is False
+    assert table["cascade"] == table["tree"]
     assert table["leap"]["leap"] is True
     assert set(table["vanilla"].values()) == set(table["lookup"].values()) == {None}
     lines = support_matrix().splitlines()

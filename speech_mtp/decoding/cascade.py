@@ -1,0 +1,173 @@
+"""Lookup where the text repeats itself, a head's draft elsewhere: each row is drafted by what is surer there.
+
+A lookup costs no forward of the head (:mod:`speech_mtp.decoding.lookup`), and the longer the n-gram that reappears, the
+more often it is right; a head also knows what to say for the first time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from speech_mtp.decoding._drafting import HeadRule, plain
+from speech_mtp.decoding.acceptance import longest
+from speech_mtp.decoding.judge import judge
+from speech_mtp.decoding.laws import TextLaw
+from speech_mtp.decoding.lookup import continuation, longest_match
+from speech_mtp.decoding.payoff import Payoff
+from speech_mtp.decoding.tree import Tree
+from speech_mtp.heads.base import HeadState, MTPHead
+from speech_mtp.lm.cache import ancestors_of
+from speech_mtp.lm.text_lm import TextState
+from speech_mtp.types import Draft, LMOutput, Verdict
+
+
+@dataclass
+class CascadeState:
+    """``head``: what the head itself keeps. ``trust [B]``, from 0 to 1, is what lookups have been worth in this turn;
+    ``going [B]`` are the rows that took part in the newest step (all, when a turn begins), ``looked [B]`` those whose
+    newest draft is a lookup. ``judged``: a draft has been judged whose outcome is not read yet."""
+
+    head: HeadState
+    trust: Tensor
+    going: Tensor
+    looked: Tensor
+    judged: bool = False
+
+    def clone(self) -> CascadeState:
+        """An independent copy; the tensors are replaced, never changed in place."""
+        return replace(self, head=self.head.clone())
+
+
+class Cascade(HeadRule):
+    """A lookup or a tree by ``head``, row by row and step by step; lossless with exact acceptance.
+
+    Where the newest ``sure_ngram`` tokens have appeared before, a row drafts the ``lookup_depth`` tokens that followed.
+    Other rows draft the dynamic tree of :class:`~speech_mtp.decoding.tree.Tree`, whose settings ``nodes``, ``depth``,
+    ``top_k`` (1: a chain) and ``confidence`` are. When no row needs it the head does not draft, but it always reads.
+    With ``graft``, such a tree is given one branch more, what followed a shorter match of ``min_ngram`` tokens or more
+    (default 2), as far as the tree has fewer than ``nodes``; what it holds of that branch already is not repeated.
+
+    Lookups that fail are trusted less. What one was worth is how many of its tokens were kept, as a share of the tree's
+    depth (more the head could not have given) or of its own if that is less, at most 1. Of these each row keeps an
+    average, in which the past weighs ``memory``. A lookup needs ``sure_ngram`` tokens in a row where that is 1, up to
+    ``max_ngram`` where it is 0, evenly between; so what repeats for long is always looked up. Every turn begins with
+    full trust.
+
+    While ``payoff`` lets the head rest, rows look up all the same; it counts only the steps that the head would draft
+    in (in a batch, with all their rows).
+    """
+
+    def __init__(
+        self,
+        head: MTPHead,
+        nodes: int = 12,
+        depth: int | None = None,
+        top_k: int = 4,
+        confidence: float = 0.0,
+        lookup_depth: int = 8,
+        sure_ngram: int = 3,
+        max_ngram: int = 8,
+        memory: float = 0.8,
+        graft: bool = True,
+        min_ngram: int | None = None,
+        acceptance: str | Mapping[str, Any] = "exact",
+        payoff: Payoff | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(head, acceptance, payoff)
+        if min_ngram is not None and not graft:
+            raise ValueError("min_ngram is a setting of grafted branches; leave it out, or set graft.")
+        least = min(2, sure_ngram) if min_ngram is None else min_ngram
+        if lookup_depth < 1 or not 1 <= least <= sure_ngram <= max_ngram:
+            raise ValueError(
+                f"lookup_depth {lookup_depth} must be positive, and min_ngram {least}, sure_ngram {sure_ngram} and "
+                f"max_ngram {max_ngram} must rise from one."
+            )
+        if not 0 <= memory <= 1:
+            raise ValueError(f"memory is {memory}; it is a weight between 0 and 1.")
+        self.tree = Tree(head, nodes=nodes, depth=depth, top_k=top_k, confidence=confidence)
+        self.lookup_depth, self.sure_ngram, self.max_ngram = lookup_depth, sure_ngram, max_ngram
+        self.memory, self.graft, self.min_ngram = memory, graft, least if graft else sure_ngram
+
+    def begin(self, state: TextState) -> None:
+        super().begin(state)
+        trust = torch.ones(len(state.last), device=state.last.device)
+        state.head = CascadeState(state.head, trust, trust > 0, trust < 0)
+
+    def read(self, state: TextState, out: LMOutput, tokens: Tensor, following: Tensor, lengths: Tensor) -> None:
+        kept: CascadeState = state.head
+        super().read(replace(state, head=kept.head), out, tokens, following, lengths)
+        if kept.judged:
+            kept.judged, kept.going = False, lengths > 0
+        else:  # a turn begins
+            kept.trust, kept.going = torch.ones_like(kept.trust), torch.ones_like(kept.going)
+
+    def propose(self, state: TextState, law: TextLaw) -> Draft:
+        kept: CascadeState = state.head
+        start, ngram = longest_match(state.tokens, state.lengths, self.max_ngram, self.min_ngram)
+        kept.looked = sure = (ngram >= self.needed(kept.trust)) & kept.going
+        # One copy to the host: whether lookups serve all rows, and whether any.
+        served, some = torch.stack([(sure == kept.going).all(), sure.any()]).tolist()
+        resting = not served and self.rests()
+        self.paused = resting and not some
+        spare = torch.zeros_like(ngram)
+        if served or resting:
+            tree = plain(state)
+        else:
+            tree = self.tree.propose(replace(state, head=kept.head), law)
+            if self.graft:
+                spare = torch.where((ngram > 0) & kept.going, self.tree.nodes - (tree.parents >= 0).sum(1), 0)
+        if not some and (resting or not self.graft):
+            return tree
+        room = torch.where(sure, self.lookup_depth, spare)
+        return joined(tree, continuation(state, start, self.lookup_depth), sure, room)
+
+    def needed(self, trust: Tensor) -> Tensor:
+        """How many tokens must reappear for a lookup instead of a tree ``[B]``, by ``trust [B]``."""
+        return self.sure_ngram + ((1 - trust) * (self.max_ngram - self.sure_ngram)).round()
+
+    def accept(self, state: TextState, draft: Draft, out: LMOutput, law: TextLaw) -> Verdict:
+        verdict, kept = judge(self.acceptance, state, draft, out, law), state.head
+        # Judged before a row is cut at its end: that a text is over says nothing about the lookup.
+        worth = ((verdict.length - 1) / min(self.tree.depth, self.lookup_depth)).clamp(max=1)
+        kept.trust = torch.where(kept.looked, torch.lerp(worth, kept.trust, self.memory), kept.trust)
+        kept.judged = True
+        return verdict
+
+
+def joined(tree: Draft, ahead: Tensor, alone: Tensor, room: Tensor) -> Draft:
+    """``tree`` with ``ahead [B, L]`` as one branch more, of which ``room [B]`` nodes may be new: in the rows ``alone
+    [B]`` instead of the tree, in others merged with the nodes that hold the same text already."""
+    on_cpu = room.device.type == "cpu"  # elsewhere to look costs more than places that only fill the rows
+    if on_cpu and not bool((room > 0).any()):
+        return tree
+    tokens, parents = tree.tokens[..., 0], tree.parents.masked_fill(alone[:, None], -1)
+    m, most = tokens.shape[1], ahead.shape[1]
+    none = torch.zeros_like(room)
+    shared, above = common(tokens, parents, ahead) if m > 1 else (none, none)
+    count = torch.minimum(room, most - shared)
+    first = torch.where(alone, 1, m)
+    steps = torch.arange(most, device=ahead.device)
+    at, fresh = first[:, None] + steps, steps < count[:, None]
+    new = ahead.gather(1, (shared[:, None] + steps).clamp(max=most - 1))
+    over = torch.where(steps == 0, above[:, None], at - 1)
+    tokens, parents = F.pad(tokens, (0, most)), F.pad(parents, (0, most), value=-1)
+    tokens = tokens.scatter(1, at, torch.where(fresh, new, tokens.gather(1, at)))
+    parents = parents.scatter(1, at, torch.where(fresh, over, -1))
+    width = int((first + count).max()) if on_cpu else m + most
+    return Draft(tokens[:, :width, None], parents[:, :width])
+
+
+def common(tokens: Tensor, parents: Tensor, ahead: Tensor) -> tuple[Tensor, Tensor]:
+    """How much of ``ahead [B, L]`` stands in the trees ``tokens, parents [B, M]`` from node 0 on ``[B]``, and the node
+    ``[B]`` where that ends."""
+    most = ahead.shape[1]
+    depth = ancestors_of(parents).sum(-1) - 1
+    wanted = ahead.gather(1, (depth - 1).clamp(0, most - 1))
+    _, length, stop = longest((tokens == wanted) & (depth <= most), parents)
+    return length - 1, stop

@@ -1,0 +1,119 @@
+"""On a GPU a step of decoding never waits for the device, but for one copy to the host at its end.
+
+Shown without one: fake tensors have a device and shapes but no numbers, so whoever looks at a number fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from speech_mtp.decoding import text
+from speech_mtp.decoding.base import seeds_of
+from speech_mtp.decoding.engine import step
+from speech_mtp.decoding.laws import TextLaw
+from speech_mtp.decoding.text import TextRun
+from speech_mtp.heads.base import PrivateUnembedding
+from speech_mtp.lm.text_lm import TextLM
+from speech_mtp.types import Sampling
+from tests.decoding.test_text_lossless import make_head, make_rule, pairs, tiny_lm
+
+LOOKS = {"cascade"}
+"""Rules that look at their drafts on the host, to leave out what no row needs."""
+
+ROWS = 2
+GREEDY = Sampling(temperature=0, repetition_penalty=1.2)
+DRAWN = Sampling(temperature=0.8, top_k=5, top_p=0.9)
+
+
+class NoTransfers(TorchDispatchMode):
+    """Fails where a tensor goes from one device to another."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        places = {x.device for x in (*args, out) if isinstance(x, Tensor)}
+        assert len(places) < 2 or "copy" not in str(function), f"{function} copies between {places}"
+        return out
+
+
+@pytest.fixture(scope="module")
+def model() -> tuple[FakeTensorMode, TextLM]:
+    """A model on a GPU that is not there, and the mode in which it is."""
+    with FakeTensorMode() as mode, torch.device("cuda"):
+        return mode, tiny_lm().prepare(graphs=False)
+
+
+@pytest.fixture
+def gpu(model: tuple[FakeTensorMode, TextLM], monkeypatch: pytest.MonkeyPatch) -> Iterator[TextLM]:
+    monkeypatch.setattr(PrivateUnembedding, "start", lambda self, rows: None)  # when a head is bound, not in a step
+    with model[0]:
+        yield model[1]
+
+
+def run_of(lm: TextLM, head: str | None, rule: str, sampling: Sampling, **settings: Any) -> TextRun:
+    """A run in the middle of its answers."""
+    with torch.device("cuda"):
+        built = None if head is None else make_head(head, lm).prepare()
+    state = lm.open(ROWS, 64)
+    state.cache.know(10)
+    law = TextLaw(lm, sampling, seeds_of(sampling, ROWS, lm.device))
+    run = TextRun(lm, make_rule(rule, built, **settings), law, state, 20)
+    run.rule.begin(state)
+    run.tokens, run.finish = [[1], [2]], [None, None]
+    return run
+
+
+def two_steps(run: TextRun) -> Tensor:
+    active = torch.ones(ROWS, dtype=torch.bool, device=run.lm.device)
+    for _ in range(2):
+        draft, *_ = step(run.lm, run.rule, run.state, run.law, active)
+    return draft.tokens
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize(("head", "rule"), [pair for pair in pairs() if pair[1] not in LOOKS])
+def test_a_step_is_made_without_looking(gpu: TextLM, head: str | None, rule: str, sampling: Sampling) -> None:
+    run = run_of(gpu, head, rule, sampling)
+    with NoTransfers():
+        tokens = two_steps(run)
+    assert tokens.device.type == "cuda"
+    assert (tokens.shape[1] > 1) == (rule != "vanilla")
+
+
+def test_a_static_tree_sends_its_indices_once(gpu: TextLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(gpu, "eagle", "tree", GREEDY, shape="static", accuracies=[[0.5, 0.3], [0.4, 0.2]])
+    with torch.device("cuda"), monkeypatch.context() as patched:
+        tensor = torch.tensor
+        patched.setattr(torch, "tensor", lambda x, device, **more: tensor([0] * len(x), device="cpu").to(device))
+        run.rule._on(run.lm.device)
+    with NoTransfers():
+        two_steps(run)
+
+
+@pytest.mark.parametrize("rule", ["chain", "tree"])
+def test_only_confidence_looks_at_every_level(gpu: TextLM, rule: str) -> None:
+    with pytest.raises(DataDependentOutputException):
+        two_steps(run_of(gpu, "eagle", rule, GREEDY, confidence=0.5))
+
+
+def test_an_advance_copies_once(gpu: TextLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[torch.Size] = []
+
+    def tolist(x: Tensor) -> list[list[int]]:
+        copies.append(x.shape)
+        return [[2, 1, 1, *range(3, x.shape[1])]] * len(x)
+
+    run = run_of(gpu, "eagle", "chain", GREEDY)
+    monkeypatch.setattr(text, "sent", lambda numbers, device: torch.ones(len(numbers), dtype=torch.long, device=device))
+    monkeypatch.setattr(Tensor, "tolist", tolist)
+    before = run._cached[0]
+    with NoTransfers():
+        assert run.advance() == [[3, 4]] * ROWS
+    assert copies == [(ROWS, 3 + 6)]
+    assert run.state.cache.longest == before + 2  # known without another copy
