@@ -41,6 +41,7 @@ EXPLAIN = (
     "Write a poem about {}.",
     "Write a Python function that has to do with {}.",
 )
+CHUNK = 320
 
 
 def passages(lines: list[str], count: int, rng: random.Random, least: int, most: int) -> list[str]:
@@ -63,6 +64,8 @@ def main(questions: Path, prose: Path, out: Path) -> None:
     prompts += [rng.choice(TRANSLATE).format(line) for line in rng.sample(lines, 300)]
     prompts += [rng.choice(EXPLAIN).format(word) for word in rng.sample(words, 900)]
     rng.shuffle(prompts)
+    # In mixed order, but with those of like length side by side, so that a batch of them is quick to answer.
+    prompts = [p for at in range(0, len(prompts), CHUNK) for p in sorted(prompts[at : at + CHUNK], key=len)]
     out.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in dict.fromkeys(prompts)), encoding="utf-8")
 
 

@@ -2,7 +2,8 @@
 
 A head drafts what its trunk will say, so it learns from what the trunk does say. Prompts are given, or invented by the
 model from an empty user turn; every answer is kept token by token, its end included, and is never decoded and encoded
-again: training sees exactly what was generated. Both files grow by whole batches and survive a kill.
+again: training sees exactly what was generated. (Texts that were written for speech, :mod:`corpus.selfwrite`, may join:
+they were kept as text.) All files grow by whole batches and survive a kill.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field
 
 from speech_mtp.corpus.manifest import read_lines
 from speech_mtp.corpus.selfwrite import Drawing, chat_tokens, sample_answers, write_batches
+from speech_mtp.decoding.text import start as start_text
+from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.plugins import nearest
+from speech_mtp.types import Sampling
 
-PROMPTS, ANSWERS = "prompts.jsonl", "answers.jsonl"
+PROMPTS, ANSWERS, SELFWRITTEN = "prompts.jsonl", "answers.jsonl", "selfwritten.jsonl"
 
 
 class InventConfig(Drawing):
@@ -78,22 +83,44 @@ def invent_prompts(model: Any, tokenizer: Any, path: Path, config: InventConfig)
     return [text for text in dict.fromkeys(str(line["text"]) for line in read_lines(path)) if text]
 
 
-def write_answers(model: Any, tokenizer: Any, prompts: Sequence[str], path: Path, config: AnswerConfig) -> int:
-    """Answer ``prompts`` into ``path``; returns how many answers are new.
+def write_answers(lm: TextLM, prompts: Sequence[str], path: Path, config: AnswerConfig) -> int:
+    """Answer ``prompts`` into ``path`` by plain decoding; returns how many answers are new.
 
-    A line has ``index``, ``prompt``, and the token ids ``prompt_ids`` and ``answer_ids``. ``model`` is a Hugging Face
-    causal LM, ``tokenizer`` its tokenizer with a chat template. The noise of a batch depends on the seed and its
-    first index alone. Raises ValueError if the file there answers other prompts.
+    A line has ``index``, ``prompt``, and the token ids ``prompt_ids`` and ``answer_ids``. The tokenizer of ``lm`` needs
+    a chat template. An answer depends on the seed and its index alone. Prompts of like length side by side save time.
+    Raises ValueError if the file there answers other prompts.
     """
-    ids = {prompt: chat_tokens(tokenizer, prompt) for prompt in prompts}
+    ids = {prompt: chat_tokens(lm.tokenizer, prompt) for prompt in prompts}
     short = [prompt for prompt in prompts if len(ids[prompt]) <= config.max_prompt_tokens]
 
     def answer(batch: list[str], start: int) -> list[dict[str, Any]]:
         rows = [ids[prompt] for prompt in batch]
-        said = sample_answers(model, tokenizer, rows, config, config.seed + start, keep_end=True)
+        sampling = Sampling(temperature=config.temperature, top_k=config.top_k)
+        seeds = torch.arange(start, start + len(rows), device=lm.device) + config.seed
+        said = start_text(lm, rows, sampling, None, config.max_new_tokens, seeds=seeds).complete()
         return [{"prompt_ids": row, "answer_ids": new} for row, new in zip(rows, said, strict=True)]
 
     return write_batches(path, short, config.batch, answer)
+
+
+def write_selfwritten(tokenizer: Any, sources: Sequence[Path], path: Path, max_new_tokens: int) -> int:
+    """Texts that ``corpus.selfwrite`` wrote, as answers to their prompts, in a file as :func:`write_answers` makes.
+
+    A text shorter than ``max_new_tokens``, the most that were written, ended by itself. Returns how many there are.
+    """
+    end = tokenizer.eos_token_id
+    lines = [line for source in sources for line in read_lines(source)]
+
+    def answer(batch: list[str], start: int) -> list[dict[str, Any]]:
+        found = []
+        for line in lines[start : start + len(batch)]:
+            said = tokenizer(str(line["text"]), add_special_tokens=False)["input_ids"]
+            ended = [] if len(said) >= max_new_tokens - 1 else [end]
+            found.append({"prompt_ids": chat_tokens(tokenizer, str(line["prompt"])), "answer_ids": [*said, *ended]})
+        return found
+
+    write_batches(path, [str(line["prompt"]) for line in lines], 256, answer)
+    return len(lines)
 
 
 def read_answers(paths: Sequence[Path]) -> list[Answer]:

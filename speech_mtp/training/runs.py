@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -40,7 +41,7 @@ from speech_mtp.training.lm import LMTask, LMTaskConfig, TextStore, TokenStore, 
 from speech_mtp.training.loop import LoopConfig, train
 from speech_mtp.training.text_encoder import StoredStates, TextEncoderTask, TextEncoderTaskConfig, read_texts
 from speech_mtp.training.text_mtp import HeadSettings, TextMTPTask, TextMTPTaskConfig, build_head
-from speech_mtp.types import Sampling
+from speech_mtp.types import Sampling, TextUnits
 
 
 class Stage(BaseModel):
@@ -166,7 +167,8 @@ class PackageRun(Stage):
 class AnswersRun(Stage):
     """Let ``backbone`` answer the texts under ``field`` of the JSON-lines files ``prompts`` and prompts it invents.
 
-    The result is ``out/answers.jsonl``. ``dtype`` is that of its weights.
+    The result is ``out/answers.jsonl``. ``dtype`` is that of its weights. Files of ``selfwritten`` texts (which the
+    corpus recipe's ``write`` makes, of at most ``selfwritten_tokens``) become ``out/selfwritten.jsonl``.
     """
 
     kind: Literal["answers"]
@@ -174,6 +176,8 @@ class AnswersRun(Stage):
     field: str = "prompt"
     backbone: dict[str, Any]
     dtype: Literal["fp32", "bf16"] = "fp32"
+    selfwritten: list[Path] = []
+    selfwritten_tokens: int = 80
     invent: answers.InventConfig = answers.InventConfig()
     answer: answers.AnswerConfig = answers.AnswerConfig()
 
@@ -318,8 +322,11 @@ def _answers(stage: AnswersRun) -> dict[str, Any]:
             "There is nothing to answer; name files of prompts (prompts) or let some be invented (invent)."
         )
     path = stage.out / answers.ANSWERS
-    new = answers.write_answers(lm.model, lm.tokenizer, prompts, path, stage.answer)
-    return {"out": str(path), "prompts": len(prompts), "new": new}
+    taken = answers.write_selfwritten(
+        lm.tokenizer, stage.selfwritten, stage.out / answers.SELFWRITTEN, stage.selfwritten_tokens
+    )
+    new = answers.write_answers(lm.prepare(), prompts, path, stage.answer)
+    return {"out": str(path), "prompts": len(prompts), "new": new, "selfwritten": taken}
 
 
 def _text_mtp(stage: TextMTPRun) -> dict[str, Any]:
@@ -381,9 +388,21 @@ def _units(stage: UnitsRun) -> dict[str, Any]:
     for at in tqdm(range(0, len(texts), stage.batch), desc="units", mininterval=5):
         part = texts[at : at + stage.batch]
         with torch.inference_mode():
-            batches.append((part, maker.make(part).to("cpu")))
+            try:
+                batches.append((part, maker.make(part).to("cpu")))
+            except ValueError:  # a text that the G2P cannot read costs itself, not the others
+                batches += [([text], units) for text in part if (units := _units_of(maker, text)) is not None]
     write_units(stage.out, batches)
-    return {"texts": len(texts)}
+    stored = sum(len(part) for part, _ in batches)
+    return {"texts": stored, "refused": len(texts) - stored}
+
+
+def _units_of(maker: UnitMaker, text: str) -> TextUnits | None:
+    try:
+        return maker.make([text]).to("cpu")
+    except ValueError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return None
 
 
 def _package(stage: PackageRun) -> dict[str, Any]:

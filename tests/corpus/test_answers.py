@@ -21,9 +21,11 @@ from speech_mtp.corpus.answers import (
     read_answers,
     read_prompts,
     write_answers,
+    write_selfwritten,
 )
 from speech_mtp.corpus.manifest import read_lines
 from speech_mtp.corpus.selfwrite import Drawing, chat_tokens, sample_answers
+from speech_mtp.lm.text_lm import TextLM
 from tests.lm.tiny import tiny_config, tiny_tokenizer
 
 PROMPTS = ["hello there", "the lazy dog", "jumps", "good morning, fox", "quick"]
@@ -51,19 +53,20 @@ def ending(model: Any) -> Any:
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, model: Any, temperature: float) -> None:
     config = AnswerConfig(batch=2, max_new_tokens=8, temperature=temperature)
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
-    assert write_answers(model, TOKENIZER, PROMPTS, whole, config) == 5
-    assert write_answers(model, TOKENIZER, PROMPTS[:2], parts, config) == 2
+    lm = TextLM(model, TOKENIZER)
+    assert write_answers(lm, PROMPTS, whole, config) == 5
+    assert write_answers(lm, PROMPTS[:2], parts, config) == 2
     with parts.open("a") as file:
         file.write('{"index": 2, "prom')  # the line that a kill cut off
-    assert write_answers(model, TOKENIZER, PROMPTS, parts, config) == 3
+    assert write_answers(lm, PROMPTS, parts, config) == 3
     assert parts.read_text() == whole.read_text()
     with pytest.raises(ValueError, match="written from other prompts"):
-        write_answers(model, TOKENIZER, PROMPTS[::-1], whole, config)
+        write_answers(lm, PROMPTS[::-1], whole, config)
 
 
 def test_greedy_answers_are_what_the_model_says_alone(tmp_path: Path, model: Any) -> None:
     path = tmp_path / "answers.jsonl"
-    write_answers(model, TOKENIZER, PROMPTS, path, AnswerConfig(batch=5, max_new_tokens=6))
+    write_answers(TextLM(model, TOKENIZER), PROMPTS, path, AnswerConfig(batch=5, max_new_tokens=6))
     lines = list(read_lines(path))
     assert [line["prompt"] for line in lines] == PROMPTS
     for line in lines:
@@ -75,14 +78,31 @@ def test_greedy_answers_are_what_the_model_says_alone(tmp_path: Path, model: Any
 
 def test_the_end_is_kept_and_nothing_after_it(tmp_path: Path, ending: Any) -> None:
     path = tmp_path / "answers.jsonl"
-    write_answers(ending, TOKENIZER, PROMPTS, path, AnswerConfig(temperature=1.0, max_new_tokens=40))
+    write_answers(TextLM(ending, TOKENIZER), PROMPTS, path, AnswerConfig(temperature=1.0, max_new_tokens=40))
     answers = [line["answer_ids"] for line in read_lines(path)]
     ended = [answer for answer in answers if END in answer]
     assert len(ended) >= 3
     assert all(answer.index(END) == len(answer) - 1 for answer in ended)
+    greedy = tmp_path / "greedy.jsonl"
+    write_answers(TextLM(ending, TOKENIZER), PROMPTS, greedy, AnswerConfig(max_new_tokens=40))
+    answers = [line["answer_ids"] for line in read_lines(greedy)]
     rows = [chat_tokens(TOKENIZER, prompt) for prompt in PROMPTS]
-    cut = sample_answers(ending, TOKENIZER, rows, Drawing(temperature=1.0, top_k=0, max_new_tokens=40), seed=0)
+    cut = sample_answers(ending, TOKENIZER, rows, Drawing(temperature=0.0, top_k=1, max_new_tokens=40), seed=0)
     assert cut == [answer[:-1] if answer[-1] == END else answer for answer in answers]
+
+
+def test_selfwritten_texts_are_answers_too(tmp_path: Path) -> None:
+    source, path = tmp_path / "written.jsonl", tmp_path / "answers.jsonl"
+    texts = ["the lazy dog", "hello there, the quick fox jumps over the lazy dog"]
+    lines = [{"index": i, "prompt": PROMPTS[i], "text": text} for i, text in enumerate(texts)]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    most = len(TOKENIZER(texts[1], add_special_tokens=False)["input_ids"])
+    assert write_selfwritten(TOKENIZER, [source], path, most) == 2
+    ended, cut = read_answers([path])
+    assert ended.prompt == tuple(chat_tokens(TOKENIZER, PROMPTS[0]))
+    assert TOKENIZER.decode(ended.answer[:-1]) == texts[0]
+    assert ended.answer[-1] == END
+    assert TOKENIZER.decode(cut.answer) == texts[1]
 
 
 def test_prompts_are_invented_once(tmp_path: Path, model: Any) -> None:
@@ -99,7 +119,7 @@ def test_long_prompts_are_left_out(tmp_path: Path, model: Any) -> None:
     limit = len(chat_tokens(TOKENIZER, longest)) - 1
     path = tmp_path / "answers.jsonl"
     config = AnswerConfig(max_prompt_tokens=limit, max_new_tokens=2)
-    assert write_answers(model, TOKENIZER, [longest, "quick"], path, config) == 1
+    assert write_answers(TextLM(model, TOKENIZER), [longest, "quick"], path, config) == 1
     assert [line["prompt"] for line in read_lines(path)] == ["quick"]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from speech_mtp.decoding import text
@@ -111,7 +111,7 @@ def test_an_advance_copies_once(gpu: TextLM, monkeypatch: pytest.MonkeyPatch) ->
 
     run = run_of(gpu, "eagle", "chain", GREEDY)
     monkeypatch.setattr(text, "sent", lambda numbers, device: torch.ones(len(numbers), dtype=torch.long, device=device))
-    monkeypatch.setattr(Tensor, "tolist", tolist)
+    monkeypatch.setattr(FakeTensor, "tolist", tolist)
     before = run._cached[0]
     with NoTransfers():
         assert run.advance() == [[3, 4]] * ROWS
