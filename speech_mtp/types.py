@@ -131,10 +131,14 @@ class Positions:
 
 @dataclass
 class LMOutput:
-    """States of a trunk: ``hidden [B, T, taps, D]``, and ``final [B, T, D]``, the top layer (None: the last tap)."""
+    """States of a trunk: ``hidden [B, T, taps, D]``, and ``final [B, T, D]``, the top layer (None: the last tap).
+
+    In training, ``wanted [B, T]`` bool says after which positions predictions are asked for (None: after all).
+    """
 
     hidden: Tensor
     final: Tensor | None = field(default=None, kw_only=True)
+    wanted: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def top(self) -> Tensor:

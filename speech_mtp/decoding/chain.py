@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from speech_mtp.decoding import acceptance
+from speech_mtp.decoding import sampling as noise
 from speech_mtp.decoding._drafting import HeadRule, full, plain
 from speech_mtp.decoding.base import ACCEPT, DRAFT, TARGET
 from speech_mtp.decoding.judge import judge
@@ -64,7 +65,7 @@ class Chain(HeadRule):
                 laws.append(adjusted.softmax(-1))
                 token = law.draw(state, d, adjusted, DRAFT)
             else:
-                token = adjusted.argmax(-1)
+                token = noise.best(adjusted)
             tokens.append(token)
         drafted = torch.stack(tokens, 1)
         q = [torch.stack(laws, 1)] if laws else None
@@ -81,7 +82,7 @@ class Chain(HeadRule):
         tokens = draft.tokens[..., 0]
         scores = law.adjusted(state, law.lm.output.logits(out.top), tokens, draft.parents)
         if law.greedy:
-            choice = scores.argmax(-1)
+            choice = noise.best(scores)
             path, length, stop = acceptance.matching(tokens, draft.parents, choice)
             return Verdict(path, length, choice.gather(1, stop[:, None]))
         k = tokens.shape[1] - 1

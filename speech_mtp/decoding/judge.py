@@ -51,7 +51,7 @@ def judge(how: Acceptance, state: TextState, draft: Draft, out: LMOutput, law: T
     tokens, parents = draft.tokens[..., 0], draft.parents
     scores = law.adjusted(state, law.lm.output.logits(out.top), tokens, parents)
     if law.greedy:
-        choice = scores.argmax(-1)
+        choice = noise.best(scores)
         if how.kind == "top_k":
             path, length, stop = acceptance.among_top(tokens, parents, scores, min(how.k, scores.shape[-1]))
         else:

@@ -52,9 +52,14 @@ def adjust(logits: Tensor, sampling: Sampling) -> Tensor:
 def draw(logits: Tensor, sampling: Sampling, seed: Tensor, position: Tensor, channel: int, purpose: int = 0) -> Tensor:
     """One token per row from ``softmax(logits [B, V])`` by the Gumbel-max trick (greedy: the largest)."""
     if sampling.temperature == 0:
-        return logits.argmax(-1)
+        return best(logits)
     noise = uniform(seed, position, channel, purpose, logits.shape[-1])
     return (logits - (-noise.log()).log()).argmax(-1)
+
+
+def best(logits: Tensor) -> Tensor:
+    """The first of the largest along the last dimension. ``argmax`` in half precision takes four times as long."""
+    return logits.max(-1).indices
 
 
 def guard_repeats(logits: Tensor, recent: Tensor, sampling: Sampling) -> Tensor:

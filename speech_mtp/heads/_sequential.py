@@ -112,7 +112,7 @@ class SequentialHead(MTPHead):
 
     def unroll(self, out: LMOutput, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
         for offset, output in zip(self.offsets, self.walk(out, tokens), strict=True):
-            yield offset, self.score(output)
+            yield offset, self.where_wanted(out, self.score, output)
 
     def open(self, rows: int, device: torch.device, dtype: torch.dtype) -> SequentialState:
         base, s, modules = super().open(rows, device, dtype), self.shape, self.num_modules

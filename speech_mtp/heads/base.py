@@ -20,6 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, Self
 
@@ -267,9 +268,21 @@ class MTPHead(nn.Module, ABC):
 
         ``out.hidden [B, T, taps, D]`` are the trunk's states of ``tokens [B, T]``; the logits at t score
         ``x_{t + offset}``. Nothing at t may depend on tokens at or past ``t + offset``, nor on states past t. Logits
-        whose own inputs reach past the sequence are unspecified. The caller may back-propagate each yield at once
+        whose own inputs reach past the sequence, or that are not ``out.wanted``, are unspecified. The caller may
+        back-propagate each yield at once
         (``shared_pass``: if it retains the graph).
         """
+
+    @staticmethod
+    def where_wanted(out: LMOutput, score: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """``score`` of ``inputs [B, T, ...]`` where ``out`` wants it, zeros elsewhere: ``[B, T, num_tokens]``.
+
+        Output layers are large, and there is nothing to learn after the positions of a prompt.
+        """
+        if out.wanted is None:
+            return score(*inputs)
+        some = score(*(x[out.wanted] for x in inputs))
+        return some.new_zeros(*out.wanted.shape, some.shape[-1]).index_put((out.wanted,), some)
 
     # -- decoding ---------------------------------------------------------------------------------------------
     def open(self, rows: int, device: torch.device, dtype: torch.dtype) -> HeadState:
@@ -323,7 +336,7 @@ class ParallelHead(MTPHead):
 
     def unroll(self, out: LMOutput, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
         for j, offset in enumerate(self.offsets):
-            yield offset, self.ahead(self.mix(out.hidden), j)
+            yield offset, self.where_wanted(out, partial(self.ahead, j=j), self.mix(out.hidden))
 
     def at_age(self, state: HeadState, j: int, age: int) -> Tensor:
         """Head j on the trunk state of ``age`` positions ago (0: the newest), ``[B, num_tokens]``."""

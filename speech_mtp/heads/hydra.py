@@ -92,7 +92,7 @@ class Hydra(MTPHead):
             if self.prefix is not None:
                 base = self.prefix(base, *causal(base))
             after = torch.stack([tokens.roll(-ahead, 1) for ahead in range(1, offset)], -1)
-            yield offset, self.score(base, after)
+            yield offset, self.where_wanted(out, self.score, base, after)
 
     def open(self, rows: int, device: torch.device, dtype: torch.dtype) -> HydraState:
         s, cache = self.shape, None

@@ -8,6 +8,7 @@ keeps their keys and values while decoding. The layers start as the identity.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from speech_mtp.heads.base import HeadState, ParallelHead, TrunkShape
 from speech_mtp.nn.kv_cache import KVCache
 from speech_mtp.nn.transformer import LlamaBlock, causal
+from speech_mtp.types import LMOutput
 
 
 @dataclass(kw_only=True)
@@ -49,6 +51,11 @@ class Parallel(ParallelHead):
     def ahead(self, hidden: Tensor, j: int) -> Tensor:
         """Mixed states of whole texts ``[B, T, D]`` -> scores ``[B, T, num_tokens]``."""
         return self._score(self.blocks[j](hidden, *causal(hidden)))
+
+    def unroll(self, out: LMOutput, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
+        hidden = self.mix(out.hidden)
+        for block, offset in zip(self.blocks, self.offsets, strict=True):
+            yield offset, self.where_wanted(out, self._score, block(hidden, *causal(hidden)))
 
     def _score(self, x: Tensor) -> Tensor:
         return self.unembed(self.trunk.norm(x))

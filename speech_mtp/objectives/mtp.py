@@ -189,7 +189,9 @@ class MTP:
     def steps(self, out: LMOutput, positions: Positions, noise: torch.Generator | None = None) -> Iterator[Step]:
         """The terms, one at a time: see the module. ``out`` are the trunk's states of ``positions``, detached."""
         tokens, first = positions.tokens[..., 0], self.head.offsets[0]
-        mine = LMOutput(out.hidden[:, :, self._select], final=out.top)
+        # Whatever of a draft is trained, its first token is.
+        wanted = None if isinstance(self.head, Anchored) else labels_at(positions, first, first) != IGNORE
+        mine = LMOutput(out.hidden[:, :, self._select], final=out.top, wanted=wanted)
         if "feature" in self.losses:
             yield self._feature(mine, positions)
         at = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)

@@ -139,6 +139,17 @@ def near(a: Tensor, b: Tensor, of_largest: float = 1e-4) -> None:
     assert (a - b).abs().max() <= of_largest * b.abs().max().clamp(min=1)
 
 
+@where(lambda head: True, CASES)
+@torch.no_grad()
+def test_predictions_that_are_wanted_are_the_same_as_all(case: Case) -> None:
+    head = make(case)
+    hidden, tokens = texts(head)
+    wanted = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(3)) < 0.5
+    some = dict(head.unroll(LMOutput(hidden, wanted=wanted), tokens))
+    for offset, logits in unroll(head, hidden, tokens).items():
+        near(some[offset][wanted], logits[wanted])
+
+
 @where(lambda head: head.drafts_as_trained, CASES)
 @torch.no_grad()
 def test_drafts_are_what_was_trained(case: Case) -> None:
