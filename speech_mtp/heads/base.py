@@ -269,8 +269,7 @@ class MTPHead(nn.Module, ABC):
         ``out.hidden [B, T, taps, D]`` are the trunk's states of ``tokens [B, T]``; the logits at t score
         ``x_{t + offset}``. Nothing at t may depend on tokens at or past ``t + offset``, nor on states past t. Logits
         whose own inputs reach past the sequence, or that are not ``out.wanted``, are unspecified. The caller may
-        back-propagate each yield at once
-        (``shared_pass``: if it retains the graph).
+        back-propagate each yield at once (``shared_pass``: if it retains the graph).
         """
 
     @staticmethod
@@ -332,7 +331,7 @@ class ParallelHead(MTPHead):
 
     @abstractmethod
     def ahead(self, hidden: Tensor, j: int) -> Tensor:
-        """Mixed states ``[..., D]`` -> scores ``[..., num_tokens]`` of the token ``offsets[j]`` positions ahead."""
+        """Mixed states ``[..., D]``, each by itself -> scores ``[..., num_tokens]`` of what is ``offsets[j]`` ahead."""
 
     def unroll(self, out: LMOutput, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
         for j, offset in enumerate(self.offsets):

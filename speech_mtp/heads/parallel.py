@@ -53,8 +53,8 @@ class Parallel(ParallelHead):
         return self._score(self.blocks[j](hidden, *causal(hidden)))
 
     def unroll(self, out: LMOutput, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
-        hidden = self.mix(out.hidden)
         for block, offset in zip(self.blocks, self.offsets, strict=True):
+            hidden = self.mix(out.hidden)  # anew for every offset: each may be back-propagated at once
             yield offset, self.where_wanted(out, self._score, block(hidden, *causal(hidden)))
 
     def _score(self, x: Tensor) -> Tensor:

@@ -64,7 +64,11 @@ class Oracle(ParallelHead):
         super().__init__(shape, (2, 3, 4), draft_vocab=draft_vocab)
 
     def ahead(self, hidden: Tensor, j: int) -> Tensor:
-        return self.unembed(hidden.roll(-(self.offsets[j] - 1), 1))
+        raise NotImplementedError("an oracle cannot draft")
+
+    def unroll(self, out: LMOutput, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
+        for offset in self.offsets:
+            yield offset, self.where_wanted(out, self.unembed, self.mix(out.hidden).roll(-(offset - 1), 1))
 
     def regress(self, out: LMOutput, tokens: Tensor) -> tuple[Tensor, Tensor]:
         later = out.top.roll(-1, 1)
