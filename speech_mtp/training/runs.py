@@ -125,8 +125,8 @@ class LMRun(Stage):
 
 class TextEncoderRun(Stage):
     """Train a text encoder on the sentences of ``texts`` (one a line, normalised), labelled by ``g2p``; sentences of
-    ``dev_texts`` are held out. ``backbone`` names a source (see hub); states that the stage ``units`` stored in
-    ``units`` are not computed again."""
+    ``dev_texts`` are held out. ``backbone`` names a source (see hub). With ``units``, a folder of that stage, texts are
+    not read anew, which makes a step twenty times faster; those that are not stored there are left out."""
 
     kind: Literal["text_encoder"]
     texts: list[Path]
@@ -302,6 +302,8 @@ def _text_encoder(stage: TextEncoderRun) -> dict[str, Any]:
     texts, held_out = read_texts(stage.texts), read_texts(stage.dev_texts)
     backbone = backbone.to(stage.torch_device())
     states = StoredStates(backbone, UnitStore(stage.units)) if stage.units else None
+    if states is not None:
+        texts, held_out = states.known(texts), states.known(held_out)
     task = TextEncoderTask(encoder, backbone, g2p, texts, held_out, stage.task, workers, states)
     return _finish(task, stage, workers)
 

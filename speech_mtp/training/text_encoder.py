@@ -103,14 +103,16 @@ def label(text: str, g2p: G2P) -> list[tuple[Word, list[int]]]:
 
 
 class StoredStates:
-    """``encode`` of a backbone, from the states that the stage ``units`` stored; other texts are read anew."""
+    """``encode`` of a backbone, from the states that the stage ``units`` stored, of texts that are ``known``."""
 
     def __init__(self, backbone: Backbone, store: UnitStore) -> None:
         self.backbone, self.store = backbone, store
 
+    def known(self, texts: list[str]) -> list[str]:
+        """Those of ``texts`` whose states are stored."""
+        return [text for text in texts if text in self.store.index]
+
     def encode(self, texts: list[str]) -> Encoded:
-        if any(text not in self.store.index for text in texts):
-            return self.backbone.encode(texts)
         units = self.store.units(texts)
         spans = [self.backbone.spans(text) for text in texts]
         # The store ends with the last token that a unit belongs to; marks behind it have no state and need none.
