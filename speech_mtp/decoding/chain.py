@@ -55,17 +55,19 @@ class Chain(HeadRule):
         sure = torch.ones(len(state.last), device=state.last.device)
         for d in range(self.depth):
             so_far, scores = torch.stack(tokens, 1), self.scores(state, d, tokens[-1])
-            adjusted = law.adjusted(state, full(self.head, scores)[:, None], so_far, chain_of(so_far))[:, 0]
+            ids = self.head.token_map
+            adjusted = law.adjusted(state, scores[:, None], so_far, chain_of(so_far), ids)[:, 0]
             if self.confidence:
                 # Judged before the token is drawn: to drop some tokens after seeing them would bend the law.
                 sure = sure * self._chance(state, adjusted)
                 if bool((sure < self.confidence).all()):
                     break
             if self.stochastic and not law.greedy:
-                laws.append(adjusted.softmax(-1))
-                token = law.draw(state, d, adjusted, DRAFT)
+                wide = full(self.head, adjusted)
+                laws.append(wide.softmax(-1))
+                token = law.draw(state, d, wide, DRAFT)
             else:
-                token = noise.best(adjusted)
+                token = self.head.to_target(noise.best(adjusted))
             tokens.append(token)
         drafted = torch.stack(tokens, 1)
         q = [torch.stack(laws, 1)] if laws else None

@@ -36,19 +36,27 @@ class TextLaw(Law):
         return noise.draw(adjusted, self.sampling, self.seeds, state.lengths + depth, channel)
 
     def adjusted(
-        self, state: TextState, logits: Tensor, tokens: Tensor | None = None, parents: Tensor | None = None
+        self,
+        state: TextState,
+        logits: Tensor,
+        tokens: Tensor | None = None,
+        parents: Tensor | None = None,
+        ids: Tensor | None = None,
     ) -> Tensor:
         """Logits ``[B, M, V]`` of what follows a draft's newest M nodes -> the law's logits, -inf where excluded.
 
         ``tokens, parents`` ``[B, N]``, N at least M, are all nodes so far (node 0 is part of the row's history);
-        without them the positions follow the history itself.
+        without them the positions follow the history itself. ``ids [V]`` are the tokens that the logits are of, when a
+        head drafts from some only: to leave the others out and to give them -inf is the same law.
         """
         if self.sampling.repetition_penalty != 1:
-            logits = self._penalised(state, logits, tokens, parents)
+            logits = self._penalised(state, logits, tokens, parents, ids)
         return noise.adjust(logits, self.sampling)
 
-    def _penalised(self, state: TextState, logits: Tensor, tokens: Tensor | None, parents: Tensor | None) -> Tensor:
-        b, m, v = logits.shape
+    def _penalised(
+        self, state: TextState, logits: Tensor, tokens: Tensor | None, parents: Tensor | None, ids: Tensor | None
+    ) -> Tensor:
+        b, m, v = logits.shape if ids is None else (*logits.shape[:2], self.lm.vocab_size)
         slots = torch.arange(state.tokens.shape[1], device=logits.device)
         # Entries past a row's length count as its first token, which is in the history anyway.
         history = torch.where(slots < state.lengths[:, None], state.tokens, state.tokens[:, :1])
@@ -57,6 +65,7 @@ class TextLaw(Law):
         if tokens is not None and parents is not None:
             on_path = torch.where(ancestors_of(parents)[:, -m:], tokens[:, None], tokens[:, :1, None])
             seen = seen.scatter(2, on_path, True)
+        seen = seen if ids is None else seen[..., ids]
         logits, penalty = logits.float(), self.sampling.repetition_penalty
         return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 

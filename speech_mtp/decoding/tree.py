@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from speech_mtp.decoding._drafting import HeadRule, full, plain
+from speech_mtp.decoding._drafting import HeadRule, plain
 from speech_mtp.decoding.judge import judge
 from speech_mtp.decoding.laws import TextLaw
 from speech_mtp.decoding.payoff import Payoff
@@ -93,7 +93,7 @@ class Tree(HeadRule):
         tokens, parents = [growth.tokens], [growth.parents]
         for level, at in zip(self.levels, self._on(state.last.device), strict=True):
             best = scores.topk(min(level.width, scores.shape[-1]), -1)
-            new = best.indices[:, at.slots, at.ranks]
+            new = self.head.to_target(best.indices[:, at.slots, at.ranks])
             possible = best.values[:, at.slots, at.ranks] > float("-inf")
             tokens.append(new)
             parents.append(torch.where(possible, at.parents, -1))
@@ -118,7 +118,8 @@ class Tree(HeadRule):
         size = 0
         for d in range(self.depth):
             best = scores.float().log_softmax(-1).topk(width, -1)
-            tokens, total = best.indices.flatten(1), (sure[..., None] + best.values).flatten(1)
+            tokens = self.head.to_target(best.indices).flatten(1)
+            total = (sure[..., None] + best.values).flatten(1)
             pool.append((tokens, total, place.repeat_interleave(width, 1)))
             chosen = torch.sort(total, dim=1, descending=True, stable=True).indices[:, :width]
             sure = total.gather(1, chosen)
@@ -161,18 +162,18 @@ class Growth:
         return self.tokens.shape[1] - 1
 
     def root(self) -> Tensor:
-        """Scores ``[B, 1, V]`` of the children of node 0."""
+        """Scores ``[B, 1, num_tokens]`` of the children of node 0."""
         return self._adjusted(self.head.root(self.state.head)[:, None])
 
     def expand(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """Scores ``[B, N, V]`` of the children of ``tokens [B, N]``; arguments as :meth:`MTPHead.expand`."""
+        """Scores ``[B, N, num_tokens]`` of the children of ``tokens [B, N]``; arguments as :meth:`MTPHead.expand`."""
         scores = self.head.expand(self.state.head, tokens, parents)
         self.tokens = torch.cat([self.tokens, tokens], 1)
         self.parents = torch.cat([self.parents, parents + 1], 1)
         return self._adjusted(scores)
 
     def _adjusted(self, scores: Tensor) -> Tensor:
-        return self.law.adjusted(self.state, full(self.head, scores), self.tokens, self.parents)
+        return self.law.adjusted(self.state, scores, self.tokens, self.parents, self.head.token_map)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from speech_mtp.decoding import text
+from speech_mtp.decoding._drafting import full
 from speech_mtp.decoding.base import TARGET, DecodingRule
 from speech_mtp.decoding.cascade import Cascade
 from speech_mtp.decoding.chain import Chain
@@ -107,11 +108,19 @@ def dspark() -> DSpark:
     return head
 
 
+def reduced() -> Walk:
+    """Drafts three tokens only, which are not the first three."""
+    head: Walk = bound(Walk, LM, draft_vocab=3)
+    head.set_vocabulary(torch.tensor([LM.vocab_size - 1, 0, 2]))
+    return head
+
+
 RULES: dict[str, Callable[[], DecodingRule]] = {
     "vanilla": Vanilla,
     "chain": lambda: Chain(bound(Walk, LM)),
     "chain of best guesses": lambda: Chain(bound(Walk, LM), stochastic=False),
-    "chain of a reduced vocabulary": lambda: Chain(bound(Walk, LM, draft_vocab=3)),
+    "chain of a reduced vocabulary": lambda: Chain(reduced()),
+    "tree of a reduced vocabulary": lambda: Tree(reduced(), nodes=6, depth=3, top_k=2),
     "chain of a block head": lambda: Chain(dspark()),
     "chain that pauses": lambda: Chain(bound(Walk, LM), 2, payoff={"cost": 9.0, "trial": 1, "rest": 1}),
     "static tree": lambda: Tree(bound(Walk, LM), "static", paths=[[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0]]),
@@ -124,6 +133,18 @@ RULES: dict[str, Callable[[], DecodingRule]] = {
         bound(Walk, LM), sure_ngram=2, max_ngram=2, payoff={"cost": 9.0, "trial": 1, "rest": 1}
     ),
 }
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.7, "top_p": 0.8}, {"temperature": 0.0}, {"top_k": 2}])
+def test_the_law_of_some_tokens_is_that_of_all_without_the_others(settings: dict[str, float]) -> None:
+    head, law = reduced(), TextLaw(LM, Sampling(repetition_penalty=1.7, **settings), torch.tensor([0]))
+    run = text.start(LM, [PROMPTS[0]], Sampling(temperature=0), max_new_tokens=3)
+    scores = torch.randn(1, 2, 3, generator=torch.Generator().manual_seed(0))
+    tokens, parents = torch.cat([run.state.last, torch.tensor([[2]])], 1), torch.tensor([[-1, 0]])
+    some = law.adjusted(run.state, scores, tokens, parents, head.token_map)
+    whole = law.adjusted(run.state, full(head, scores), tokens, parents)
+    assert torch.equal(full(head, some), whole)
+    assert not torch.equal(some, scores)
 
 
 @pytest.mark.parametrize(
