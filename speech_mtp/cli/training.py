@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ def corpus(config: Path, overrides: Overrides = None, model: Model = "tiny-en", 
 
 def train(config: Path, overrides: Overrides = None) -> None:
     """Train what the recipe says, or go on with it."""
+    # oneDNN keeps a kernel per shape, of 1,024 shapes; training meets a new one at every step, so memory would grow by
+    # gigabytes. It reads this when its first kernel is made.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     from speech_mtp import config as settings
     from speech_mtp.training.runs import TrainConfig, run
 
