@@ -27,7 +27,6 @@ def training_curves(log: Path, names: list[str], out: Path) -> None:
             if points:
                 panel.plot(*zip(*points, strict=True), style, label=key, linewidth=0.8, markersize=4)
         panel.set_xlabel("step")
-        panel.set_ylabel("nats" if name != "mel" else "L1")
         panel.legend()
     _save(figure, out)
 
