@@ -253,9 +253,13 @@ def test_a_model_of_the_hub_is_downloaded_whole(packaged: Path, monkeypatch: pyt
     assert {"voices.safetensors", "direct/model.safetensors", "tokenizer/tokenizer.json"} <= files
 
 
-def test_a_model_without_a_form_has_a_talker_and_an_unknown_form_is_refused(packaged: Path) -> None:
-    assert "form" not in json.loads((hub.find_model("tiny-en") / "config.json").read_text())
-    assert hub._model_settings(hub.find_model("tiny-en"))[0]["form"] == hub.TALKER
+def test_a_model_without_a_form_has_a_talker_and_an_unknown_form_is_refused(packaged: Path, tmp_path: Path) -> None:
+    config = json.loads((hub.find_model("tiny-en") / "config.json").read_text())
+    assert config.pop("form") == hub.TALKER
+    older = tmp_path / "older"
+    older.mkdir()
+    (older / "config.json").write_text(json.dumps(config))
+    assert hub._model_settings(older)[0]["form"] == hub.TALKER
     config = json.loads((packaged / "config.json").read_text())
     (packaged / "config.json").write_text(json.dumps({**config, "form": "sung"}))
     with pytest.raises(ValueError, match="form 'sung', which this version does not know"):
