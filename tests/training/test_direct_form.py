@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -256,8 +257,7 @@ def test_a_model_of_the_hub_is_downloaded_whole(packaged: Path, monkeypatch: pyt
 def test_a_model_without_a_form_has_a_talker_and_an_unknown_form_is_refused(packaged: Path, tmp_path: Path) -> None:
     config = json.loads((hub.find_model("tiny-en") / "config.json").read_text())
     assert config.pop("form") == hub.TALKER
-    older = tmp_path / "older"
-    older.mkdir()
+    older = shutil.copytree(hub.find_model("tiny-en"), tmp_path / "older")
     (older / "config.json").write_text(json.dumps(config))
     assert hub._model_settings(older)[0]["form"] == hub.TALKER
     config = json.loads((packaged / "config.json").read_text())
