@@ -9,9 +9,9 @@ model invents, and answers all.
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
-import sys
 from pathlib import Path
 
 from wordfreq import top_n_list
@@ -50,24 +50,40 @@ def passages(lines: list[str], count: int, rng: random.Random, least: int, most:
     return [" ".join(lines[at : at + rng.randint(least, most)]) for at in starts]
 
 
-def main(questions: Path, prose: Path, out: Path) -> None:
-    """Write 900 sums, 500 summaries, 500 questions, 300 translations and 900 explanations, in mixed order."""
+def prompts(sums: list[str], lines: list[str]) -> list[str]:
+    """900 sums, 500 summaries, 500 questions, 300 translations and 900 explanations, distinct, in mixed order."""
     rng = random.Random(0)
-    sums = [json.loads(line)["question"] for line in questions.read_text(encoding="utf-8").splitlines()]
-    lines = prose.read_text(encoding="utf-8").splitlines()
     words = [word for word in top_n_list("en", 12_000)[1_000:] if len(word) > 4]
-    prompts = rng.sample(sums, 900)
-    prompts += [rng.choice(SUMMARISE).format(text) for text in passages(lines, 500, rng, 5, 10)]
+    made = rng.sample(sums, 900)
+    made += [rng.choice(SUMMARISE).format(text) for text in passages(lines, 500, rng, 5, 10)]
     for text in passages(lines, 500, rng, 2, 6):
         word = max(rng.sample(text.split(), 4), key=len).strip(".,;:!?\"'")
-        prompts.append(rng.choice(ASK).format(passage=text, word=word))
-    prompts += [rng.choice(TRANSLATE).format(line) for line in rng.sample(lines, 300)]
-    prompts += [rng.choice(EXPLAIN).format(word) for word in rng.sample(words, 900)]
-    rng.shuffle(prompts)
+        made.append(rng.choice(ASK).format(passage=text, word=word))
+    made += [rng.choice(TRANSLATE).format(line) for line in rng.sample(lines, 300)]
+    made += [rng.choice(EXPLAIN).format(word) for word in rng.sample(words, 900)]
+    rng.shuffle(made)
     # In mixed order, but with those of like length side by side, so that a batch of them is quick to answer.
-    prompts = [p for at in range(0, len(prompts), CHUNK) for p in sorted(prompts[at : at + CHUNK], key=len)]
-    out.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in dict.fromkeys(prompts)), encoding="utf-8")
+    made = [p for at in range(0, len(made), CHUNK) for p in sorted(made[at : at + CHUNK], key=len)]
+    return list(dict.fromkeys(made))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    for name in ("questions", "prose", "out"):
+        parser.add_argument(name, type=Path)
+    given = parser.parse_args()
+    try:
+        sums = [json.loads(line)["question"] for line in given.questions.read_text(encoding="utf-8").splitlines()]
+        lines = given.prose.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError, KeyError) as error:
+        parser.error(f"cannot read the questions or the prose: {error}")
+    if len(sums) < 900 or len(lines) < 300:
+        parser.error(f"{len(sums)} questions and {len(lines)} lines of prose; 900 and 300 are needed at least.")
+    text = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts(sums, lines))
+    aside = given.out.with_name(f".{given.out.name}.new")
+    aside.write_text(text, encoding="utf-8")
+    aside.rename(given.out)
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main()

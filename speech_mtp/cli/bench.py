@@ -1,4 +1,4 @@
-"""How fast text is made, and whether it is the same: ``bench text``, ``bench identity``."""
+"""How fast text is made, and whether it is the same: ``bench text``, ``bench identity``, ``bench forward``."""
 
 from __future__ import annotations
 
@@ -50,6 +50,9 @@ def bench_text(
     limit: Limit = None,
     png: Annotated[Path | None, typer.Option(help="File for a picture.")] = None,
     gguf: Annotated[Path | None, typer.Option(help="The same model for llama.cpp, which then takes part.")] = None,
+    native: Annotated[
+        Path | None, typer.Option(help="A folder of export deepseek, for transformers; its code is run.")
+    ] = None,
     backbone: TextBackbone = None,
     device: Device = "cpu",
     compile: Compile = False,
@@ -59,7 +62,7 @@ def bench_text(
     if png is not None:
         check_output(png, (".png",))
     from speech_mtp.evaluation import plots
-    from speech_mtp.evaluation.contenders import llama_cpp, ours, theirs
+    from speech_mtp.evaluation.contenders import llama_cpp, native_mtp, ours, theirs
     from speech_mtp.evaluation.questions import read_questions
     from speech_mtp.evaluation.tables import speed_table
     from speech_mtp.evaluation.text_bench import text_bench
@@ -71,6 +74,8 @@ def bench_text(
     for dtype, lm in _models(dtypes, backbone, device, compile).items():
         loaded = _load_heads(named, lm, weights)
         contenders += [*ours(lm, dtype, loaded, chosen), *theirs(lm, dtype)]
+        if native is not None:
+            contenders.append(native_mtp(lm, dtype, native))
     if gguf is not None:
         contenders.append(llama_cpp(lm, gguf))
     journal = _journal(out, asked, contenders, weights, max_new_tokens, lm, compiled=compile)
@@ -116,6 +121,23 @@ def bench_identity(
     print(identity_table(report))
     write_report(out, {"settings": journal.settings, **report})
     return 1 if faults(report) else 0
+
+
+@group.command("forward")
+def bench_forward(dtypes: Dtypes = "fp32,bf16", backbone: TextBackbone = None) -> None:
+    """Where the time of a forward goes on this CPU: parts of a layer as transformers does them, and as we do."""
+    import torch
+
+    from speech_mtp.evaluation.forward_parts import forward_parts
+    from speech_mtp.evaluation.tables import aligned
+
+    lines = []
+    for dtype, lm in _models(dtypes, backbone, "cpu").items():
+        for row in forward_parts(lm.shape(), lm.dtype):
+            times = (f"{row['plain_us']:.0f}", f"{row['ours_us']:.0f}")
+            lines.append([str(row["part"]), str(row["rows"]), dtype, *times])
+    print(f"Microseconds, {torch.get_num_threads()} threads.")
+    print(aligned(["part", "rows", "dtype", "plain", "ours"], lines))
 
 
 def _models(dtypes: str, backbone: str | None, device: str, compile: bool = False) -> dict[str, TextLM]:

@@ -87,8 +87,9 @@ def write_answers(lm: TextLM, prompts: Sequence[str], path: Path, config: Answer
     """Answer ``prompts`` into ``path`` by plain decoding; returns how many answers are new.
 
     A line has ``index``, ``prompt``, and the token ids ``prompt_ids`` and ``answer_ids``. The tokenizer of ``lm`` needs
-    a chat template. An answer depends on the seed and its index alone. Prompts of like length side by side save time.
-    Raises ValueError if the file there answers other prompts.
+    a chat template. An answer depends on the seed and its index, and by rounding on its batch, which is the same when a
+    file is gone on with. Prompts of like length side by side save time. Raises ValueError if the file there answers
+    other prompts.
     """
     ids = {prompt: chat_tokens(lm.tokenizer, prompt) for prompt in prompts}
     short = [prompt for prompt in prompts if len(ids[prompt]) <= config.max_prompt_tokens]
@@ -106,7 +107,9 @@ def write_answers(lm: TextLM, prompts: Sequence[str], path: Path, config: Answer
 def write_selfwritten(tokenizer: Any, sources: Sequence[Path], path: Path, max_new_tokens: int) -> int:
     """Texts that ``corpus.selfwrite`` wrote, as answers to their prompts, in a file as :func:`write_answers` makes.
 
-    A text shorter than ``max_new_tokens``, the most that were written, ended by itself. Returns how many there are.
+    A text clearly shorter than ``max_new_tokens``, the most that were written, ended by itself: one that was cut may
+    lose a token when it is read again, and no text shall be taught an end that it did not have. Returns how many
+    there are.
     """
     end = tokenizer.eos_token_id
     lines = [line for source in sources for line in read_lines(source)]

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from speech_mtp.corpus.coverage import speakable_word
 from speech_mtp.corpus.manifest import JsonLines, read_lines
 from speech_mtp.corpus.sentences import frequent_words
+from speech_mtp.lm.chat import opening
 
 _MARK = "\u241e"  # stands for the user's words while a chat template is cut open
 
@@ -200,10 +201,8 @@ def sample_tokens(
 def chat_tokens(tokenizer: Any, prompt: str) -> list[int]:
     """The chat up to where the model goes on: its answer, or for an empty prompt the user's own words."""
     if prompt:
-        turn = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-    else:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": _MARK}], tokenize=False).split(_MARK)[0]
+        return opening(tokenizer, [{"role": "user", "content": prompt}])
+    text = tokenizer.apply_chat_template([{"role": "user", "content": _MARK}], tokenize=False).split(_MARK)[0]
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.types import Sampling
 
 OURS, TRANSFORMERS, LOOKUP, LLAMA_CPP = "speech_mtp", "transformers", "transformers prompt lookup", "llama.cpp"
+NATIVE = "transformers native MTP"
 LOOKUP_TOKENS = 10
 
 
@@ -49,6 +51,10 @@ class Contender:
         """Unique among the contenders of a measurement."""
         what = (self.program,) if self.rule is None else (self.head or "no head", self.rule)
         return " / ".join((*what, self.dtype))
+
+    def entries(self) -> dict[str, Any]:
+        """What a row of a report begins with."""
+        return {key: getattr(self, key) for key in ("program", "head", "rule", "dtype", "lossless")}
 
     @property
     def is_vanilla(self) -> bool:
@@ -87,6 +93,12 @@ def theirs(lm: TextLM, dtype: str, lookup: bool = True) -> list[Contender]:
     """``transformers``: plain, and with ``lookup`` its prompt lookup (which takes one prompt at a time)."""
     kinds = [(TRANSFORMERS, 0), *([(LOOKUP, LOOKUP_TOKENS)] if lookup else [])]
     return [_peer(name, dtype, lm.device, transformers_greedy(lm, tokens)) for name, tokens in kinds]
+
+
+def native_mtp(lm: TextLM, dtype: str, folder: Path) -> Contender:
+    """``transformers`` with the heads that ``speech-mtp export deepseek`` wrote into ``folder``, one prompt at a time.
+    Raises ValueError for another folder."""
+    return _peer(NATIVE, dtype, lm.device, transformers_greedy(lm, native=folder))
 
 
 def llama_cpp(lm: TextLM, path: Path) -> Contender:

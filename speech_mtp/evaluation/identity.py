@@ -143,14 +143,7 @@ def tie_below(dtype: torch.dtype, logit: float) -> float:
 
 def _row(contender: Contender, group: Group, journal: Journal) -> dict[str, Any]:
     lines = [line["answers"][contender.name] for line in journal.rows]
-    row: dict[str, Any] = {
-        "program": contender.program,
-        "head": contender.head,
-        "rule": contender.rule,
-        "dtype": contender.dtype,
-        "lossless": contender.lossless,
-        "tokens": sum(line["tokens"] for line in lines),
-    }
+    row = {**contender.entries(), "tokens": sum(line["tokens"] for line in lines)}
     for name, reference in group.references.items():
         if reference is not contender:
             total = Comparison()

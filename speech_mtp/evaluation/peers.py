@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.plugins import MissingExtra
@@ -17,13 +18,17 @@ from speech_mtp.plugins import MissingExtra
 Prompts = Sequence[Sequence[int]]
 
 
-def transformers_greedy(lm: TextLM, lookup: int = 0) -> Callable[[Prompts, int], list[list[int]]]:
+def transformers_greedy(
+    lm: TextLM, lookup: int = 0, native: Path | None = None
+) -> Callable[[Prompts, int], list[list[int]]]:
     """``transformers.generate`` with the model of ``lm``: token ids of prompts, most new tokens -> new tokens.
 
     Greedy, without any other processor that the model's own settings may ask for, and with the same end tokens as ours.
-    Several prompts are padded on the left. ``lookup`` drafts so many tokens by its prompt lookup, for one prompt only.
+    Several prompts are padded on the left. ``lookup`` drafts so many tokens by its prompt lookup. ``native`` is a model
+    in DeepSeek's layout with the same trunk (``speech-mtp export deepseek``), whose heads it then drafts with by
+    itself; the code in that folder is run. Both take one prompt at a time.
     """
-    ends = sorted(lm.ends)
+    ends, model = sorted(lm.ends), lm.model if native is None else _with_heads(native, lm)
 
     def answer(prompts: Prompts, max_new_tokens: int) -> list[list[int]]:
         width = max(len(prompt) for prompt in prompts)
@@ -35,12 +40,25 @@ def transformers_greedy(lm: TextLM, lookup: int = 0) -> Callable[[Prompts, int],
             eos_token_id=ends or None,
             pad_token_id=ends[0] if ends else 0,
             prompt_lookup_num_tokens=lookup or None,
+            use_mtp=native is not None or None,
         )
-        with _without_own_settings(lm.model), torch.inference_mode():
-            out = lm.model.generate(ids, attention_mask=mask, generation_config=config)
+        with _without_own_settings(model), torch.inference_mode():
+            out = model.generate(ids, attention_mask=mask, generation_config=config)
         return [_until(row, lm.ends) for row in out[:, width:].tolist()]
 
     return answer
+
+
+def _with_heads(folder: Path, lm: TextLM) -> Any:
+    """The model with MTP layers in ``folder``. Raises ValueError if its trunk is not that of ``lm``."""
+    config = folder / "config.json"
+    if not (config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("num_mtp_layers")):
+        raise ValueError(f"{folder} is no model with MTP layers; write one with speech-mtp export deepseek.")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=lm.dtype, trust_remote_code=True).eval().to(lm.device)
+    ours, theirs = (m.get_input_embeddings().weight for m in (lm.model, model))
+    if not torch.equal(ours, theirs):
+        raise ValueError(f"The trunk in {folder} is another model than the one that is measured; export its own.")
+    return model
 
 
 @contextmanager

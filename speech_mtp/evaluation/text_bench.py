@@ -156,12 +156,8 @@ def _row(
     whole = Tally()
     for tally in tallies:
         whole.add(tally)
-    row: dict[str, Any] = {
-        "program": contender.program,
-        "head": contender.head,
-        "rule": contender.rule,
-        "dtype": contender.dtype,
-        "lossless": contender.lossless,
+    row = {
+        **contender.entries(),
         "tokens_per_forward": whole.emitted / whole.forwards if whole.forwards else None,
         "acceptance": [kept / max(1, tried) for kept, tried in zip(whole.kept, whole.tried, strict=True)],
         "tokens_per_s": whole.tokens / whole.seconds,

@@ -56,7 +56,7 @@ def layer_config(head: MTPHead, lm: TextLM) -> dict[str, Any]:
         "model_type": "llama",
         "vocab_size": shape.vocab_size,
         "hidden_size": shape.dim,
-        "intermediate_size": shape.intermediate_size,
+        "intermediate_size": head.intermediate_size,
         "num_hidden_layers": 1,
         "num_attention_heads": shape.num_heads,
         "num_key_value_heads": shape.num_kv_heads,

@@ -5,6 +5,8 @@ head is stored as layer L + k, behind the L layers of the trunk; its projection 
 ``transformers`` builds an MTP layer as the trunk's last layer is built, and finds its weights by the names that the
 model's class says to leave out on loading. No class of a supported trunk says any, so the folder brings a subclass
 that does and nothing else: that is the code to trust. Without it the folder is the plain trunk.
+
+The layout knows no draft vocabulary: a head that has one drafts all tokens there, by the same scores.
 """
 
 from __future__ import annotations
@@ -53,14 +55,12 @@ OWN = {"norm.": "shared_head.norm.", "block.": ""}
 class DeepSeek(HeadExport):
     """``model.layers.{L+k}.{enorm,hnorm,eh_proj,shared_head.norm}.weight`` and the usual names of a layer."""
 
-    holds = f"deepseek heads on trunks of {', '.join(FITTING)} that read the last layer and draft all tokens"
+    holds = f"deepseek heads on trunks of {', '.join(FITTING)} that read the last layer"
 
     def obstacle(self, head: MTPHead, lm: TextLM) -> str | None:
         config = lm.model.config
         if not isinstance(head, DeepSeekHead) and not (isinstance(head, FastMTP) and head.num_depths == 1):
             return "it is no sequence of modules with weights of their own"
-        if head.token_map is not None:
-            return f"it drafts {head.num_tokens} tokens of {head.shape.vocab_size}"
         if config.model_type not in FITTING:
             return f"the layers of its {config.model_type!r} trunk are not built as its own"
         if (config.rope_parameters or {}).get("rope_type", "default") != "default" or config.hidden_act != "silu":

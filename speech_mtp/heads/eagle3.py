@@ -21,13 +21,13 @@ from speech_mtp.nn.transformer import Attention, SwiGLU
 class WideLayer(nn.Module):
     """A block whose attention reads ``[embedding, state]``, twice as wide as what it adds to."""
 
-    def __init__(self, shape: TrunkShape) -> None:
+    def __init__(self, shape: TrunkShape, intermediate_size: int) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
         self.hidden_norm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
         self.self_attn = Attention(shape.block(2 * shape.dim))
         self.post_attention_layernorm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
-        self.mlp = SwiGLU(shape.dim, shape.intermediate_size)
+        self.mlp = SwiGLU(shape.dim, intermediate_size)
 
     def forward(self, hidden: Tensor, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
         both = torch.cat([self.input_layernorm(x), self.hidden_norm(hidden)], -1)
@@ -40,7 +40,8 @@ class Eagle3(RecursiveHead):
     """``depth`` steps. ``taps`` default to the inputs of layers 2, L // 2 and L - 3 (each once); ``fc`` is ``mix.map``.
 
     ``private`` gives the head its own output layer over the draft vocabulary, started from the trunk's rows at
-    :meth:`bind`; choose the vocabulary before. Otherwise it uses the trunk's.
+    :meth:`bind`; choose the vocabulary before. Otherwise it uses the trunk's. ``intermediate_size`` is that of the
+    feed-forward layer (default: the trunk's).
     """
 
     def __init__(
@@ -51,9 +52,11 @@ class Eagle3(RecursiveHead):
         taps: tuple[int, ...] | None = None,
         feed: str = "concat",
         draft_vocab: int | None = None,
+        intermediate_size: int | None = None,
     ) -> None:
         super().__init__(shape, depth, default_taps(shape.num_layers) if taps is None else taps, feed, draft_vocab)
-        self.layer = WideLayer(shape)
+        self.intermediate_size = intermediate_size or shape.intermediate_size
+        self.layer = WideLayer(shape, self.intermediate_size)
         self.norm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
         if private:
             self.private = PrivateUnembedding(1, shape.dim, self.num_tokens)

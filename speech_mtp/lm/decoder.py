@@ -1,9 +1,10 @@
 """The decoder of Llama-like models, written for drafts: a few nodes a step, behind a cache of our own.
 
-It computes what the layers of ``transformers`` compute, from the same weights, in a third of their time on a CPU:
-queries, keys and values are one product and so are gate and up, weights are packed (:mod:`speech_mtp.nn.packed`), the
-residual stream and attention are kept in float32 (half-precision attention is slow there), and nothing is done that
-decoding does not need. Other families go through their own layers (:class:`speech_mtp.lm.text_lm.TextLM`).
+It computes what the layers of ``transformers`` compute, from the same weights and faster (measured on a CPU in
+``recipes/text_mtp/RESULTS.md``): queries, keys and values are one product and so are gate and up, weights are packed
+(:mod:`speech_mtp.nn.packed`), the residual stream and attention are kept in float32 (half-precision attention is slow
+there), and nothing is done that decoding does not need. Other families go through their own layers
+(:class:`speech_mtp.lm.text_lm.TextLM`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _ROPES = ("default", "linear", "llama3")  # others change with the length of the text
 
 
-class _Norm:
+class Norm:
     """``w x / sqrt(mean(x^2) + eps)``. On a CPU as ``sqrt(D) w x / hypot(|x|, sqrt(D eps))``: four passes over ``x``
     where the library takes eight."""
 
@@ -78,12 +79,12 @@ class _Maths:
 class _Layer:
     """The weights of one layer, in the order of use; norms of queries and keys where the family has them."""
 
-    enter: _Norm
+    enter: Norm
     qkv: PackedLinear
-    q_norm: _Norm | None
-    k_norm: _Norm | None
+    q_norm: Norm | None
+    k_norm: Norm | None
     leave: PackedLinear
-    middle: _Norm
+    middle: Norm
     gate_up: PackedLinear
     down: PackedLinear
 
@@ -99,7 +100,7 @@ class Decoder:
         # Norms, residuals and attention: float32 on a CPU, where that costs nothing; the model's own dtype elsewhere.
         self.dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
         self.layers = [self._layer(layer) for layer in decoder.layers]
-        self.norm = _Norm(decoder.norm, self.dtype)
+        self.norm = Norm(decoder.norm, self.dtype)
         self.rotary = decoder.rotary_emb
         self._maths = _Maths()
 
@@ -140,19 +141,19 @@ class Decoder:
             c.model_type in FAMILIES
             and c.hidden_act == "silu"
             and rope.get("rope_type", "default") in _ROPES
-            and {p.dtype for p in model.parameters()} <= {torch.float32, torch.bfloat16, torch.float16}
+            and len({p.dtype for p in model.parameters()}) == 1
         )
 
     def _layer(self, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
         return _Layer(
-            _Norm(layer.input_layernorm, self.dtype),
+            Norm(layer.input_layernorm, self.dtype),
             _joined(attention.q_proj, attention.k_proj, attention.v_proj),
-            None if q_norm is None else _Norm(q_norm, self.dtype),
-            None if k_norm is None else _Norm(k_norm, self.dtype),
+            None if q_norm is None else Norm(q_norm, self.dtype),
+            None if k_norm is None else Norm(k_norm, self.dtype),
             _joined(attention.o_proj),
-            _Norm(layer.post_attention_layernorm, self.dtype),
+            Norm(layer.post_attention_layernorm, self.dtype),
             _joined(mlp.gate_proj, mlp.up_proj),
             _joined(mlp.down_proj),
         )
@@ -180,11 +181,11 @@ class Decoder:
         found[-1] = normed
         return torch.stack([found[tap] for tap in taps], 2), normed
 
-    def _leaves(self) -> list[_Norm]:
+    def _leaves(self) -> list[Norm]:
         """The norm that comes after each layer."""
         return [*(layer.enter for layer in self.layers[1:]), self.norm]
 
-    def _add(self, x: Tensor, y: Tensor, norm: _Norm) -> tuple[Tensor, Tensor]:
+    def _add(self, x: Tensor, y: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
         return self._maths.added(x, y, norm.weight, norm.eps, norm.scaled, norm.least)
 
     def _attend(

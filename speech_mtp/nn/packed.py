@@ -36,9 +36,9 @@ def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
 class PackedLinear:
     """``x [..., I]`` -> ``x W^T + b [..., O]`` in the precision of ``weight [O, I]``; no gradients.
 
-    On a CPU with oneDNN the weights are copied into its blocked layout, which takes about half the time of
-    ``torch.nn.functional.linear`` for up to some 16 rows; elsewhere that function runs on the weights themselves. The
-    results of both differ by rounding. Rows do not influence each other.
+    On a CPU with oneDNN the weights are copied into its blocked layout, which takes little more than half the time of
+    ``torch.nn.functional.linear`` for a few rows (``recipes/text_mtp/RESULTS.md``); elsewhere that function runs on the
+    weights themselves. The results of both differ by rounding.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:

@@ -49,14 +49,18 @@ class AnswerData:
 
     def batch(self, number: int) -> Positions:
         """Batch n is batch n % len of pass n // len."""
+        rows = [[self.answers[i] for i in self.rows[row]] for row in self.rows_of(number)]
+        return collate(rows, self.config.length, self.config.pad_to)
+
+    def rows_of(self, number: int) -> list[int]:
+        """The rows of batch ``number``, counted over all batches of a pass: always the same answers."""
         epoch, at = divmod(number, len(self))
         if self._epoch[0] != epoch:
             rng = np.random.default_rng((self.config.seed, epoch))
             order = np.argsort(self._lengths * rng.uniform(0.8, 1.25, len(self.rows)), kind="stable")
             parts = np.array_split(order, len(self))
             self._epoch = (epoch, [parts[i] for i in rng.permutation(len(parts))])
-        rows = [[self.answers[i] for i in self.rows[row]] for row in self._epoch[1][at]]
-        return collate(rows, self.config.length, self.config.pad_to)
+        return [int(row) for row in self._epoch[1][at]]
 
 
 def fill_rows(sizes: list[int], order: list[int], length: int, open_rows: int = 16) -> list[list[int]]:

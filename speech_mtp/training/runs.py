@@ -1,4 +1,4 @@
-"""The stages of a recipe, as strict settings and one function each.
+"""The stages of a recipe, one function each; their settings are in :mod:`speech_mtp.training.stages`.
 
 ``store`` lays a corpus out for training, ``codec`` trains a codec on it, ``encode`` turns it into aligned codes,
 ``units`` stores the backbone's states of every text, ``lm`` trains a talker (or the backbone itself),
@@ -13,11 +13,9 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from speech_mtp import hub, plugins
@@ -35,178 +33,25 @@ from speech_mtp.lm.units import UnitMaker
 from speech_mtp.text.phonemes import SYMBOLS
 from speech_mtp.training.answer_data import split
 from speech_mtp.training.base import Task
-from speech_mtp.training.codec import CodecTask, CodecTaskConfig
+from speech_mtp.training.codec import CodecTask
 from speech_mtp.training.distributed import Workers
-from speech_mtp.training.lm import LMTask, LMTaskConfig, TextStore, TokenStore, UnitStore, write_units
-from speech_mtp.training.loop import LoopConfig, train
-from speech_mtp.training.text_encoder import StoredStates, TextEncoderTask, TextEncoderTaskConfig, read_texts
-from speech_mtp.training.text_mtp import HeadSettings, TextMTPTask, TextMTPTaskConfig, build_head
-from speech_mtp.types import Sampling, TextUnits
-
-
-class Stage(BaseModel):
-    """Common settings. ``device`` auto takes CUDA if it is there."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    out: Path
-    device: str = "auto"
-
-    def torch_device(self) -> torch.device:
-        if self.device != "auto":
-            return torch.device(self.device)
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-class StoreRun(Stage):
-    """Lay the corpus in ``corpus`` (manifest and audio) out as an audio store."""
-
-    kind: Literal["store"]
-    corpus: Path
-
-
-class CodecRun(Stage):
-    """Train a codec on the audio stores ``data``; the result is an inference checkpoint in ``out/export``.
-
-    ``start`` names a codec (as ``eval codec`` takes it) whose weights the training starts from; ``model`` must fit it.
-    """
-
-    kind: Literal["codec"]
-    data: list[Path]
-    start: str | None = None
-    model: DecoupledConfig = DecoupledConfig()
-    task: CodecTaskConfig = CodecTaskConfig()
-    loop: LoopConfig
-
-
-class EncodeRun(Stage):
-    """Encode and align the stores ``data`` with ``codec``; the result is a code corpus in ``out``.
-
-    ``part`` (i, n) does the i-th of n shares of the work, so that several processes fill several folders.
-    """
-
-    kind: Literal["encode"]
-    data: list[Path]
-    codec: str
-    batch: int = 16
-    part: tuple[int, int] = (0, 1)
-
-
-class UnitsRun(Stage):
-    """Store phonemes and backbone states of every text in the code corpora ``codes`` and the text files ``texts`` (one
-    sentence a line). ``backbone`` names a source (see hub)."""
-
-    kind: Literal["units"]
-    codes: list[Path] = []
-    texts: list[Path] = []
-    backbone: dict[str, Any]
-    hidden_layer: int = -1
-    g2p: str = "hibari"
-    batch: int = 24
-
-
-class LMRun(Stage):
-    """Train a speech LM on ``codes``; ``start`` is the folder of one whose weights it starts from.
-
-    ``model.name`` is its form: ``talker`` (the default), fed with the ``units`` that the stage of that name stored, or
-    ``direct``, the ``backbone`` (a source, see hub) itself. The latter is trained as a whole, in fp32: weights,
-    gradients and the two moments of AdamW take 16 bytes a parameter (2.2 GB for 135M) besides the activations, and
-    a checkpoint 12.
-    """
-
-    kind: Literal["lm"]
-    codes: list[Path]
-    units: Path | None = None
-    backbone: dict[str, Any] | None = None
-    start: Path | None = None
-    model: dict[str, Any] = {}
-    task: LMTaskConfig = LMTaskConfig()
-    loop: LoopConfig
-
-
-class TextEncoderRun(Stage):
-    """Train a text encoder on the sentences of ``texts`` (one a line, normalised), labelled by ``g2p``; sentences of
-    ``dev_texts`` are held out. ``backbone`` names a source (see hub). With ``units``, a folder of that stage, texts are
-    not read anew, which makes a step twenty times faster; those that are not stored there are left out."""
-
-    kind: Literal["text_encoder"]
-    texts: list[Path]
-    dev_texts: list[Path]
-    units: Path | None = None
-    backbone: dict[str, Any]
-    hidden_layer: int = -1
-    g2p: str = "hibari"
-    model: dict[str, Any] = {}
-    task: TextEncoderTaskConfig = TextEncoderTaskConfig()
-    loop: LoopConfig
-
-
-class PackageRun(Stage):
-    """Join ``codec`` and the speech LM of ``lm`` into the model folder ``out``; ``voices`` maps names to corpus voices.
-
-    ``references`` maps voices to recordings (FLAC or WAV) that ship with the model, to compare its voice with. A talker
-    comes with its ``backbone`` by reference, the ``hidden_layer`` it reads and its ``g2p``; with ``g2p`` own, the
-    encoder in the folder ``text_encoder`` reads the text. The direct form holds the backbone's weights itself: of
-    ``backbone`` the tokenizer is added, and it has neither of the other two.
-    """
-
-    kind: Literal["package"]
-    codec: str
-    lm: Path
-    codes: list[Path]
-    voices: dict[str, str]
-    references: dict[str, Path] = {}
-    backbone: dict[str, Any]
-    hidden_layer: int = -1
-    g2p: str = "hibari"
-    text_encoder: Path | None = None
-    sampling: Sampling = Sampling()
-    storage: Literal["int8", "bf16", "fp32"] = "int8"
-    card: Path
-
-
-class AnswersRun(Stage):
-    """Let ``backbone`` answer the texts under ``field`` of the JSON-lines files ``prompts`` and prompts it invents.
-
-    The result is ``out/answers.jsonl``. ``dtype`` is that of its weights. Files of ``selfwritten`` texts (which the
-    corpus recipe's ``write`` makes, of at most ``selfwritten_tokens``) become ``out/selfwritten.jsonl``.
-    """
-
-    kind: Literal["answers"]
-    prompts: list[Path] = []
-    field: str = "prompt"
-    backbone: dict[str, Any]
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    selfwritten: list[Path] = []
-    selfwritten_tokens: int = 80
-    invent: answers.InventConfig = answers.InventConfig()
-    answer: answers.AnswerConfig = answers.AnswerConfig()
-
-
-class TextMTPRun(Stage):
-    """Train ``heads`` on ``answers``, files that the stage of that name wrote with the same ``backbone``.
-
-    The result is a folder per head in ``out/export``. ``start`` is such an export, whose heads of the same names the
-    training starts from. ``dtype`` is that of the backbone's weights (bf16 needs ``task.amp``).
-    """
-
-    kind: Literal["text_mtp"]
-    answers: list[Path]
-    backbone: dict[str, Any]
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    heads: dict[str, HeadSettings] = Field(min_length=1)
-    start: Path | None = None
-    task: TextMTPTaskConfig = TextMTPTaskConfig()
-    loop: LoopConfig
-
-
-class TrainConfig(BaseModel):
-    """A recipe file holds one stage, told apart by ``kind``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    run: Annotated[
-        StoreRun | CodecRun | EncodeRun | UnitsRun | LMRun | TextEncoderRun | PackageRun | AnswersRun | TextMTPRun,
-        Field(discriminator="kind"),
-    ]
+from speech_mtp.training.lm import LMTask, TextStore, TokenStore, UnitStore, write_units
+from speech_mtp.training.loop import train
+from speech_mtp.training.stages import (
+    AnswersRun,
+    CodecRun,
+    EncodeRun,
+    LMRun,
+    PackageRun,
+    StoreRun,
+    TextEncoderRun,
+    TextMTPRun,
+    TrainConfig,
+    UnitsRun,
+)
+from speech_mtp.training.text_encoder import StoredStates, TextEncoderTask, read_texts
+from speech_mtp.training.text_mtp import TextMTPTask, build_head
+from speech_mtp.types import TextUnits
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -324,9 +169,9 @@ def _answers(stage: AnswersRun) -> dict[str, Any]:
             "There is nothing to answer; name files of prompts (prompts) or let some be invented (invent)."
         )
     path = stage.out / answers.ANSWERS
-    taken = answers.write_selfwritten(
-        lm.tokenizer, stage.selfwritten, stage.out / answers.SELFWRITTEN, stage.selfwritten_tokens
-    )
+    taken, beside = 0, stage.out / answers.SELFWRITTEN
+    if stage.selfwritten:
+        taken = answers.write_selfwritten(lm.tokenizer, stage.selfwritten, beside, stage.selfwritten_tokens)
     new = answers.write_answers(lm.prepare(), prompts, path, stage.answer)
     return {"out": str(path), "prompts": len(prompts), "new": new, "selfwritten": taken}
 

@@ -12,7 +12,7 @@ heads' gradients add up on those states, and one backward pass through the trunk
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,13 +33,18 @@ from speech_mtp.objectives.mtp import MTP, MTPConfig, cross_entropy
 from speech_mtp.training.answer_data import AnswerData, AnswerDataConfig, frequent_tokens, split
 from speech_mtp.training.base import Task
 from speech_mtp.training.distributed import Workers
+from speech_mtp.training.kept_states import KeptStates
 from speech_mtp.training.lora import Adapters, LoRAConfig
 from speech_mtp.types import LMOutput, Positions
 
 
 @dataclass(frozen=True)
 class TextMTPTaskConfig:
-    """``amp`` computes in bfloat16; with ``lora`` the trunk learns too. Gradients are clipped head by head."""
+    """``amp`` computes in bfloat16; with ``lora`` the trunk learns too. Gradients are clipped head by head.
+
+    Up to ``keep_gb`` gigabytes of the frozen trunk's states stay in memory, so that later passes need not read the rows
+    again (each process keeps its own; gone on with after a kill they are read anew, and may differ by rounding).
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -47,6 +52,7 @@ class TextMTPTaskConfig:
     amp: bool = False
     grad_clip: float = 1.0
     weight_decay: float = 0.0
+    keep_gb: float = 0.0
     lora: LoRAConfig | None = None
 
 
@@ -124,6 +130,9 @@ class TextMTPTask(Task):
         self.train_data, self.dev_data = (
             AnswerData(part, config.data) for part in split(answers, config.data.dev_every)
         )
+        if config.keep_gb and config.lora:
+            raise ValueError("The states of a trunk that learns cannot be kept; set keep_gb to 0.")
+        self.kept = KeptStates(config.keep_gb * 2**30)
         across = [name for name, head in heads.items() if looks_across(head)] if config.data.pack else []
         if across:
             raise ValueError(
@@ -149,17 +158,19 @@ class TextMTPTask(Task):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * group["scale"]
         optimizer.zero_grad(set_to_none=True)
-        sums = self.backward(self.train_data.batch(self.workers.batch_number(number)))
+        number = self.workers.batch_number(number)
+        sums = self.backward(self.train_data.batch(number), self.train_data.rows_of(number))
         self.workers.average_gradients([p for module in self.modules.values() for p in module.parameters()])
         for name, module in self.modules.items():
             sums.terms[f"norm/{name}"] = nn.utils.clip_grad_norm_(module.parameters(), self.config.grad_clip)
         optimizer.step()
         return self.scalars(sums, ("accept",))
 
-    def backward(self, positions: Positions) -> Sums:
-        """Every term back-propagated as soon as it is computed, heads first, then the trunk if it learns."""
+    def backward(self, positions: Positions, rows: Sequence[int] = ()) -> Sums:
+        """Every term back-propagated as soon as it is computed, heads first, then the trunk if it learns. ``rows`` are
+        the numbers under which states may be kept."""
         joint, sums = self.adapters is not None, Sums()
-        with self.states(positions, grad=joint) as (out, positions):
+        with self.states(positions, grad=joint, rows=rows) as (out, positions):
             hidden = out.hidden.detach().float().requires_grad_(joint)
             total = torch.zeros((), device=hidden.device)
             for loss, weight in self.terms(LMOutput(hidden), positions, sums):
@@ -196,17 +207,25 @@ class TextMTPTask(Task):
             sums.counts[name] = count_accepted(guesses)
 
     @contextmanager
-    def states(self, positions: Positions, grad: bool) -> Iterator[tuple[LMOutput, Positions]]:
+    def states(
+        self, positions: Positions, grad: bool, rows: Sequence[int] = ()
+    ) -> Iterator[tuple[LMOutput, Positions]]:
         """The trunk's states of ``positions`` and these on its device, while computing in the configured precision."""
         moved = {k: v.to(self.lm.device) for k, v in vars(positions).items() if isinstance(v, Tensor)}
         positions = replace(positions, **moved)
-        segment = positions.segment
-        mask = (segment[:, :, None] == segment[:, None]).tril()
+        kept = self.kept.find(rows, positions.segment.shape[1]) if rows else None
         with torch.autocast(self.lm.device.type, torch.bfloat16, enabled=self.config.amp):
             with torch.set_grad_enabled(grad):
-                x = self.lm.embed(positions.tokens[..., 0])
-                out = self.lm.trunk_states(x, positions.index, mask[:, None], None, self.taps)
+                out = self._read(positions) if kept is None else LMOutput(kept)
+            if kept is None and rows:
+                self.kept.keep(rows, out.hidden, (positions.segment > 0).sum(1))
             yield out, positions
+
+    def _read(self, positions: Positions) -> LMOutput:
+        segment = positions.segment
+        mask = (segment[:, :, None] == segment[:, None]).tril()
+        x = self.lm.embed(positions.tokens[..., 0])
+        return self.lm.trunk_states(x, positions.index, mask[:, None], None, self.taps)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

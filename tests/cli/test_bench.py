@@ -158,3 +158,13 @@ def test_measurements_of_other_settings_are_not_mixed_in(
     more = ["--questions", str(folder / "q.txt"), "--heads", "none", "--rules", "vanilla"]
     assert bench(monkeypatch, folder, "text", *more) == 2
     assert "another setting of" in capsys.readouterr().err
+
+
+def test_the_parts_of_a_forward_are_timed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "bench", "forward", "--backbone", str(folder / "lm"), "--dtypes", "fp32") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert lines[0] == ["part", "rows", "dtype", "plain", "ours"]
+    assert [line[:2] for line in lines[1:7]] == [[part, n] for n in ("1", "8", "16") for part in ("products", "output")]
+    assert {line[0] for line in lines[7:]} == {"attention", "norm", "choice"}

@@ -91,6 +91,14 @@ def test_the_end_is_kept_and_nothing_after_it(tmp_path: Path, ending: Any) -> No
     assert cut == [answer[:-1] if answer[-1] == END else answer for answer in answers]
 
 
+def test_the_same_prompt_is_answered_in_other_words(tmp_path: Path, model: Any) -> None:
+    path = tmp_path / "answers.jsonl"
+    config = AnswerConfig(temperature=1.0, max_new_tokens=12, batch=2)
+    write_answers(TextLM(model, TOKENIZER), [PROMPTS[0]] * 4, path, config)
+    answers = {tuple(line["answer_ids"]) for line in read_lines(path)}
+    assert len(answers) == 4
+
+
 def test_selfwritten_texts_are_answers_too(tmp_path: Path) -> None:
     source, path = tmp_path / "written.jsonl", tmp_path / "answers.jsonl"
     texts = ["the lazy dog", "hello there, the quick fox jumps over the lazy dog"]

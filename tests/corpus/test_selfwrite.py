@@ -21,10 +21,14 @@ class Characters:
 
     pad_token_id = None
     eos_token_id = 1
+    chat_template = "as below"
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         assert not add_special_tokens
         return [3 + ord(c) % 128 for c in text]
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": self.encode(text, add_special_tokens)}
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         assert skip_special_tokens

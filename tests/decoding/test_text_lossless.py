@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from speech_mtp import plugins
 from speech_mtp.decoding.base import DecodingRule
@@ -23,6 +22,7 @@ from speech_mtp.heads.leap import Leap as LeapHead
 from speech_mtp.heads.medusa import Medusa
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.types import Sampling
+from tests.llama import random_llama
 
 PROMPTS = [[5, 9, 2], [7, 7, 30, 1, 12, 4, 22], [3, 18]]
 LATER = [[8], [2, 40, 6, 6], [11, 12]]
@@ -31,21 +31,8 @@ TURN = 8  # tokens of a turn at most
 
 
 def tiny_lm(vocab_size: int = 41, num_layers: int = 3) -> TextLM:
-    torch.manual_seed(4)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=num_layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-        eos_token_id=None,
-        bos_token_id=None,
-        pad_token_id=0,
-    )
-    return TextLM(LlamaForCausalLM(config))
+    sizes = {"num_hidden_layers": num_layers, "max_position_embeddings": 256}
+    return TextLM(random_llama(vocab_size, 32, 4, pad_token_id=0, **sizes))
 
 
 @pytest.fixture(scope="module")

@@ -8,30 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from speech_mtp.heads.base import Binding, HeadState, MTPHead, TrunkShape
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.types import LMOutput
+from tests.llama import random_llama
 
 
 def tiny_text_lm(vocab_size: int = 5, num_layers: int = 2, end: int | None = None, scale: float = 0.6) -> TextLM:
     """A random Llama; ``end`` is the token that ends an answer, ``scale`` makes its laws flat or peaked."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=num_layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=scale,
-        bos_token_id=None,
-        eos_token_id=end,
-        pad_token_id=None,
-    )
-    return TextLM(LlamaForCausalLM(config))
+    sizes = {"num_hidden_layers": num_layers, "max_position_embeddings": 256, "initializer_range": scale}
+    return TextLM(random_llama(vocab_size, 16, eos_token_id=end, **sizes))
 
 
 @dataclass(kw_only=True)

@@ -12,13 +12,14 @@ import torch
 
 from speech_mtp.decoding.text import Statistics
 from speech_mtp.evaluation import peers
-from speech_mtp.evaluation.contenders import Answers, Contender, llama_cpp, ours, theirs, weights_of
+from speech_mtp.evaluation.contenders import Answers, Contender, llama_cpp, native_mtp, ours, theirs, weights_of
 from speech_mtp.evaluation.identity import Group, explain, faults, identity, tie_below
 from speech_mtp.evaluation.journal import Journal
 from speech_mtp.evaluation.memory import PeakMemory
 from speech_mtp.evaluation.questions import Question, digest, read_questions
 from speech_mtp.evaluation.tables import aligned
 from speech_mtp.evaluation.text_bench import report, speedup, text_bench
+from speech_mtp.exports.deepseek import DeepSeek
 from speech_mtp.plugins import MissingExtra
 from tests.text_tiny import tiny_head, tiny_text_lm
 
@@ -167,6 +168,20 @@ class TestPeers:
         first = whole.index(whole[4])
         for contender in (ours(lm, "fp32", {}, [])[0], theirs(lm, "fp32")[0]):
             assert contender.answer([prompt, prompt], 12).tokens == [whole[: first + 1]] * 2
+
+    def test_transformers_drafts_with_exported_heads(self, tmp_path: Path) -> None:
+        lm = tiny_text_lm()
+        prompt = lm.tokenizer("the quick brown fox")["input_ids"]
+        with pytest.raises(ValueError, match="is no model with MTP layers"):
+            native_mtp(lm, "fp32", tmp_path)
+        DeepSeek().write(tmp_path / "out", tiny_head(lm, name="deepseek", depth=2, draft_vocab=50), lm)
+        peer = native_mtp(lm, "fp32", tmp_path / "out")
+        assert peer.answer([prompt], 12).tokens == theirs(lm, "fp32")[0].answer([prompt], 12).tokens
+        assert (peer.program, peer.rule) == ("transformers native MTP", None)
+        with torch.no_grad():
+            lm.model.get_input_embeddings().weight[7] += 1
+        with pytest.raises(ValueError, match="another model than the one that is measured"):
+            native_mtp(lm, "fp32", tmp_path / "out")
 
     def test_llama_cpp_takes_part_if_it_is_there(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         lm = tiny_text_lm()

@@ -17,7 +17,7 @@ from speech_mtp.exports.base import open_trunk
 from speech_mtp.exports.deepseek import FITTING, DeepSeek
 from speech_mtp.heads.base import MTPHead
 from speech_mtp.lm.text_lm import TextLM
-from tests.exports.tiny import LAYERS, assert_same, trained, trunk, trunk_folder
+from tests.exports.tiny import LAYERS, assert_same, scores, trained, trunk, trunk_folder
 
 TRUNKS: list[dict[str, Any]] = [
     {"kind": "llama"},
@@ -68,6 +68,15 @@ def test_it_is_read_back(tmp_path: Path, lm: TextLM, spec: dict[str, Any]) -> No
     again = open_trunk(tmp_path / "out")
     assert again.fingerprint == lm.fingerprint
     assert_same(head, DeepSeek().read(tmp_path / "out", again))
+
+
+def test_a_draft_vocabulary_is_widened(tmp_path: Path, lm: TextLM) -> None:
+    head = trained(lm, name="deepseek", draft_vocab=30)
+    DeepSeek().write(tmp_path / "out", head, lm)
+    back = scores(DeepSeek().read(tmp_path / "out", open_trunk(tmp_path / "out")))
+    assert head.token_map is not None
+    for offset, logits in scores(head).items():
+        torch.testing.assert_close(back[offset][..., head.token_map], logits, rtol=0, atol=1e-6)
 
 
 def drafts(head: MTPHead, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

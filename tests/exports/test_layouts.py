@@ -32,6 +32,7 @@ EAGLE3: list[dict[str, Any]] = [
     {"name": "eagle3", "draft_vocab": 30},
     {"name": "eagle3", "private": False, "draft_vocab": 30, "taps": (0, 1, 2)},
     {"name": "eagle3", "private": False},
+    {"name": "eagle3", "intermediate_size": 40},
 ]
 TWO = ("vllm-eagle3", "speculators")
 
@@ -252,7 +253,6 @@ def test_a_folder_that_holds_something_is_not_replaced(tmp_path: Path, lm: TextL
         ("custom-generate", {"name": "deepseek"}, "this DeepSeek head"),
         ("deepseek", {"name": "medusa"}, "this Medusa head: it is no sequence of modules"),
         ("deepseek", {"name": "fastmtp"}, "this FastMTP head: it is no sequence of modules"),
-        ("deepseek", {"name": "deepseek", "draft_vocab": 30}, "drafts 30 tokens of 300"),
         ("deepseek", {"name": "deepseek", "taps": (1,)}, r"reads the layers \[1\]"),
     ],
     ids=str,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, modeling_layers
+from transformers import LlamaConfig, modeling_layers
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from speech_mtp import plugins
@@ -19,6 +19,7 @@ from speech_mtp.heads._sequential import SequentialHead, SequentialState
 from speech_mtp.heads.base import Binding, TrunkShape
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.types import LMOutput, Sampling
+from tests.llama import random_llama
 
 SHAPE = TrunkShape(dim=16, vocab_size=23, num_layers=6, num_heads=4, num_kv_heads=2, head_dim=4, intermediate_size=24)
 HEADS = ["deepseek", "fastmtp", "eagle", "eagle3"]
@@ -243,18 +244,7 @@ def test_impossible_settings_are_told(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", HEADS)
 def test_a_chat_of_two_turns_is_that_of_plain_decoding(name: str) -> None:
     """The second prompt is read outside of the step that wrote the head's buffers last."""
-    config = LlamaConfig(
-        vocab_size=23,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.4,
-        eos_token_id=None,
-    )
-    torch.manual_seed(0)
-    lm = TextLM(LlamaForCausalLM(config))
+    lm = TextLM(random_llama(23, 16, num_hidden_layers=6, initializer_range=0.4))
     head = plugins.build("heads", name, shape=TrunkShape(**lm.shape()))
     head.bind(Binding(**lm.binding()))
     said = []

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from speech_mtp.lm.backbone import Backbone
 from speech_mtp.text.g2p.base import G2P
 from speech_mtp.text.phonemes import Unit
+from tests.llama import llama_config
 
 TRAINING_TEXT = [
     "the quick brown fox jumps over the lazy dog, doesn't it? Hello there! Good morning. assistant user"
@@ -38,15 +39,15 @@ def tiny_tokenizer(chat: str | None = CHAT) -> PreTrainedTokenizerFast:
 
 
 def tiny_config(num_layers: int = 3) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=300,
-        hidden_size=16,
-        intermediate_size=24,
+    return llama_config(
+        300,
+        16,
         num_hidden_layers=num_layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=512,
-        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=2,
     )
 
 

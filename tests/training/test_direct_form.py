@@ -23,7 +23,8 @@ from speech_mtp.lm.backbone import fingerprint_of
 from speech_mtp.lm.direct import DirectLM
 from speech_mtp.streaming.timed import say
 from speech_mtp.training.lm import LMTaskConfig
-from speech_mtp.training.runs import LMRun, TrainConfig, run
+from speech_mtp.training.runs import run
+from speech_mtp.training.stages import LMRun, TrainConfig
 from speech_mtp.types import Sampling
 from tests.cli import running
 from tests.lm.tiny import tiny_config, tiny_tokenizer

@@ -31,7 +31,8 @@ from speech_mtp.objectives.mtp import MTP, MTPConfig
 from speech_mtp.training.answer_data import AnswerData, AnswerDataConfig, collate, fill_rows, frequent_tokens, split
 from speech_mtp.training.loop import LoopConfig, train
 from speech_mtp.training.lora import LoRAConfig
-from speech_mtp.training.runs import TextMTPRun, TrainConfig, run
+from speech_mtp.training.runs import run
+from speech_mtp.training.stages import TextMTPRun, TrainConfig
 from speech_mtp.training.text_mtp import HeadSettings, TextMTPTask, TextMTPTaskConfig, build_head, looks_across
 from speech_mtp.types import LMOutput
 from tests.lm.tiny import tiny_config, tiny_tokenizer
@@ -189,6 +190,26 @@ def test_a_head_that_looks_at_other_positions_cannot_be_packed() -> None:
         task({"m": MEDUSA, "p": PEEKING}, {"pack": True})
     with pytest.raises(ValueError, match="length is 200, but the model reads 128"):
         task({"m": MEDUSA}, {"length": 200})
+
+
+def test_kept_states_are_those_that_would_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = {"eagle3": HeadSettings({"name": "eagle3", "taps": [1, 2], "depth": 2}), "medusa": MEDUSA}
+    keeping, reading, short = task(heads, keep_gb=1.0), task(heads), task(heads, keep_gb=1e-5)
+    passes, reads = 3 * len(keeping.train_data), []
+    read = TextLM.trunk_states
+    monkeypatch.setattr(TextLM, "trunk_states", lambda *given, **more: reads.append(1) or read(*given, **more))
+    counts, losses = [], []
+    for learner in (reading, keeping, short):
+        losses.append([learner.step(number, 1e-2)["loss"] for number in range(passes)])
+        counts.append(len(reads))
+        reads.clear()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-4)
+    assert counts[0] == passes
+    assert counts[1] == len(keeping.train_data)
+    assert counts[1] < counts[2] <= passes
+    with pytest.raises(ValueError, match="trunk that learns cannot be kept; set keep_gb to 0"):
+        task(heads, keep_gb=1.0, lora=LoRAConfig())
 
 
 def test_mixed_precision_takes_the_same_way() -> None:

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from speech_mtp.corpus.answers import Answer
 from speech_mtp.lm.text_lm import TextLM
+from tests.llama import random_llama
 
 VOCAB = 41
 
 
 def tiny_text_lm(seed: int = 0, vocab_size: int = VOCAB, fingerprint: str = "tiny") -> TextLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-    )
-    return TextLM(LlamaForCausalLM(config), None, fingerprint)
+    ends = {"bos_token_id": 1, "eos_token_id": 2}
+    model = random_llama(vocab_size, 32, seed, max_position_embeddings=128, initializer_range=0.2, **ends)
+    return TextLM(model, None, fingerprint)
 
 
 def counting_answers(count: int, seed: int = 0, longest: int = 20) -> list[Answer]:
