@@ -259,7 +259,8 @@ def save_head(
     """Save a head that ``spec`` (plug-in name and settings) builds, trained on the trunk of ``fingerprint``. Errors as
     for :func:`save_checkpoint`."""
     config = {"kind": "head", "head": dict(spec), "trunk": head.to_config(), "backbone": fingerprint}
-    save_checkpoint(folder, {**config, "offsets": head.offsets}, head.state_dict(), dtype, card)
+    measured = {} if head.accuracies is None else {"accuracies": head.accuracies}
+    save_checkpoint(folder, {**config, "offsets": head.offsets, **measured}, head.state_dict(), dtype, card)
 
 
 def load_head(folder: str | Path, lm: TextLM) -> MTPHead:
@@ -270,7 +271,7 @@ def load_head(folder: str | Path, lm: TextLM) -> MTPHead:
     config, state = load_checkpoint(folder, kind="head")
     try:
         spec, shape, backbone = config["head"], TrunkShape(**config["trunk"]), str(config["backbone"])
-        offsets = tuple(config["offsets"])
+        offsets, accuracies = tuple(config["offsets"]), config.get("accuracies")
     except (TypeError, KeyError) as error:
         raise ValueError(f"{Path(folder) / CONFIG} has settings that this version does not know: {error}.") from error
     if shape.vocab_size != lm.vocab_size:
@@ -287,6 +288,7 @@ def load_head(folder: str | Path, lm: TextLM) -> MTPHead:
     if head.offsets != offsets:
         raise ValueError(f"{Path(folder) / CONFIG} lists the offsets {offsets}, but its head has {head.offsets}.")
     load_weights(head, state, Path(folder))
+    head.accuracies = accuracies
     head.bind(Binding(**lm.binding()))
     return head.to(lm.device).eval()
 

@@ -33,7 +33,8 @@ class Tree(HeadRule):
     likeliest of all are drafted, except those below ``confidence`` in the head's own opinion.
 
     ``shape`` "static" (Medusa, section 2.3.3): the same nodes every time, given as ``paths``, each the ranks that lead
-    to it, or built from ``accuracies`` by :func:`static_tree` with ``nodes`` of them. ``nodes`` do not count node 0.
+    to it, or built by :func:`static_tree` with ``nodes`` of them from ``accuracies`` (default: those that were measured
+    when the head was trained). ``nodes`` do not count node 0.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class Tree(HeadRule):
         payoff: Payoff | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(head, acceptance, payoff)
+        if shape == "static" and paths is None and accuracies is None:
+            accuracies = head.accuracies
         self._check(shape, nodes, depth, top_k, confidence, paths, accuracies)
         self.nodes, self.top_k = nodes, top_k
         self.floor = math.log(confidence) if confidence else float("-inf")
@@ -72,7 +75,8 @@ class Tree(HeadRule):
             raise ValueError(f"shape is {shape!r}; it must be 'static' or 'dynamic'.")
         if (paths is not None) + (accuracies is not None) != (shape == "static"):
             raise ValueError(
-                "paths or accuracies make a static tree, one of them and not both; a dynamic one has none."
+                "paths or accuracies make a static tree, one of them and not both (a head that was measured after its "
+                "training has its own); a dynamic one has none."
             )
         if shape == "static" and (confidence or depth):
             raise ValueError("confidence and depth are settings of dynamic trees; a static one is what its paths are.")

@@ -35,6 +35,23 @@ def count_accepted(guesses: Guesses) -> Tensor:
     return torch.stack(counts)
 
 
+RANKS = 10
+
+
+def count_ranks(ranks: Tensor) -> Tensor:
+    """``ranks [n]`` from 0 -> ``[RANKS + 1]`` int64: how many of each, and how many there are in all."""
+    few = torch.bincount(ranks.clamp(max=RANKS), minlength=RANKS + 1)
+    return torch.cat([few[:RANKS], few.sum()[None]])
+
+
+def rank_accuracies(counts: Tensor) -> list[list[float]]:
+    """Counts ``[K, RANKS + 1]`` of the K offsets of a head -> per offset, how often the token is its first, second, ...
+    guess: what :func:`speech_mtp.decoding.tree.static_tree` is built of. A head that reads the tokens drafted before
+    was given the true ones."""
+    shares = counts[:, :RANKS] / counts[:, RANKS:].clamp(min=1)
+    return [[round(share, 4) for share in row] for row in shares.tolist()]
+
+
 def _behind(x: Tensor, n: int) -> Tensor:
     """``x [B, T]`` -> what stood n positions before, False before the beginning."""
     return F.pad(x[:, : x.shape[1] - n], (n, 0)) if n else x

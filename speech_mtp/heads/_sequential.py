@@ -181,20 +181,36 @@ class RecursiveHead(SequentialHead):
     def step(self, hidden: Tensor, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
         """The module once: states and embeddings ``[B, T, D]`` -> what it will be fed next, ``[B, T, D]``."""
 
+    alone = True
+    """Whether a later step sees, of all later steps, only its own anchor's: then other anchors can be left out."""
+
     def seen(self, past: Tensor, j: int) -> Tensor:
-        """``[1, 1, T, (j + 1) T]`` bool: what the queries of step j (from 0) see of the entries of steps 0..j, side by
-        side: of step 0 the ``past [1, 1, T, T]`` up to their anchor, of later steps only their own."""
-        own = torch.eye(past.shape[-1], dtype=torch.bool, device=past.device)[None, None]
+        """``[B or 1, 1, Q, T + j Q]`` bool: what the Q queries of step j (from 0) see of the entries of steps 0..j,
+        side by side: of step 0 the ``past [B or 1, 1, Q, T]`` up to their anchor, of later steps only their own."""
+        own = torch.eye(past.shape[2], dtype=torch.bool, device=past.device).expand(len(past), 1, -1, -1)
         return torch.cat([past] + [own] * j, -1)
 
     def walk(self, out: LMOutput, tokens: Tensor) -> Iterator[Tensor]:
         hidden, s = self.mix(out.hidden), self.shape
         index, past = causal(hidden)
         trace = _Trace.empty(1, len(tokens), s.num_kv_heads, 0, s.head_dim, hidden.device, hidden.dtype)
+        anchors: Tensor | None = None
         for j in range(len(self.offsets)):
             x = self.trunk.embed(shifted(tokens, j + 1))
+            if j == 1 and out.wanted is not None and self.alone:
+                # From here on only the anchors that are asked for, of each row as many as of the fullest.
+                anchors, real = first_true(out.wanted)
+                hidden, index = taken(hidden, anchors), index.expand(len(tokens), -1).gather(1, anchors)
+                past = past.expand(len(tokens), 1, -1, -1).gather(
+                    2, anchors[:, None, :, None].expand(-1, 1, -1, past.shape[-1])
+                )
+            if anchors is not None:
+                x = taken(x, anchors)
             hidden = self.step(hidden, x, index + j, self.seen(past, j), trace)
-            yield hidden
+            if anchors is None or out.wanted is None:
+                yield hidden
+            else:
+                yield hidden.new_zeros(*tokens.shape, s.dim).index_put((out.wanted,), hidden[real])
 
     def enter(self, state: SequentialState, hidden: Tensor, x: Tensor, place: Place) -> Tensor:
         return self.step(hidden, x, *place)[:, :, None]
@@ -216,6 +232,19 @@ def shifted(x: Tensor, n: int) -> Tensor:
     """``x [B, T, ...]`` -> what stands n positions later; the last entry is repeated at the end."""
     t = x.shape[1]
     return x[:, (torch.arange(t, device=x.device) + n).clamp(max=t - 1)]
+
+
+def first_true(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The positions ``[B, N]`` of the true entries of ``mask [B, T]``, ascending, N the most of a row; and which of
+    them are such ``[B, N]``: others fill up the row."""
+    count = mask.sum(1)
+    order = torch.sort(mask.byte(), dim=1, descending=True, stable=True).indices[:, : max(1, int(count.max()))]
+    return order, torch.arange(order.shape[1], device=mask.device) < count[:, None]
+
+
+def taken(x: Tensor, at: Tensor) -> Tensor:
+    """Entries ``at [B, N]`` of ``x [B, T, D]``."""
+    return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def _grown(ancestors: Tensor, parents: Tensor) -> Tensor:

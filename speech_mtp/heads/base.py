@@ -155,6 +155,7 @@ class MTPHead(nn.Module, ABC):
     for leaps of two: the only home of that number. ``taps`` name the trunk's layers that are read, ``feed`` how several
     become one. ``token_map`` (a buffer, or None) lists the target's id of every draft token when the draft vocabulary
     is reduced. :meth:`bind` lends the trunk's embedding and output layer; neither is part of the state dict.
+    ``accuracies``, if measured, say per offset how often the token is the first, second, ... guess.
     """
 
     offsets: tuple[int, ...]
@@ -181,6 +182,7 @@ class MTPHead(nn.Module, ABC):
         self.private: PrivateUnembedding | None = None  # a head with output layers of its own puts them here
         self._binding: tuple[Binding, ...] = ()
         self._rows: PackedLinear | None = None
+        self.accuracies: list[list[float]] | None = None
 
     @property
     def num_depths(self) -> int:

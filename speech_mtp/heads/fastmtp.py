@@ -40,6 +40,7 @@ class FastMTP(RecursiveHead):
         if attention not in ("exact", "published"):
             raise ValueError(f"attention is {attention!r}; it must be 'exact' or 'published'.")
         self.depth, self.drafts_as_trained = depth, attention == "exact"
+        self.alone = self.drafts_as_trained
         self.module = MTPModule(shape, order)
 
     @property

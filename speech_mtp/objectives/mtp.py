@@ -151,7 +151,8 @@ class MTPConfig:
 @dataclass
 class Step:
     """One term. ``right`` and ``known`` ``[B, A]`` bool, None for the feature term: where the best guess of ``offset``
-    is the token, and where there is a token to guess."""
+    is the token, and where there is a token to guess. ``ranks [n]``, if asked for, say how many tokens score higher
+    than the one to guess (the size of the draft vocabulary where that is not in it)."""
 
     name: str
     loss: Tensor
@@ -159,6 +160,7 @@ class Step:
     offset: int = 0
     right: Tensor | None = None
     known: Tensor | None = None
+    ranks: Tensor | None = None
 
 
 class MTP:
@@ -186,8 +188,11 @@ class MTP:
         self.anchors = config.anchors or DEFAULT_ANCHORS
         self._select = [(taps or head.taps).index(tap) for tap in head.taps]
 
-    def steps(self, out: LMOutput, positions: Positions, noise: torch.Generator | None = None) -> Iterator[Step]:
-        """The terms, one at a time: see the module. ``out`` are the trunk's states of ``positions``, detached."""
+    def steps(
+        self, out: LMOutput, positions: Positions, noise: torch.Generator | None = None, ranked: bool = False
+    ) -> Iterator[Step]:
+        """The terms, one at a time: see the module. ``out`` are the trunk's states of ``positions``, detached.
+        ``ranked`` asks for the ranks."""
         tokens, first = positions.tokens[..., 0], self.head.offsets[0]
         # Whatever of a draft is trained, its first token is.
         wanted = None if isinstance(self.head, Anchored) else labels_at(positions, first, first) != IGNORE
@@ -201,7 +206,8 @@ class MTP:
             labels = labels_at(positions, offset, first).gather(1, at)
             right = self.head.to_target(logits.detach().argmax(-1)) == labels
             loss = self._loss(logits, chance, labels, mine.top, at + offset - 1)
-            step = Step(str(offset), loss, self.weights[offset], offset, right, labels != IGNORE)
+            ranks = self._ranks(logits.detach(), labels) if ranked else None
+            step = Step(str(offset), loss, self.weights[offset], offset, right, labels != IGNORE, ranks)
             del logits, chance, loss
             yield step
             del step
@@ -234,6 +240,12 @@ class MTP:
                 parts["judge"] = judgement(law, scores, chance[b, a].float())
         terms = [weight * parts[name] for name, weight in self.losses.items() if name in parts]
         return torch.stack(terms).sum() if terms else scores.sum() * 0
+
+    def _ranks(self, logits: Tensor, labels: Tensor) -> Tensor:
+        ids, known = self._draft_ids(labels), labels != IGNORE
+        own = logits.gather(-1, ids.clamp(min=0)[..., None])
+        ranks = torch.where(ids >= 0, (logits > own).sum(-1), self.head.num_tokens)
+        return ranks[known]
 
     def _draft_ids(self, labels: Tensor) -> Tensor:
         """The trunk's ids, or IGNORE -> draft ids, or -1 where there is no label or none in the draft vocabulary."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from speech_mtp import plugins
 from speech_mtp.corpus.answers import Answer
-from speech_mtp.evaluation.draft_acceptance import acceptance_rates, count_accepted
+from speech_mtp.evaluation.draft_acceptance import acceptance_rates, count_accepted, count_ranks, rank_accuracies
 from speech_mtp.heads.base import Binding, MTPHead, TrunkShape
 from speech_mtp.layouts.base import IGNORE
 from speech_mtp.lm.backbone import fingerprint_of
@@ -97,13 +97,15 @@ def looks_across(head: MTPHead) -> bool:
 
 @dataclass
 class Sums:
-    """Over the batches of a pass: terms by name, and what :func:`count_accepted` counts by head."""
+    """Over the batches of a pass: terms by name, what :func:`count_accepted` counts by head, and, if asked for, what
+    :func:`count_ranks` does."""
 
     terms: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
+    ranks: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, other: Sums) -> None:
-        for mine, new in ((self.terms, other.terms), (self.counts, other.counts)):
+        for mine, new in ((self.terms, other.terms), (self.counts, other.counts), (self.ranks, other.ranks)):
             mine.update({name: mine[name] + value if name in mine else value for name, value in new.items()})
 
 
@@ -184,9 +186,14 @@ class TextMTPTask(Task):
         return sums
 
     def terms(
-        self, out: LMOutput, positions: Positions, sums: Sums, noise: torch.Generator | None = None
+        self,
+        out: LMOutput,
+        positions: Positions,
+        sums: Sums,
+        noise: torch.Generator | None = None,
+        ranked: bool = False,
     ) -> Iterator[tuple[Tensor, float]]:
-        """One term after another and its weight; what is to be logged is added to ``sums``."""
+        """One term after another and its weight; what is to be logged is added to ``sums``, ranks if ``ranked``."""
         share = self.config.lora.heads_weight if self.config.lora else 1.0
         if self.adapters:
             assert positions.labels is not None, "training positions carry labels"
@@ -198,13 +205,18 @@ class TextMTPTask(Task):
             del scores, loss
         for name, objective in self.objectives.items():
             guesses: dict[int, tuple[Tensor, Tensor]] = {}
-            for step in objective.steps(out, positions, noise):
+            ranks: list[Tensor] = []
+            for step in objective.steps(out, positions, noise, ranked):
                 sums.terms[f"{name}/{step.name}"] = step.loss.detach()
                 if step.right is not None and step.known is not None:
                     guesses[step.offset] = step.right, step.known
+                if step.ranks is not None:
+                    ranks.append(count_ranks(step.ranks))
                 yield step.loss, share * step.weight
                 del step
             sums.counts[name] = count_accepted(guesses)
+            if ranks:
+                sums.ranks[name] = torch.stack(ranks)
 
     @contextmanager
     def states(
@@ -229,7 +241,10 @@ class TextMTPTask(Task):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """On the held-out answers: the mean of every term and, per head, what :func:`acceptance_rates` gives."""
+        """On the held-out answers: the mean of every term and, per head, what :func:`acceptance_rates` gives.
+
+        How often a token is a head's first, second, ... guess is kept for the export: static trees are built of it.
+        """
         for head in self.heads.values():
             head.eval()
         sums = Sums()
@@ -237,8 +252,12 @@ class TextMTPTask(Task):
             noise = torch.Generator().manual_seed(number)
             with self.states(self.dev_data.batch(number), grad=False) as (out, positions):
                 batch = Sums()
-                deque(self.terms(LMOutput(out.hidden.float()), positions, batch, noise), maxlen=0)  # keeps no step
+                deque(
+                    self.terms(LMOutput(out.hidden.float()), positions, batch, noise, ranked=True), maxlen=0
+                )  # keeps no step
             sums.add(batch)
+        for name, found in sums.ranks.items():
+            self.heads[name].accuracies = rank_accuracies(found)
         sums.terms = {name: value / len(self.dev_data) for name, value in sums.terms.items()}
         return self.scalars(sums, ("accept", "conditional", "tokens_per_forward"))
 

@@ -23,11 +23,13 @@ pytest.importorskip("wordfreq", reason="needs the train extra")
 from speech_mtp import config as settings
 from speech_mtp import hub, plugins
 from speech_mtp.corpus.answers import Answer
+from speech_mtp.decoding import catalogue
+from speech_mtp.decoding.tree import Tree
 from speech_mtp.heads.base import MTPHead, TrunkShape
 from speech_mtp.layouts.base import IGNORE
 from speech_mtp.lm.backbone import fingerprint_of
 from speech_mtp.lm.text_lm import TextLM
-from speech_mtp.objectives.mtp import MTP, MTPConfig
+from speech_mtp.objectives.mtp import MTP, MTPConfig, labels_at
 from speech_mtp.training.answer_data import AnswerData, AnswerDataConfig, collate, fill_rows, frequent_tokens, split
 from speech_mtp.training.loop import LoopConfig, train
 from speech_mtp.training.lora import LoRAConfig
@@ -158,6 +160,35 @@ def test_heads_learn_to_draft(tmp_path: Path) -> None:
     lines = curve(tmp_path)
     assert {"loss", "medusa/2", "medusa/4", "mixed/3", "medusa/accept/4", "norm/mixed"} <= lines[0].keys()
     assert lines[-1]["dev/medusa/accept/2"] == after["medusa/accept/2"]
+
+
+def test_a_trained_head_knows_how_good_its_guesses_are(tmp_path: Path) -> None:
+    spec = {"name": "medusa", "num_heads": 2, "private": True, "draft_vocab": 20}
+    learner = task({"medusa": HeadSettings(spec)})
+    train(learner, LoopConfig(steps=60, learning_rate=0.02, warmup=3), tmp_path)
+    learner.export(tmp_path / "export")
+    head = hub.load_head(tmp_path / "export" / "medusa", learner.lm)
+    assert head.accuracies is not None
+    # Again by hand: the share of held-out tokens that are the first, second, ... guess two positions on.
+    hits, total = torch.zeros(10), 0
+    for number in range(len(learner.dev_data)):
+        positions = learner.dev_data.batch(number)
+        with torch.no_grad(), learner.states(positions, grad=False) as (out, _):
+            logits = dict(learner.heads["medusa"].unroll(LMOutput(out.hidden.float()), positions.tokens[..., 0]))[2]
+        labels = labels_at(positions, 2, 2)
+        for b, t in (labels != IGNORE).nonzero().tolist():
+            order = head.to_target(logits[b, t].argsort(descending=True)).tolist()
+            total += 1
+            if int(labels[b, t]) in order[:10]:
+                hits[order.index(int(labels[b, t]))] += 1
+    assert head.accuracies[0] == pytest.approx((hits / total).tolist(), abs=1e-4)
+    assert head.accuracies[0][0] > 0.2
+    tree = catalogue.build({"name": "tree", "shape": "static", "nodes": 5}, head)
+    assert isinstance(tree, Tree)
+    assert sum(len(level.parents) for level in tree.levels) == 5
+    head.accuracies = None
+    with pytest.raises(ValueError, match="paths or accuracies make a static tree"):
+        catalogue.build({"name": "tree", "shape": "static"}, head)
 
 
 def test_heads_trained_together_are_what_they_are_alone(tmp_path: Path) -> None:
