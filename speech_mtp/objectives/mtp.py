@@ -204,11 +204,20 @@ class MTP:
             at = choose_anchors(positions, first, self.anchors, noise)
         for offset, logits, chance in self._unroll(mine, tokens, at):
             labels = labels_at(positions, offset, first).gather(1, at)
-            right = self.head.to_target(logits.detach().argmax(-1)) == labels
-            loss = self._loss(logits, chance, labels, mine.top, at + offset - 1)
-            ranks = self._ranks(logits.detach(), labels) if ranked else None
-            step = Step(str(offset), loss, self.weights[offset], offset, right, labels != IGNORE, ranks)
-            del logits, chance, loss
+            ids, known = self._draft_ids(labels), labels != IGNORE
+            b, a = (ids >= 0).nonzero(as_tuple=True)
+            scores, wanted = logits[b, a].float(), ids[b, a]
+            right = torch.zeros_like(known)
+            right[b, a] = scores.detach().argmax(-1) == wanted
+            loss = self._loss(
+                scores, wanted, None if chance is None else chance[b, a], mine.top[b, at[b, a] + offset - 1]
+            )
+            step = Step(str(offset), loss, self.weights[offset], offset, right, known)
+            if ranked:
+                step.ranks = torch.full_like(labels, self.head.num_tokens)
+                step.ranks[b, a] = (scores.detach() > scores.detach().gather(-1, wanted[:, None])).sum(-1)
+                step.ranks = step.ranks[known]
+            del logits, chance, scores, loss
             yield step
             del step
 
@@ -221,31 +230,23 @@ class MTP:
             yield offset, logits, None
             del logits  # or it would live while the next is computed
 
-    def _loss(self, logits: Tensor, chance: Tensor | None, labels: Tensor, top: Tensor, before: Tensor) -> Tensor:
-        """``logits [B, A, num_tokens]``, ``labels [B, A]``; ``before [B, A]`` is the position before the label's."""
-        drafted = self._draft_ids(labels)
-        b, a = (drafted >= 0).nonzero(as_tuple=True)
-        scores = logits[b, a].float()
+    def _loss(self, scores: Tensor, wanted: Tensor, chance: Tensor | None, before: Tensor) -> Tensor:
+        """``scores [n, num_tokens]`` of the tokens ``wanted [n]`` (draft ids), ``before [n, D]`` the trunk's states at
+        the positions before them."""
         parts: dict[str, Tensor] = {}
         if "hard" in self.losses:
-            parts["hard"] = cross_entropy(scores, drafted[b, a])
+            parts["hard"] = cross_entropy(scores, wanted)
         if self.losses.keys() & {"soft", "l1", "judge"}:
             with torch.no_grad():
-                law = self.head.unembed(top[b, before[b, a]]).float().log_softmax(-1)
+                law = self.head.unembed(before).float().log_softmax(-1)
             if "soft" in self.losses:
                 parts["soft"] = divergence(law, scores)
             if "l1" in self.losses:
                 parts["l1"] = distance(law, scores).sum() / max(1, len(law))
             if "judge" in self.losses and chance is not None:
-                parts["judge"] = judgement(law, scores, chance[b, a].float())
+                parts["judge"] = judgement(law, scores, chance.float())
         terms = [weight * parts[name] for name, weight in self.losses.items() if name in parts]
         return torch.stack(terms).sum() if terms else scores.sum() * 0
-
-    def _ranks(self, logits: Tensor, labels: Tensor) -> Tensor:
-        ids, known = self._draft_ids(labels), labels != IGNORE
-        own = logits.gather(-1, ids.clamp(min=0)[..., None])
-        ranks = torch.where(ids >= 0, (logits > own).sum(-1), self.head.num_tokens)
-        return ranks[known]
 
     def _draft_ids(self, labels: Tensor) -> Tensor:
         """The trunk's ids, or IGNORE -> draft ids, or -1 where there is no label or none in the draft vocabulary."""
