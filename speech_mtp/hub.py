@@ -230,12 +230,18 @@ def _download(repo: str, patterns: list[str], revision: str | None = None) -> Pa
 
 # -- heads of text models -------------------------------------------------------------------------------------------
 HEADS = ASSETS / "heads"
-DEFAULT_HEAD = "medusa"
+DEFAULT_HEAD = "eagle3-smollm2-135m"
 
 
 def known_heads() -> list[str]:
     """Names of the packaged heads."""
     return sorted(path.parent.name for path in HEADS.glob(f"*/{CONFIG}"))
+
+
+def default_head(fingerprint: str) -> str | None:
+    """The packaged head to use when none is named: it must have been trained on the trunk of ``fingerprint``."""
+    fits = DEFAULT_HEAD in known_heads() and read_config(HEADS / DEFAULT_HEAD, "head").get("backbone") == fingerprint
+    return DEFAULT_HEAD if fits else None
 
 
 def find_head(name: str | Path) -> Path:
@@ -261,6 +267,13 @@ def save_head(
     config = {"kind": "head", "head": dict(spec), "trunk": head.to_config(), "backbone": fingerprint}
     measured = {} if head.accuracies is None else {"accuracies": head.accuracies}
     save_checkpoint(folder, {**config, "offsets": head.offsets, **measured}, head.state_dict(), dtype, card)
+
+
+def repack_head(folder: str | Path, out: str | Path, dtype: Storage, card: str) -> None:
+    """The head in ``folder``, stored again in ``out`` with another ``dtype`` and ``card``. Errors as for
+    :func:`load_checkpoint` and :func:`save_checkpoint`."""
+    config, state = load_checkpoint(folder, kind="head")
+    save_checkpoint(out, config, state, dtype, card)
 
 
 def load_head(folder: str | Path, lm: TextLM) -> MTPHead:

@@ -13,6 +13,8 @@ import torch
 from speech_mtp import hub, plugins
 from speech_mtp.heads.base import Binding, MTPHead, TrunkShape
 from speech_mtp.lm.text_lm import TextLM
+from speech_mtp.training.runs import run
+from speech_mtp.training.stages import PackageHeadRun, TrainConfig
 from speech_mtp.types import LMOutput
 from tests.test_hub import pickle_inside, scramble, truncate, zip_inside
 from tests.training.tiny_text import VOCAB, tiny_text_lm
@@ -99,3 +101,22 @@ def test_a_changed_config_is_refused(saved: Path, entries: dict[str, Any], sente
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="There is no checkpoint in"):
         hub.load_head(tmp_path / "nothing", tiny_text_lm())
+
+
+def test_a_head_is_stored_again_with_fewer_bits(tmp_path: Path) -> None:
+    lm = tiny_text_lm()
+    spec = {"name": "eagle3", "taps": [0, 1, 2], "private": False, "intermediate_size": 64}
+    head = trained(lm, spec)
+    head.accuracies = [[0.5, 0.25], [0.25, 0.125]]
+    hub.save_head(head, tmp_path / "head", spec, lm.fingerprint)
+    (tmp_path / "card.md").write_text("# A small head")
+    given = {"kind": "package_head", "out": tmp_path / "small", "head": tmp_path / "head", "card": tmp_path / "card.md"}
+    found = run(TrainConfig(run=PackageHeadRun(**given)))
+    assert found["bytes"] == sum(path.stat().st_size for path in (tmp_path / "small").iterdir())
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("head", "small")]
+    assert sizes[1] < 0.4 * sizes[0]
+    assert (tmp_path / "small" / "README.md").read_text() == "# A small head"
+    back = hub.load_head(tmp_path / "small", lm)
+    assert back.accuracies == head.accuracies
+    for ours, theirs in zip(scores(back).values(), scores(head).values(), strict=True):
+        assert (ours - theirs).abs().max() <= 0.1 * theirs.abs().max()

@@ -21,7 +21,12 @@ def generate(
         bool, typer.Option("--chat", help="A conversation: every line of standard input is a turn.")
     ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Read the prompt as it is, without the chat template.")] = False,
-    head: Annotated[str | None, typer.Option(help="Packaged name or folder of the head that drafts.")] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="Packaged name or folder of the head that drafts, or none; by default what fits the backbone."
+        ),
+    ] = None,
     rule: Annotated[str | None, typer.Option(help="How drafts are made and judged; by default what fits.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Draw among so many tokens; 0 is no limit.")] = 0,
@@ -52,9 +57,12 @@ def generate(
 
     sampling = Sampling(temperature, top_k, top_p, seed, repetition_penalty=repetition_penalty)
     asked = None if rule is None else _one(rule)
-    if head is not None:
+    if head not in (None, "none"):
         hub.find_head(head)  # before the model is loaded, which takes seconds
     lm = load_text_lm(backbone, dtype, device, compile)
+    if head is None and (asked is None or not catalogue.fits(asked, None)):
+        head = hub.default_head(lm.fingerprint)
+    head = None if head == "none" else head
     drafter = None if head is None else load_head(head, lm)
     spec = asked or catalogue.default(drafter)
     talk = Chat(lm, catalogue.build(spec, drafter), sampling, max_new_tokens, tuple(stop or ()), raw)

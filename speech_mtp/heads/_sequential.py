@@ -136,7 +136,8 @@ class SequentialHead(MTPHead):
         cache = state.cache
         cache.make_room(t)
         at, past = causal(hidden)
-        place = Place(cache.lengths[:, None] + at, cache.mask(past[:, 0].expand(b, -1, -1)), cache)
+        mask = cache.mask(past[:, 0].expand(b, -1, -1), _seen(cache, t))
+        place = Place(cache.lengths[:, None] + at, mask, cache)
         y = self.enter(state, self.mix(hidden), self.trunk.embed(following), place)
         newest = y[torch.arange(b, device=y.device), (lengths - 1).clamp(min=0)]
         state.newest = torch.where((lengths > 0)[:, None, None], newest, state.newest)
@@ -159,7 +160,7 @@ class SequentialHead(MTPHead):
         cache.make_room(m + n)
         at = cache.lengths[:, None] + state.ancestors[:, m:].sum(-1) - 1
         behind = KVCache(cache.keys, cache.values, cache.lengths + m)
-        place = Place(at, cache.mask(state.ancestors)[:, :, m:], behind)
+        place = Place(at, cache.mask(state.ancestors, _seen(cache, m + n))[:, :, m:], behind)
         known = torch.cat([state.newest[:, None], state.nodes], 1)
         above = known.gather(1, (parents + 1)[..., None, None].expand(-1, -1, *known.shape[2:]))
         y = self.extend(state, above, self.trunk.embed(tokens), place)
@@ -232,6 +233,11 @@ def shifted(x: Tensor, n: int) -> Tensor:
     """``x [B, T, ...]`` -> what stands n positions later; the last entry is repeated at the end."""
     t = x.shape[1]
     return x[:, (torch.arange(t, device=x.device) + n).clamp(max=t - 1)]
+
+
+def _seen(cache: KVCache, more: int) -> int:
+    """How many entries attention reads with ``more`` behind the valid ones: as few as can be known without a copy."""
+    return cache.longest + more if cache.lengths.device.type == "cpu" else cache.size
 
 
 def first_true(mask: Tensor) -> tuple[Tensor, Tensor]:

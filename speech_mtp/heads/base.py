@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtp.nn.packed import PackedLinear, pack_linears
-from speech_mtp.nn.transformer import BlockShape
+from speech_mtp.nn.transformer import Attention, BlockShape, SwiGLU
 from speech_mtp.types import LMOutput
 
 
@@ -234,6 +234,9 @@ class MTPHead(nn.Module, ABC):
 
     def prepare(self) -> Self:
         """Make ready to decode fast: weights are packed. Training the head further needs to load it anew."""
+        for module in self.modules():
+            if isinstance(module, Attention | SwiGLU) and type(module) in (Attention, SwiGLU):  # as they are
+                module.pack()
         pack_linears(self)
         if self.token_map is not None and self.private is None:
             self._rows = PackedLinear(self.unembedding())

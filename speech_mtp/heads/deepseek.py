@@ -73,7 +73,7 @@ class DeepSeek(SequentialHead):
         Queries at such pairs mean nothing and see each other, because a softmax needs something to see.
         """
         lengths, level = state.cache.lengths[:, None], state.ancestors.sum(-1)
-        slots = torch.arange(state.cache.size, device=lengths.device)
+        slots = torch.arange(place.mask.shape[-1], device=lengths.device)
         drafted = lengths + slots[: level.shape[1]]
         pair = slots.expand(len(lengths), -1).scatter(1, drafted, lengths + level - 1)
         return [

@@ -7,22 +7,28 @@ keys and values wherever the caller says; training, prefill and drafting are the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtp.nn.kv_cache import KVCache
+from speech_mtp.nn.packed import PackedLinear, can_pack
 
 
 def rotate(x: Tensor, index: Tensor, base: float = 10_000.0) -> Tensor:
     """Rotary position embedding (Su et al. 2021): ``x [B, H, T, d]``, ``index [B, T]``."""
-    half = x.shape[-1] // 2
-    rates = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angle = index[:, None, :, None].float() * rates
+    angle = index[:, None, :, None].float() * _rates(x.shape[-1] // 2, base, x.device)
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+@cache
+def _rates(half: int, base: float, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # kept for training too
+        return base ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
 
 
 def causal(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,6 +36,11 @@ def causal(x: Tensor) -> tuple[Tensor, Tensor]:
     t = x.shape[1]
     mask = torch.ones(t, t, dtype=torch.bool, device=x.device).tril()
     return torch.arange(t, device=x.device)[None], mask[None, None]
+
+
+def packs(weight: Tensor) -> bool:
+    """Whether ``weight`` is where packing it pays."""
+    return weight.device.type == "cpu" and can_pack(weight.dtype)
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,14 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, shape.num_kv_heads * size, bias=False)
         self.v_proj = nn.Linear(width, shape.num_kv_heads * size, bias=False)
         self.o_proj = nn.Linear(shape.num_heads * size, shape.dim, bias=False)
+        self._joined: PackedLinear | None = None
+
+    def pack(self) -> None:
+        """From now on one product makes queries, keys and values, of packed weights, and attention is computed in
+        float32, which is faster on a CPU. Not for training."""
+        weights = [layer.weight for layer in (self.q_proj, self.k_proj, self.v_proj)]
+        if packs(weights[0]):
+            self._joined = PackedLinear(torch.cat(weights))
 
     def heads(self, x: Tensor) -> Tensor:
         """``[B, T, H * d]`` -> ``[B, H, T, d]``."""
@@ -79,11 +98,26 @@ class Attention(nn.Module):
         return out
 
     def forward(self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None) -> Tensor:
-        """``x [B, T, dim_in]``, ``index [B, T]``; with a cache, S of ``mask`` is its size."""
+        """``x [B, T, dim_in]``, ``index [B, T]``; with a cache, S of ``mask`` is at most its size."""
+        if self._joined is not None and cache is not None:
+            return self._packed(self._joined, x, index, mask, cache)
         keys, values = self.keys_values(x, index)
         if cache is not None:
-            keys, values = cache.write(self.layer, keys, values)
+            keys, values = cache.write(self.layer, keys, values, mask.shape[-1])
         return self.attend(x, index, keys, values, mask)
+
+    def _packed(self, joined: PackedLinear, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
+        s = self.shape
+        each = joined(x).float().unflatten(-1, (-1, s.head_dim)).transpose(1, 2)
+        turned = rotate(each[:, : -s.num_kv_heads], index, s.rope_theta)
+        kept = cache.keys.dtype
+        keys, values = cache.write(
+            self.layer, turned[:, s.num_heads :].to(kept), each[:, -s.num_kv_heads :].to(kept), mask.shape[-1]
+        )
+        q, grouped = turned[:, : s.num_heads], s.num_heads != s.num_kv_heads
+        y = F.scaled_dot_product_attention(q, keys.float(), values.float(), attn_mask=mask, enable_gqa=grouped)
+        out: Tensor = self.o_proj(y.transpose(1, 2).flatten(2).to(x.dtype))
+        return out
 
 
 class SwiGLU(nn.Module):
@@ -94,8 +128,18 @@ class SwiGLU(nn.Module):
         self.gate_proj = nn.Linear(dim, hidden, bias=False)
         self.up_proj = nn.Linear(dim, hidden, bias=False)
         self.down_proj = nn.Linear(hidden, dim, bias=False)
+        self._joined: PackedLinear | None = None
+
+    def pack(self) -> None:
+        """From now on one product of packed weights makes gate and up. Not for training."""
+        if packs(self.gate_proj.weight):
+            self._joined = PackedLinear(torch.cat([self.gate_proj.weight, self.up_proj.weight]))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._joined is not None:
+            gate, up = self._joined(x).chunk(2, -1)
+            short: Tensor = self.down_proj(F.silu(gate) * up)
+            return short
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 

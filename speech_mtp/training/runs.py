@@ -42,6 +42,7 @@ from speech_mtp.training.stages import (
     CodecRun,
     EncodeRun,
     LMRun,
+    PackageHeadRun,
     PackageRun,
     StoreRun,
     TextEncoderRun,
@@ -66,6 +67,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "package": _package,
         "answers": _answers,
         "text_mtp": _text_mtp,
+        "package_head": _package_head,
     }
     return stages[config.run.kind](config.run)
 
@@ -188,6 +190,11 @@ def _text_mtp(stage: TextMTPRun) -> dict[str, Any]:
             _start_from(head, hub.load_head(stage.start / name, lm), str(stage.start / name))
     task = TextMTPTask(lm, heads, stage.heads, said, stage.task, workers)
     return _finish(task, stage, workers)
+
+
+def _package_head(stage: PackageHeadRun) -> dict[str, Any]:
+    hub.repack_head(stage.head, stage.out, stage.storage, stage.card.read_text(encoding="utf-8"))
+    return {"out": str(stage.out), "bytes": sum(path.stat().st_size for path in stage.out.iterdir())}
 
 
 def _start_from(module: torch.nn.Module, trained: torch.nn.Module, name: str) -> None:

@@ -173,11 +173,29 @@ class TextMTPRun(Stage):
     loop: LoopConfig
 
 
+class PackageHeadRun(Stage):
+    """Store the trained head in the folder ``head`` with fewer bits and a ``card``: the folder ``out``."""
+
+    kind: Literal["package_head"]
+    head: Path
+    storage: Literal["int8", "bf16", "fp32"] = "int8"
+    card: Path
+
+
 class TrainConfig(BaseModel):
     """A recipe file holds one stage, told apart by ``kind``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     run: Annotated[
-        StoreRun | CodecRun | EncodeRun | UnitsRun | LMRun | TextEncoderRun | PackageRun | AnswersRun | TextMTPRun,
+        StoreRun
+        | CodecRun
+        | EncodeRun
+        | UnitsRun
+        | LMRun
+        | TextEncoderRun
+        | PackageRun
+        | AnswersRun
+        | TextMTPRun
+        | PackageHeadRun,
         Field(discriminator="kind"),
     ]

@@ -112,6 +112,30 @@ def test_a_packaged_head_has_a_name(
     assert json.loads(out.splitlines()[-1])["head"] == "medusa"
 
 
+def test_the_packaged_head_drafts_for_its_backbone(
+    folder: Path, generate: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "HEADS", folder)
+    monkeypatch.setattr(hub, "DEFAULT_HEAD", "medusa")
+
+    def used(*arguments: str) -> tuple[object, object]:
+        out, _ = generate(PROMPT, "--max-new-tokens", "8", "--json", *arguments)
+        figures = json.loads(out.splitlines()[-1])
+        return figures["head"], figures["rule"]
+
+    head, rule = used()
+    assert (head, rule != "vanilla") == ("medusa", True)
+    assert used("--rule", "chain") == ("medusa", "chain")
+    assert used("--rule", "vanilla") == (None, "vanilla")
+    assert used("--rule", "lookup") == (None, "lookup")
+    assert used("--head", "none") == (None, "vanilla")
+    monkeypatch.setattr(hub, "DEFAULT_HEAD", "eagle")
+    assert used() == (None, "vanilla")
+    stranger = TextLM.from_folder(folder / "other")
+    monkeypatch.setattr(hub, "DEFAULT_HEAD", "medusa")
+    assert hub.default_head(stranger.fingerprint) is None
+
+
 def test_a_conversation_goes_on_in_its_cache(
     generate: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
