@@ -31,12 +31,14 @@ from speech_mtp.types import Draft, LMOutput, Verdict
 class CascadeState:
     """``head``: what the head itself keeps. ``trust [B]``, from 0 to 1, is what lookups have been worth in this turn;
     ``going [B]`` are the rows that took part in the newest step (all, when a turn begins), ``looked [B]`` those whose
-    newest draft is a lookup. ``judged``: a draft has been judged whose outcome is not read yet."""
+    newest draft is a lookup, ``reach [B]`` how many tokens the next one has. ``judged``: a draft has been judged whose
+    outcome is not read yet."""
 
     head: HeadState
     trust: Tensor
     going: Tensor
     looked: Tensor
+    reach: Tensor
     judged: bool = False
 
     def clone(self) -> CascadeState:
@@ -56,8 +58,10 @@ class Cascade(HeadRule):
     Lookups that fail are trusted less. What one was worth is how many of its tokens were kept, as a share of the tree's
     depth (more the head could not have given) or of its own if that is less, at most 1. Of these each row keeps an
     average, in which the past weighs ``memory``. A lookup needs ``sure_ngram`` tokens in a row where that is 1, up to
-    ``max_ngram`` where it is 0, evenly between; so what repeats for long is always looked up. Every turn begins with
-    full trust.
+    ``max_ngram`` where it is 0, evenly between; so what repeats for long is always looked up. After a lookup that was
+    kept whole the row's next has twice as many tokens, at most ``longest_lookup`` (default: twice ``lookup_depth``),
+    after another ``lookup_depth`` again; on a GPU, where drafts of one size are worth more, always that many. Every
+    turn begins with full trust.
 
     While ``payoff`` lets the head rest, rows look up all the same; it counts only the steps that the head would draft
     in (in a batch, with all their rows).
@@ -71,6 +75,7 @@ class Cascade(HeadRule):
         top_k: int = 4,
         confidence: float = 0.0,
         lookup_depth: int = 8,
+        longest_lookup: int | None = None,
         sure_ngram: int = 3,
         max_ngram: int = 8,
         memory: float = 0.8,
@@ -83,21 +88,24 @@ class Cascade(HeadRule):
         if min_ngram is not None and not graft:
             raise ValueError("min_ngram is a setting of grafted branches; leave it out, or set graft.")
         least = min(2, sure_ngram) if min_ngram is None else min_ngram
-        if lookup_depth < 1 or not 1 <= least <= sure_ngram <= max_ngram:
+        most = 2 * lookup_depth if longest_lookup is None else longest_lookup
+        if not 1 <= lookup_depth <= most or not 1 <= least <= sure_ngram <= max_ngram:
             raise ValueError(
-                f"lookup_depth {lookup_depth} must be positive, and min_ngram {least}, sure_ngram {sure_ngram} and "
-                f"max_ngram {max_ngram} must rise from one."
+                f"lookup_depth {lookup_depth} and longest_lookup {most} must rise from one, and so must "
+                f"min_ngram {least}, sure_ngram {sure_ngram} and max_ngram {max_ngram}."
             )
         if not 0 <= memory <= 1:
             raise ValueError(f"memory is {memory}; it is a weight between 0 and 1.")
         self.tree = Tree(head, nodes=nodes, depth=depth, top_k=top_k, confidence=confidence)
-        self.lookup_depth, self.sure_ngram, self.max_ngram = lookup_depth, sure_ngram, max_ngram
+        self.lookup_depth, self.longest_lookup = lookup_depth, most
+        self.sure_ngram, self.max_ngram = sure_ngram, max_ngram
         self.memory, self.graft, self.min_ngram = memory, graft, least if graft else sure_ngram
 
     def begin(self, state: TextState) -> None:
         super().begin(state)
         trust = torch.ones(len(state.last), device=state.last.device)
-        state.head = CascadeState(state.head, trust, trust > 0, trust < 0)
+        reach = torch.full_like(state.lengths, self.lookup_depth)
+        state.head = CascadeState(state.head, trust, trust > 0, trust < 0, reach)
 
     def read(self, state: TextState, out: LMOutput, tokens: Tensor, following: Tensor, lengths: Tensor) -> None:
         kept: CascadeState = state.head
@@ -106,6 +114,7 @@ class Cascade(HeadRule):
             kept.judged, kept.going = False, lengths > 0
         else:  # a turn begins
             kept.trust, kept.going = torch.ones_like(kept.trust), torch.ones_like(kept.going)
+            kept.reach = torch.full_like(kept.reach, self.lookup_depth)
 
     def propose(self, state: TextState, law: TextLaw) -> Draft:
         kept: CascadeState = state.head
@@ -124,8 +133,9 @@ class Cascade(HeadRule):
                 spare = torch.where((ngram > 0) & kept.going, self.tree.nodes - (tree.parents >= 0).sum(1), 0)
         if not some and (resting or not self.graft):
             return tree
-        room = torch.where(sure, self.lookup_depth, spare)
-        return joined(tree, continuation(state, start, self.lookup_depth), sure, room)
+        room = torch.where(sure, kept.reach, spare)
+        most = int(room.max()) if room.device.type == "cpu" else self.lookup_depth
+        return joined(tree, continuation(state, start, most), sure, room) if most else tree
 
     def needed(self, trust: Tensor) -> Tensor:
         """How many tokens must reappear for a lookup instead of a tree ``[B]``, by ``trust [B]``."""
@@ -136,6 +146,13 @@ class Cascade(HeadRule):
         # Judged before a row is cut at its end: that a text is over says nothing about the lookup.
         worth = ((verdict.length - 1) / min(self.tree.depth, self.lookup_depth)).clamp(max=1)
         kept.trust = torch.where(kept.looked, torch.lerp(worth, kept.trust, self.memory), kept.trust)
+        if kept.reach.device.type == "cpu":
+            whole = (
+                (2 * kept.reach)
+                .clamp(max=self.longest_lookup)
+                .masked_fill(verdict.length <= kept.reach, self.lookup_depth)
+            )
+            kept.reach = torch.where(kept.looked, whole, kept.reach)
         kept.judged = True
         return verdict
 

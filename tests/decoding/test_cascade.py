@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from speech_mtp import plugins
-from speech_mtp.decoding import catalogue, text
+from speech_mtp.decoding import cascade, catalogue, text
 from speech_mtp.decoding.cascade import Cascade, joined
 from speech_mtp.decoding.lookup import Lookup
 from speech_mtp.decoding.payoff import Payoff
@@ -17,7 +17,7 @@ from speech_mtp.decoding.tree import Tree
 from speech_mtp.decoding.vanilla import Vanilla
 from speech_mtp.heads.base import Binding, HeadState, MTPHead, TrunkShape
 from speech_mtp.heads.leap import Leap
-from speech_mtp.types import Draft, Finish, Sampling
+from speech_mtp.types import Draft, Finish, LMOutput, Sampling, Verdict
 from tests.decoding.test_tree import paths_of
 from tests.decoding.walk import Walk, bound, tiny_text_lm
 
@@ -58,6 +58,22 @@ def test_a_long_match_drafts_alone_and_the_head_only_reads() -> None:
     heard = started(Tree(head), [REPEATS + run.tokens[0]])
     torch.testing.assert_close(run.state.head.head.window, heard.state.head.window)
     assert run.state.head.head.last.tolist() == [run.tokens[0][-1]]
+
+
+def test_lookups_grow_while_they_are_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = Cascade(bound(Walk, LM), lookup_depth=2, longest_lookup=6)
+    run, sizes = started(rule, [REPEATS, REPEATS]), []
+    for kept in (2, 4, 6, 5, 2):
+        draft = rule.propose(run.state, run.law)
+        sizes.append((draft.parents >= 0).sum(1).tolist())
+        found = Verdict(torch.zeros(2, 7).long(), torch.tensor([kept + 1, 2]), torch.zeros(2, 1).long())
+        monkeypatch.setattr(cascade, "judge", lambda *_, found=found: found)
+        rule.accept(run.state, draft, LMOutput(torch.zeros(2, 7, 1, 1)), run.law)
+        run.state.head.trust = torch.ones(2)
+    assert sizes == [[2, 2], [4, 2], [6, 2], [6, 2], [2, 2]]
+    run.state.head.judged = False
+    run.say([[1], [2]])
+    assert run.state.head.reach.tolist() == [2, 2]
 
 
 def test_without_a_match_the_draft_is_the_tree_s() -> None:
@@ -263,7 +279,8 @@ def test_steps_of_lookups_alone_are_none_of_payoff_s_business() -> None:
         ({"sure_ngram": 9}, "sure_ngram 9 and max_ngram 8 must rise"),
         ({"min_ngram": 4}, "min_ngram 4, sure_ngram 3"),
         ({"min_ngram": 0}, "must rise from one"),
-        ({"lookup_depth": 0}, "lookup_depth 0 must be positive"),
+        ({"lookup_depth": 0}, "lookup_depth 0 and longest_lookup 0 must rise"),
+        ({"longest_lookup": 7}, "lookup_depth 8 and longest_lookup 7 must rise"),
         ({"memory": 1.5}, "between 0 and 1"),
         ({"graft": False, "min_ngram": 1}, "setting of grafted branches"),
         ({"nodes": 0}, "nodes 0"),
