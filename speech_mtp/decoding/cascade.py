@@ -53,7 +53,8 @@ class Cascade(HeadRule):
     Other rows draft the dynamic tree of :class:`~speech_mtp.decoding.tree.Tree`, whose settings ``nodes``, ``depth``,
     ``top_k`` (1: a chain) and ``confidence`` are. When no row needs it the head does not draft, but it always reads.
     With ``graft``, such a tree is given one branch more, what followed a shorter match of ``min_ngram`` tokens or more
-    (default 2), as far as the tree has fewer than ``nodes``; what it holds of that branch already is not repeated.
+    (default 2), as far as the tree has fewer than ``nodes``, and ``graft_nodes`` more; what it holds of that branch
+    already is not repeated.
 
     Lookups that fail are trusted less. What one was worth is how many of its tokens were kept, as a share of the tree's
     depth (more the head could not have given) or of its own if that is less, at most 1. Of these each row keeps an
@@ -80,13 +81,18 @@ class Cascade(HeadRule):
         max_ngram: int = 8,
         memory: float = 0.8,
         graft: bool = True,
+        graft_nodes: int = 0,
         min_ngram: int | None = None,
         acceptance: str | Mapping[str, Any] = "exact",
         payoff: Payoff | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(head, acceptance, payoff)
-        if min_ngram is not None and not graft:
-            raise ValueError("min_ngram is a setting of grafted branches; leave it out, or set graft.")
+        if (min_ngram is not None or graft_nodes) and not graft:
+            raise ValueError(
+                "min_ngram and graft_nodes are settings of grafted branches; leave them out, or set graft."
+            )
+        if graft_nodes < 0:
+            raise ValueError(f"graft_nodes is {graft_nodes}; it is a number of nodes, 0 or more.")
         least = min(2, sure_ngram) if min_ngram is None else min_ngram
         most = 2 * lookup_depth if longest_lookup is None else longest_lookup
         if not 1 <= lookup_depth <= most or not 1 <= least <= sure_ngram <= max_ngram:
@@ -100,6 +106,7 @@ class Cascade(HeadRule):
         self.lookup_depth, self.longest_lookup = lookup_depth, most
         self.sure_ngram, self.max_ngram = sure_ngram, max_ngram
         self.memory, self.graft, self.min_ngram = memory, graft, least if graft else sure_ngram
+        self.room = nodes + graft_nodes
 
     def begin(self, state: TextState) -> None:
         super().begin(state)
@@ -130,7 +137,7 @@ class Cascade(HeadRule):
         else:
             tree = self.tree.propose(replace(state, head=kept.head), law)
             if self.graft:
-                spare = torch.where((ngram > 0) & kept.going, self.tree.nodes - (tree.parents >= 0).sum(1), 0)
+                spare = torch.where((ngram > 0) & kept.going, self.room - (tree.parents >= 0).sum(1), 0)
         if not some and (resting or not self.graft):
             return tree
         room = torch.where(sure, kept.reach, spare)

@@ -122,6 +122,8 @@ def test_a_short_match_is_one_branch_more_where_nodes_are_left() -> None:
         assert set(paths_of(draft, 0).values()) - chain == {tuple(looked[:n]) for n in range(1, nodes - 2)}
     assert draft.tokens.shape[1] == 10
     assert set(paths_of(proposed(Cascade(head, **settings, min_ngram=3), [WEAK]), 0).values()) == chain
+    draft = proposed(Cascade(head, nodes=3, depth=3, top_k=1, graft_nodes=2), [WEAK])
+    assert set(paths_of(draft, 0).values()) - chain == {tuple(looked[:n]) for n in (1, 2)}
 
 
 @st.composite
@@ -282,7 +284,9 @@ def test_steps_of_lookups_alone_are_none_of_payoff_s_business() -> None:
         ({"lookup_depth": 0}, "lookup_depth 0 and longest_lookup 0 must rise"),
         ({"longest_lookup": 7}, "lookup_depth 8 and longest_lookup 7 must rise"),
         ({"memory": 1.5}, "between 0 and 1"),
-        ({"graft": False, "min_ngram": 1}, "setting of grafted branches"),
+        ({"graft": False, "min_ngram": 1}, "settings of grafted branches"),
+        ({"graft": False, "graft_nodes": 1}, "settings of grafted branches"),
+        ({"graft_nodes": -1}, "graft_nodes is -1"),
         ({"nodes": 0}, "nodes 0"),
     ],
 )
