@@ -53,8 +53,8 @@ class Cascade(HeadRule):
     Other rows draft the dynamic tree of :class:`~speech_mtp.decoding.tree.Tree`, whose settings ``nodes``, ``depth``,
     ``top_k`` (1: a chain) and ``confidence`` are. When no row needs it the head does not draft, but it always reads.
     With ``graft``, such a tree is given one branch more, what followed a shorter match of ``min_ngram`` tokens or more
-    (default 2), as far as the tree has fewer than ``nodes``, and ``graft_nodes`` more; what it holds of that branch
-    already is not repeated.
+    (default 2), as far as the tree has fewer than ``nodes``, and ``graft_nodes`` (default 4) more; what it holds of
+    that branch already is not repeated.
 
     Lookups that fail are trusted less. What one was worth is how many of its tokens were kept, as a share of the tree's
     depth (more the head could not have given) or of its own if that is less, at most 1. Of these each row keeps an
@@ -71,7 +71,7 @@ class Cascade(HeadRule):
     def __init__(
         self,
         head: MTPHead,
-        nodes: int = 12,
+        nodes: int = 8,
         depth: int | None = None,
         top_k: int = 4,
         confidence: float = 0.0,
@@ -81,7 +81,7 @@ class Cascade(HeadRule):
         max_ngram: int = 8,
         memory: float = 0.8,
         graft: bool = True,
-        graft_nodes: int = 0,
+        graft_nodes: int | None = None,
         min_ngram: int | None = None,
         acceptance: str | Mapping[str, Any] = "exact",
         payoff: Payoff | Mapping[str, Any] | None = None,
@@ -91,6 +91,7 @@ class Cascade(HeadRule):
             raise ValueError(
                 "min_ngram and graft_nodes are settings of grafted branches; leave them out, or set graft."
             )
+        graft_nodes = 4 if graft_nodes is None else graft_nodes
         if graft_nodes < 0:
             raise ValueError(f"graft_nodes is {graft_nodes}; it is a number of nodes, 0 or more.")
         least = min(2, sure_ngram) if min_ngram is None else min_ngram

@@ -58,13 +58,13 @@ def build(spec: Spec, head: MTPHead | None = None) -> DecodingRule:
 
 
 def default(head: MTPHead | None) -> str:
-    """The rule to use when none is asked for: plain decoding without a head, otherwise a chain, or what fits."""
+    """The rule to use when none is asked for: plain decoding without a head, otherwise a cascade, or what fits."""
     if head is None:
         return "vanilla"
     known = fitting(head)
     if not known:
         raise ValueError(f"There is no rule that drafts with {type(head).__name__} {head.offsets}.")
-    return "chain" if "chain" in known else known[0]
+    return "cascade" if "cascade" in known else known[0]
 
 
 def label(spec: Spec) -> str:

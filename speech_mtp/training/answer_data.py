@@ -18,7 +18,8 @@ from speech_mtp.types import Kind, Positions
 class AnswerDataConfig:
     """``batch`` rows of at most ``length`` tokens: longer answers are cut. ``pack`` lets answers share a row, which is
     wrong for heads that look at other positions. Rows of a batch are filled up to a multiple of ``pad_to``. Every
-    ``dev_every``-th answer is held out."""
+    ``dev_every``-th answer is held out. With ``prompts`` heads learn after the words of the user too: the trunk's law
+    is known there as well, which is what soft targets need; what is held out is measured on answers all the same."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -26,6 +27,7 @@ class AnswerDataConfig:
     length: int = 512
     pack: bool = False
     pad_to: int = 32
+    prompts: bool = False
     dev_every: int = 50
     seed: int = 0
 
@@ -50,7 +52,7 @@ class AnswerData:
     def batch(self, number: int) -> Positions:
         """Batch n is batch n % len of pass n // len."""
         rows = [[self.answers[i] for i in self.rows[row]] for row in self.rows_of(number)]
-        return collate(rows, self.config.length, self.config.pad_to)
+        return collate(rows, self.config.length, self.config.pad_to, self.config.prompts)
 
     def rows_of(self, number: int) -> list[int]:
         """The rows of batch ``number``, counted over all batches of a pass: always the same answers."""
@@ -79,16 +81,16 @@ def fill_rows(sizes: list[int], order: list[int], length: int, open_rows: int = 
     return rows
 
 
-def collate(rows: list[list[Answer]], length: int, pad_to: int = 1) -> Positions:
+def collate(rows: list[list[Answer]], length: int, pad_to: int = 1, prompts: bool = False) -> Positions:
     """Rows of answers -> positions ``[B, T]``, T a multiple of ``pad_to``. An answer is a segment (from 1 on; 0 is
-    padding) that begins at rotary position 0; labels are the tokens of answers alone."""
+    padding) that begins at rotary position 0; labels are the tokens of answers alone, or of ``prompts`` too."""
     fields: list[Tensor] = []  # per row [n, 4]: token, label, index, segment
     for row in rows:
         parts = []
         for number, item in enumerate(row, start=1):
             ids = torch.tensor((item.prompt + item.answer)[:length])
             labels = torch.full_like(ids, IGNORE)
-            begin = max(0, len(item.prompt) - 1)
+            begin = 0 if prompts else max(0, len(item.prompt) - 1)
             labels[begin:-1] = ids[begin + 1 :]
             parts.append(torch.stack([ids, labels, torch.arange(len(ids)), torch.full_like(ids, number)], 1))
         fields.append(torch.cat(parts))

@@ -129,9 +129,11 @@ class TextMTPTask(Task):
             raise ValueError(f"length is {config.data.length}, but the model reads {lm.max_positions} tokens.")
         self.lm, self.heads, self.settings, self.config = lm.requires_grad_(False), heads, settings, config
         self.workers = workers or Workers()
-        self.train_data, self.dev_data = (
-            AnswerData(part, config.data) for part in split(answers, config.data.dev_every)
-        )
+        told, held_out = split(answers, config.data.dev_every)
+        self.train_data = AnswerData(told, config.data)
+        self.dev_data = AnswerData(held_out, replace(config.data, prompts=False))
+        if config.data.prompts and any({"hard"} & s.objective.losses.keys() for s in settings.values()):
+            raise ValueError("What a user says is no hard target; leave prompts out, or train on soft targets alone.")
         if config.keep_gb and config.lora:
             raise ValueError("The states of a trunk that learns cannot be kept; set keep_gb to 0.")
         self.kept = KeptStates(config.keep_gb * 2**30)

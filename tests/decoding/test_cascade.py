@@ -78,7 +78,10 @@ def test_lookups_grow_while_they_are_kept_whole(monkeypatch: pytest.MonkeyPatch)
 
 def test_without_a_match_the_draft_is_the_tree_s() -> None:
     head = bound(Walk, LM)
-    draft, tree = proposed(Cascade(head, nodes=6), [FRESH, WEAK]), proposed(Tree(head, nodes=6), [FRESH, WEAK])
+    draft, tree = (
+        proposed(Cascade(head, nodes=6, graft_nodes=0), [FRESH, WEAK]),
+        proposed(Tree(head, nodes=6), [FRESH, WEAK]),
+    )
     assert torch.equal(draft.tokens, tree.tokens)
     assert torch.equal(draft.parents, tree.parents)
 
@@ -118,7 +121,7 @@ def test_a_short_match_is_one_branch_more_where_nodes_are_left() -> None:
     chain = set(paths_of(proposed(Tree(head, **settings), [WEAK]), 0).values())
     looked = [8, 0, 6, 7, 8, 0, 6, 7][:8]
     for graft, nodes in ((False, 3), (True, 9)):
-        draft = proposed(Cascade(head, **settings, graft=graft), [WEAK])
+        draft = proposed(Cascade(head, **settings, graft=graft, graft_nodes=0 if graft else None), [WEAK])
         assert set(paths_of(draft, 0).values()) - chain == {tuple(looked[:n]) for n in range(1, nodes - 2)}
     assert draft.tokens.shape[1] == 10
     assert set(paths_of(proposed(Cascade(head, **settings, min_ngram=3), [WEAK]), 0).values()) == chain

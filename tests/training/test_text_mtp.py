@@ -95,6 +95,20 @@ def test_a_batch_holds_answers_as_they_were_generated() -> None:
     assert positions.segment.tolist() == [[1, 1, 1, 2, 2, 2, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0]]
 
 
+def test_prompts_are_labels_where_that_is_asked_for() -> None:
+    positions = collate([[Answer((7, 8), (9, 1)), Answer((5,), (6, 4))]], length=9, prompts=True)
+    assert positions.labels is not None
+    assert positions.labels[..., 0].tolist() == [[8, 9, 1, IGNORE, 6, 4, IGNORE]]
+    soft = HeadSettings({"name": "medusa"}, MTPConfig(losses={"soft": 1.0}))
+    learner = task({"medusa": soft}, {"prompts": True})
+    plain = task({"medusa": soft})
+    counts = [int((t.train_data.batch(0).labels != IGNORE).sum()) for t in (learner, plain)]
+    assert counts[0] == counts[1] + len(plain.train_data.batch(0).tokens)
+    assert torch.equal(learner.dev_data.batch(0).labels, plain.dev_data.batch(0).labels)
+    with pytest.raises(ValueError, match="no hard target"):
+        task({"medusa": MEDUSA}, {"prompts": True})
+
+
 @pytest.mark.parametrize("pack", [False, True])
 def test_every_pass_reads_every_answer_in_another_order(pack: bool) -> None:
     answers = counting_answers(50)
