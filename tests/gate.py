@@ -1,7 +1,8 @@
 """The quality gate of the shipped model: ``python -m tests.gate``, one line a check, exit code 1 if one fails.
 
-It speaks everyday sentences in every shipped voice and listens to them, holds streamed against offline sound, and
-recomputes greedy decoding without a cache. The bounds below are floors of a release, not records.
+It speaks everyday sentences in every shipped voice and listens to them, holds streamed against offline sound,
+recomputes greedy decoding without a cache, and lets the shipped head draft text. The bounds below are floors of a
+release, not records.
 """
 
 from __future__ import annotations
@@ -14,12 +15,20 @@ import torch
 from torch import Tensor
 
 import speech_mtp
+from speech_mtp import hub
+from speech_mtp.decoding import catalogue
+from speech_mtp.decoding.base import DecodingRule
+from speech_mtp.decoding.text import TextRun, start
+from speech_mtp.decoding.vanilla import Vanilla
+from speech_mtp.evaluation.identity import explain
 from speech_mtp.evaluation.wer import total_errors, transcribe, word_errors
 from speech_mtp.lm.bundle import SpeechModel
+from speech_mtp.lm.chat import opening
+from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.streaming.feed import sentences
 from speech_mtp.streaming.pipeline import Ramp, speak
 from speech_mtp.streaming.timed import Utterance, say
-from speech_mtp.types import Codes
+from speech_mtp.types import Codes, Sampling
 from tests.replay import greedy_tokens, shortfall
 
 MODEL = "tiny-en"
@@ -27,6 +36,7 @@ MAX_WER = 0.12
 SECONDS_PER_CHARACTER = (0.035, 0.15)
 MIN_RMS = 0.01
 MAX_DIFFERENCE = 1e-4
+MIN_TOKENS_PER_FORWARD = 1.4
 MAX_SHORTFALL = 1e-3  # nats: two logits so close may change places between two orders of summation
 
 SENTENCES = [
@@ -42,6 +52,19 @@ SENTENCES = [
     "She said that dinner would be ready in ten minutes.",
     "There are 24 students in the class, and all of them passed.",
     "Thank you very much for your help, and have a nice day!",
+]
+
+PROMPTS = [
+    "Why is the sky blue?",
+    "Write a short story about a fox and a train.",
+    "A baker sells 12 rolls at 3 dollars each and 5 cakes at 20 dollars each. How much does he earn?",
+    "Translate to German: The weather is nice today.",
+    "What are the advantages of riding a bicycle to work?",
+    "Summarize: The committee met on Monday. It decided to close the bridge for repairs, which will take two weeks.",
+    "Who wrote Romeo and Juliet?",
+    "Write a Python function that adds two numbers.",
+    "Give me three tips for a good night's sleep.",
+    "Explain what a magnet is to a child.",
 ]
 
 Check = tuple[str, bool, str]
@@ -120,6 +143,29 @@ def lossless_checks(model: SpeechModel, voice: str) -> Iterator[Check]:
     yield "greedy decoding equals recomputation", worst <= MAX_SHORTFALL, figures
 
 
+def text_checks() -> Iterator[Check]:
+    """The shipped head drafts, and the text is that of plain decoding, or parts from it where two logits tie."""
+    lm = TextLM.from_folder(hub.find_backbone(None)).prepare()
+    head = hub.load_head(hub.find_head(hub.DEFAULT_HEAD), lm).prepare()
+    prompts = [opening(lm.tokenizer, [{"role": "user", "content": prompt}]) for prompt in PROMPTS]
+
+    def said(rule: DecodingRule) -> TextRun:
+        run = start(lm, prompts, Sampling(temperature=0), rule, 48)
+        run.complete()
+        return run
+
+    plain = said(Vanilla())
+    for name in ("chain", "tree", "cascade"):
+        drafted = said(catalogue.build(name, head))
+        parted = [i for i in range(len(prompts)) if drafted.tokens[i] != plain.tokens[i]]
+        faults = [i for i in parted if not explain(lm, prompts[i], drafted.tokens[i], plain.tokens[i], i).tie]
+        figures = f"{len(prompts) - len(parted)} of {len(prompts)} texts, {len(parted) - len(faults)} ties"
+        yield f"{name} writes what plain decoding writes", not faults, figures
+    gained = drafted.statistics.tokens_per_forward
+    figures = f"{gained:.2f} tokens per forward, bound {MIN_TOKENS_PER_FORWARD}"
+    yield "drafting saves forwards", gained >= MIN_TOKENS_PER_FORWARD, figures
+
+
 def seed_checks(model: SpeechModel) -> Iterator[Check]:
     """The same seed gives the same sound, another seed another."""
     first, again = (say(model, SENTENCES[0]).wave for _ in range(2))
@@ -145,7 +191,7 @@ def main() -> int:
     voices = list(model.voices)
     parts: list[Callable[[], Iterator[Check]]] = [lambda voice=v: sound_checks(model, voice) for v in voices]  # type: ignore[misc]
     parts += [lambda: streaming_checks(model, voices[0]), lambda: lossless_checks(model, voices[0])]
-    parts += [lambda: seed_checks(model)]
+    parts += [lambda: seed_checks(model), text_checks]
     return 1 if run(parts) else 0
 
 
