@@ -23,11 +23,8 @@ def test_a_head_and_its_rules() -> None:
     assert "vanilla" not in catalogue.fitting(medusa)
     assert "chain" not in catalogue.fitting(leap)
     assert "vanilla" in catalogue.fitting(None)
-    assert (catalogue.default(None), catalogue.default(medusa), catalogue.default(leap)) == (
-        "vanilla",
-        "cascade",
-        "leap",
-    )
+    assert (catalogue.default(None), catalogue.default(leap)) == ("vanilla", "leap")
+    assert catalogue.label(catalogue.default(medusa)) == "cascade(confidence=0.05)"
     for head in (None, medusa, leap):
         assert all(catalogue.build(name, head) for name in catalogue.fitting(head))
 
