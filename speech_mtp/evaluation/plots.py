@@ -58,9 +58,9 @@ def speed_bars(report: dict[str, Any], out: Path) -> None:
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 1 + 0.3 * len(rows)), sharey=True)
     panels[0].barh(names, middle, xerr=[low, high], color=["C0" if row["rule"] else "C7" for row in rows], capsize=2)
     panels[0].axvline(1, color="black", linewidth=0.8)
-    panels[0].set_xlabel("speed-up over plain decoding")
+    panels[0].set_xlabel("x plain decoding")
     panels[1].barh(names, [row["tokens_per_forward"] or 0 for row in rows], color="C1")
-    panels[1].set_xlabel("tokens per forward, bonus token included")
+    panels[1].set_xlabel("tokens per forward")
     _save(figure, out)
 
 
