@@ -105,7 +105,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 def test_a_head_is_stored_again_with_fewer_bits(tmp_path: Path) -> None:
     lm = tiny_text_lm()
-    spec = {"name": "eagle3", "taps": [0, 1, 2], "private": False, "intermediate_size": 64}
+    spec = {"name": "eagle3", "taps": [0, 1, 2], "private": False, "intermediate_size": 1024}
     head = trained(lm, spec)
     head.accuracies = [[0.5, 0.25], [0.25, 0.125]]
     hub.save_head(head, tmp_path / "head", spec, lm.fingerprint)
