@@ -284,7 +284,7 @@ def load_head(folder: str | Path, lm: TextLM) -> MTPHead:
     config, state = load_checkpoint(folder, kind="head")
     try:
         spec, shape, backbone = config["head"], TrunkShape(**config["trunk"]), str(config["backbone"])
-        offsets, accuracies = tuple(config["offsets"]), config.get("accuracies")
+        offsets, accuracies = tuple(config["offsets"]), _checked_accuracies(config.get("accuracies"))
     except (TypeError, KeyError) as error:
         raise ValueError(f"{Path(folder) / CONFIG} has settings that this version does not know: {error}.") from error
     if shape.vocab_size != lm.vocab_size:
@@ -304,6 +304,20 @@ def load_head(folder: str | Path, lm: TextLM) -> MTPHead:
     head.accuracies = accuracies
     head.bind(Binding(**lm.binding()))
     return head.to(lm.device).eval()
+
+
+def _checked_accuracies(rows: Any) -> list[list[float]] | None:
+    """What ``MTPHead.accuracies`` may be. Raises TypeError otherwise."""
+    if rows is None:
+        return None
+    try:
+        rates = [[float(rate) for rate in row] for row in rows]
+        sane = all(0 <= rate <= 1 for row in rates for rate in row)
+    except (TypeError, ValueError):
+        sane = False
+    if not sane:
+        raise TypeError("accuracies must be lists of numbers from 0 to 1, one list per offset")
+    return rates
 
 
 # -- speech models --------------------------------------------------------------------------------------------------

@@ -87,6 +87,9 @@ def test_damaged_files_are_refused_in_one_sentence(saved: Path, damage: Callable
         ({"trunk": {"size": 3}}, "settings that this version does not know"),
         ({"head": {**SPEC, "num_heads": 2}}, r"lists the offsets \(2, 3, 4\), but its head has \(2, 3\)"),
         ({"head": {**SPEC, "private": False}}, "do not fit together"),
+        ({"accuracies": 0.5}, "accuracies must be lists of numbers from 0 to 1"),
+        ({"accuracies": [[0.5, "often"]]}, "accuracies must be lists of numbers from 0 to 1"),
+        ({"accuracies": [[0.5, 1.5]]}, "accuracies must be lists of numbers from 0 to 1"),
         ({"head": {"name": "medusae"}}, "There is no 'medusae' in heads; did you mean 'medusa'"),
     ],
 )

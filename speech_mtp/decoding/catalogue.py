@@ -57,15 +57,14 @@ def build(spec: Spec, head: MTPHead | None = None) -> DecodingRule:
     return rule
 
 
-def default(head: MTPHead | None) -> Spec:
-    """The rule to use when none is asked for: plain decoding without a head, otherwise a cascade that drafts nothing
-    it is unsure of (the fastest on a CPU: ``recipes/text_mtp/RESULTS.md``), or what fits."""
+def default(head: MTPHead | None) -> str:
+    """The rule to use when none is asked for: plain decoding without a head, otherwise the cascade, or what fits."""
     if head is None:
         return "vanilla"
     known = fitting(head)
     if not known:
         raise ValueError(f"There is no rule that drafts with {type(head).__name__} {head.offsets}.")
-    return {"name": "cascade", "confidence": 0.05} if "cascade" in known else known[0]
+    return "cascade" if "cascade" in known else known[0]
 
 
 def label(spec: Spec) -> str:

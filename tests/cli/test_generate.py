@@ -124,7 +124,7 @@ def test_the_packaged_head_drafts_for_its_backbone(
         return figures["head"], figures["rule"]
 
     head, rule = used()
-    assert (head, rule) == ("medusa", "cascade(confidence=0.05)")
+    assert (head, rule) == ("medusa", "cascade")
     assert used("--rule", "chain") == ("medusa", "chain")
     assert used("--rule", "vanilla") == (None, "vanilla")
     assert used("--rule", "lookup") == (None, "lookup")

@@ -24,7 +24,7 @@ def test_a_head_and_its_rules() -> None:
     assert "chain" not in catalogue.fitting(leap)
     assert "vanilla" in catalogue.fitting(None)
     assert (catalogue.default(None), catalogue.default(leap)) == ("vanilla", "leap")
-    assert catalogue.label(catalogue.default(medusa)) == "cascade(confidence=0.05)"
+    assert catalogue.default(medusa) == "cascade"
     for head in (None, medusa, leap):
         assert all(catalogue.build(name, head) for name in catalogue.fitting(head))
 

@@ -19,7 +19,6 @@ from speech_mtp.corpus import build
 from speech_mtp.corpus.codes import CodeCorpus, CodeRow, save_codes
 from speech_mtp.decoding.engine import Guard
 from speech_mtp.evaluation import speech_report
-from speech_mtp.lm.backbone import fingerprint_of
 from speech_mtp.lm.direct import DirectLM
 from speech_mtp.streaming.timed import say
 from speech_mtp.training.lm import LMTaskConfig
@@ -27,24 +26,13 @@ from speech_mtp.training.runs import run
 from speech_mtp.training.stages import LMRun, TrainConfig
 from speech_mtp.types import Sampling
 from tests.cli import running
-from tests.lm.tiny import tiny_config, tiny_tokenizer
+from tests.lm.tiny import tiny_tokenizer
 from tests.tiny import tiny_lm, tiny_model
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "tiny_en"
 TEXTS = ["hello there.", "the quick brown fox jumps.", "good morning", "it is a lazy dog."]
 SPEECH = "Good morning, Dr. Fox! The quick brown dog jumps over 12 lazy dogs. It is good, it is late, and we like it."
 CODEC = Decoupled.tiny()
-
-
-@pytest.fixture
-def backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A tiny instruct model on disk, which is found as the backbone."""
-    folder = tmp_path / "backbone"
-    torch.manual_seed(0)
-    LlamaForCausalLM(tiny_config()).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    monkeypatch.setattr(hub, "resolve_backbone", lambda *_: folder)
-    return {"sha256": fingerprint_of(folder)}
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM
 
 pytest.importorskip("wordfreq", reason="needs the train extra")
 
@@ -37,7 +36,6 @@ from speech_mtp.training.runs import run
 from speech_mtp.training.stages import TextMTPRun, TrainConfig
 from speech_mtp.training.text_mtp import HeadSettings, TextMTPTask, TextMTPTaskConfig, build_head, looks_across
 from speech_mtp.types import LMOutput
-from tests.lm.tiny import tiny_config, tiny_tokenizer
 from tests.training.test_resume import ROOT, curve, kill_after_a_checkpoint, one_thread  # noqa: F401
 from tests.training.tiny_text import VOCAB, counting_answers, tiny_text_lm
 
@@ -399,16 +397,6 @@ def test_the_joint_stage_resumes_and_its_export_is_a_trunk_of_its_own(tmp_path: 
 
 
 # -- stages and recipes ---------------------------------------------------------------------------------------------
-@pytest.fixture
-def backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A tiny instruct model on disk, which is found as the backbone."""
-    torch.manual_seed(0)
-    LlamaForCausalLM(tiny_config(3)).save_pretrained(tmp_path / "backbone")
-    tiny_tokenizer().save_pretrained(tmp_path / "backbone")
-    monkeypatch.setattr(hub, "resolve_backbone", lambda *_: tmp_path / "backbone")
-    return {"sha256": fingerprint_of(tmp_path / "backbone")}
-
-
 def test_the_stages_end_in_heads_that_load(tmp_path: Path, backbone: dict[str, Any]) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"ask": "hello"}\n{"ask": "the dog"}\n')
     common = {"backbone": backbone, "device": "cpu"}

@@ -8,17 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
-from speech_mtp import hub
 from speech_mtp.cli import training
-from speech_mtp.lm.backbone import Backbone, fingerprint_of
+from speech_mtp.lm.backbone import Backbone
 from speech_mtp.text.phonemes import Unit
 from speech_mtp.training.lm import UnitStore
 from speech_mtp.training.runs import run
 from speech_mtp.training.stages import TrainConfig, UnitsRun
 from speech_mtp.training.text_encoder import StoredStates
-from tests.lm.tiny import Letters, tiny_config, tiny_tokenizer
+from tests.lm.tiny import Letters
 
 TEXTS = ["hello there.", "the quick brown fox jumps.", "good morning", "it is a zebra, is it?", "a lazy dog."]
 
@@ -33,25 +31,21 @@ class Refusing(Letters):
 
 
 @pytest.fixture
-def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    folder = tmp_path / "backbone"
-    torch.manual_seed(0)
-    LlamaForCausalLM(tiny_config()).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    monkeypatch.setattr(hub, "resolve_backbone", lambda *_: folder)
+def stage(tmp_path: Path, backbone: dict[str, Any]) -> dict[str, Any]:
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(TEXTS))
-    source = {"sha256": fingerprint_of(folder)}
     given = {"kind": "units", "out": tmp_path / "units", "texts": [texts], "g2p": f"{__name__}:Refusing"}
-    return {**given, "backbone": source, "hidden_layer": 2, "batch": 3, "device": "cpu"}
+    return {**given, "backbone": backbone, "hidden_layer": 2, "batch": 3, "device": "cpu"}
 
 
-def test_a_text_that_cannot_be_read_is_left_out(stage: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_text_that_cannot_be_read_is_left_out(
+    tmp_path: Path, stage: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(TrainConfig(run=UnitsRun(**stage))) == {"texts": 4, "refused": 1}
     assert "left out: there is no way to say 'it is a zebra, is it?'" in capsys.readouterr().err
     store = UnitStore(stage["out"])
     assert sorted(store.index) == sorted(text for text in TEXTS if "zebra" not in text)
-    backbone = Backbone.from_folder(hub.resolve_backbone(), torch.bfloat16, hidden_layer=2)
+    backbone = Backbone.from_folder(tmp_path / "backbone", torch.bfloat16, hidden_layer=2)
     states = StoredStates(backbone, store)
     known = states.known(TEXTS)
     assert known == [text for text in TEXTS if "zebra" not in text]
