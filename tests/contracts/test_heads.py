@@ -253,6 +253,19 @@ def test_rows_and_pieces_do_not_matter(case: Case) -> None:
         near(torch.stack(list(draft(head, alone, ahead[b : b + 1])))[:, 0], together[:, b])
 
 
+@where(lambda head: True, CASES)
+@torch.no_grad()
+def test_a_prepared_head_drafts_the_same(case: Case) -> None:
+    heads = make(case), make(case).prepare()
+    hidden, tokens = texts(heads[0])
+    lengths = [4, 2]
+    ahead = torch.stack([tokens[b, n + 1 :][:1] for b, n in enumerate(lengths)])
+    plain, fast = (new_state(head, 2) for head in heads)
+    for head, state in zip(heads, (plain, fast), strict=True):
+        feed(head, state, hidden, tokens, [0, 0], lengths)
+    near(torch.stack(list(draft(heads[1], fast, ahead))), torch.stack(list(draft(heads[0], plain, ahead))))
+
+
 @where()
 @torch.no_grad()
 def test_a_branch_of_a_tree_is_a_chain(case: Case) -> None:
