@@ -11,10 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 def llama_config(vocab_size: int, dim: int, **more: Any) -> LlamaConfig:
     """Four heads, two with keys of their own; feed-forward layers of 1.5 ``dim``; no end token unless one is named."""
     sizes = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
+    sizes["intermediate_size"] = dim * 3 // 2
     ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    return LlamaConfig(
-        vocab_size=vocab_size, hidden_size=dim, intermediate_size=dim * 3 // 2, **{**sizes, **ends, **more}
-    )
+    return LlamaConfig(vocab_size=vocab_size, hidden_size=dim, **{**sizes, **ends, **more})
 
 
 def random_llama(vocab_size: int, dim: int, seed: int = 0, **more: Any) -> LlamaForCausalLM:

@@ -34,7 +34,7 @@ Questions = Annotated[
 Out = Annotated[Path, typer.Option("--json", help="File for the report; beside it, measurements as .jsonl.")]
 Heads = Annotated[str, typer.Option(help="all or default of the packaged ones, or names and folders: a,b; none.")]
 Rules = Annotated[str, typer.Option(help="all, or names: chain,{name: tree, ...}.")]
-Dtypes = Annotated[str, typer.Option(help="fp32, bf16 or fp32,bf16.")]
+Dtypes = Annotated[str, typer.Option(help="Several of fp32, bf16, bf16-invariant: a,b.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="So many of the questions, the first ones.")]
 Tokens = Annotated[int, typer.Option(min=1, help="Of every answer.")]
 
@@ -73,7 +73,10 @@ def bench_text(
     weights: dict[str, str] = {}
     for dtype, lm in _models(dtypes, backbone, device, compile).items():
         loaded = _load_heads(named, lm, weights)
-        contenders += [*ours(lm, dtype, loaded, chosen), *theirs(lm, dtype)]
+        contenders += ours(lm, dtype, loaded, chosen)
+        if lm.invariant:
+            continue  # nobody else has it
+        contenders += theirs(lm, dtype)
         if native is not None:
             contenders.append(native_mtp(lm, dtype, native))
     if gguf is not None:
@@ -99,7 +102,8 @@ def bench_identity(
     backbone: TextBackbone = None,
     device: Device = "cpu",
 ) -> int:
-    """Greedy answers to the first turns against plain decoding and transformers; exit code 1 for a fault in fp32."""
+    """Greedy answers to the first turns against plain decoding and transformers; exit code 1 for a fault, which what
+    bf16 rounds otherwise is not."""
     check_output(out, (".json",))
     from speech_mtp.evaluation.contenders import ours, theirs
     from speech_mtp.evaluation.identity import Group, faults, identity
@@ -112,8 +116,10 @@ def bench_identity(
     groups: list[Group] = []
     weights: dict[str, str] = {}
     for dtype, lm in _models(dtypes, backbone, device).items():
-        pairs, peer = ours(lm, dtype, _load_heads(named, lm, weights), chosen), theirs(lm, dtype, lookup=False)[0]
-        groups.append(Group(lm, [*pairs, peer], {"vanilla": pairs[0], "transformers": peer}))
+        pairs = ours(lm, dtype, _load_heads(named, lm, weights), chosen)
+        peers = [] if lm.invariant else theirs(lm, dtype, lookup=False)
+        references = {"vanilla": pairs[0], **{peer.program: peer for peer in peers}}
+        groups.append(Group(lm, [*pairs, *peers], references))
     prompts = [opening(lm.tokenizer, [{"role": "user", "content": question.turns[0]}]) for question in asked]
     everybody = [contender for group in groups for contender in group.contenders]
     journal = _journal(out, asked, everybody, weights, max_new_tokens, lm, batch=batch)

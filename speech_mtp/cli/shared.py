@@ -119,7 +119,8 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
 
 
 # -- text models ------------------------------------------------------------------------------------------------------
-DTYPES = ("fp32", "bf16")
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "bf16-invariant": "bfloat16"}
+"""The last is slower and gives the same text whatever drafts it: ``TextLM.prepare(invariant=True)``."""
 TextBackbone = Annotated[
     str | None, typer.Option("--backbone", help="Folder or hub id of the language model; by default the packaged one.")
 ]
@@ -130,7 +131,7 @@ Compile = Annotated[bool, typer.Option("--compile", help="Fuse small operations:
 def load_text_lm(backbone: str | None, dtype: str, device: str, compile: bool = False) -> TextLM:
     """The causal LM in ``backbone`` (None: that of the default model)."""
     if dtype not in DTYPES:
-        raise ValueError(f"The dtype is {dtype!r}; use {' or '.join(DTYPES)}.")
+        raise ValueError(f"The dtype is {dtype!r}; use {', '.join(DTYPES)}.")
     import torch
 
     from speech_mtp import hub
@@ -142,8 +143,8 @@ def load_text_lm(backbone: str | None, dtype: str, device: str, compile: bool = 
         raise ValueError(
             f"The device {device!r} cannot be used here; use cpu, or cuda where there is a GPU."
         ) from error
-    lm: TextLM = TextLM.from_folder(hub.find_backbone(backbone), torch.float32 if dtype == "fp32" else torch.bfloat16)
-    return lm.to(place).prepare(compile=compile)
+    lm: TextLM = TextLM.from_folder(hub.find_backbone(backbone), getattr(torch, DTYPES[dtype]))
+    return lm.to(place).prepare(compile=compile, invariant=dtype.endswith("-invariant"))
 
 
 def load_head(name: str, lm: TextLM) -> MTPHead:

@@ -51,8 +51,8 @@ class Cascade(HeadRule):
 
     Where the newest ``sure_ngram`` tokens have appeared before, a row drafts the ``lookup_depth`` tokens that followed.
     Other rows draft the dynamic tree of :class:`~speech_mtp.decoding.tree.Tree`, whose settings ``nodes``, ``depth``,
-    ``top_k`` (1: a chain) and ``confidence`` are; the defaults were the fastest on a CPU (``recipes/text_mtp``). When no
-    row needs it the head does not draft, but it always reads.
+    ``top_k`` (1: a chain) and ``confidence`` are (the defaults were the fastest on a CPU: ``recipes/text_mtp``). When
+    no row needs it the head does not draft, but it always reads.
     With ``graft``, such a tree is given one branch more, what followed a shorter match of ``min_ngram`` tokens or more
     (default 2), as far as the tree has fewer than ``nodes``, and ``graft_nodes`` (default 4) more; what it holds of
     that branch already is not repeated.

@@ -5,6 +5,13 @@ It computes what the layers of ``transformers`` compute, from the same weights a
 (:mod:`speech_mtp.nn.packed`), the residual stream and attention are kept in float32 (half-precision attention is slow
 there), and nothing is done that decoding does not need. Other families go through their own layers
 (:class:`speech_mtp.lm.text_lm.TextLM`).
+
+*Invariant* decoding gives a node the very same numbers whether it is verified alone, in a chain, in a tree or in a
+batch, so that greedy text in bfloat16 does not depend on what drafts it. What it takes on a CPU: no product sees a
+single row (:class:`speech_mtp.nn.packed.PackedLinear`; of two rows or more, each is summed in the same order), and
+attention, whose sums change their order with the number of queries and with where the keys lie, is computed in
+float64. Another order then changes the last of 53 bits, which is not seen after rounding to the 8 of bfloat16 unless
+the sum lies within 2^-44 of a border.
 """
 
 from __future__ import annotations
@@ -19,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speech_mtp.nn.kv_cache import KVCache
-from speech_mtp.nn.packed import PackedLinear
+from speech_mtp.nn.packed import PackedLinear, is_invariant
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """``config.model_type`` of the families with this decoder: RMS norms, rotary positions, SwiGLU."""
@@ -28,14 +35,14 @@ _ROPES = ("default", "linear", "llama3")  # others change with the length of the
 
 
 class Norm:
-    """``w x / sqrt(mean(x^2) + eps)``. On a CPU as ``sqrt(D) w x / hypot(|x|, sqrt(D eps))``: four passes over ``x``
-    where the library takes eight."""
+    """``w x / sqrt(mean(x^2) + eps)``. On a CPU as ``sqrt(D) w x / sqrt(|x|^2 + D eps)``: four passes over ``x`` where
+    the library takes eight."""
 
     def __init__(self, module: Any, dtype: torch.dtype) -> None:
         self.weight, self.eps = module.weight.detach().to(dtype), module.variance_epsilon
         dim = len(self.weight)
         self.scaled = self.weight * dim**0.5
-        self.least = torch.tensor((dim * self.eps) ** 0.5, dtype=dtype, device=self.weight.device)
+        self.least = torch.tensor(dim * self.eps, dtype=dtype, device=self.weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
         return _normed(x, self.weight, self.eps, self.scaled, self.least)
@@ -45,7 +52,7 @@ def _normed(x: Tensor, weight: Tensor, eps: float, scaled: Tensor, least: Tensor
     if x.device.type != "cpu":
         return F.rms_norm(x, weight.shape, weight, eps)
     size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / torch.hypot(size, least) * scaled
+    return x / torch.addcmul(least, size, size).sqrt_() * scaled
 
 
 # What a layer does between its products and attention, as functions of tensors that a compiler can fuse.
@@ -90,19 +97,37 @@ class _Layer:
 
 
 class Decoder:
-    """``model`` is a Hugging Face causal LM of :data:`FAMILIES`; its weights are copied where they are packed."""
+    """``model`` is a Hugging Face causal LM of :data:`FAMILIES`; its weights are copied where they are packed.
 
-    def __init__(self, model: Any) -> None:
+    Raises ValueError if ``invariant`` decoding is asked for where it is not known to be: elsewhere than on a CPU, in
+    another precision than bfloat16, or where the processor's products depend on the number of rows all the same.
+    """
+
+    def __init__(self, model: Any, invariant: bool = False) -> None:
         decoder, c = model.base_model, model.config
         weight = model.get_input_embeddings().weight
         self.head_dim: int = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
         self.sizes = (c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads)
         # Norms, residuals and attention: float32 on a CPU, where that costs nothing; the model's own dtype elsewhere.
         self.dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
+        self.invariant = invariant
+        self.cache_dtype = torch.float64 if invariant else self.dtype
+        """Of keys, values and attention."""
         self.layers = [self._layer(layer) for layer in decoder.layers]
         self.norm = Norm(decoder.norm, self.dtype)
         self.rotary = decoder.rotary_emb
         self._maths = _Maths()
+        if invariant:
+            self._check_invariance(weight)
+
+    def _check_invariance(self, weight: Tensor) -> None:
+        if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
+            raise ValueError(
+                f"Invariant decoding is there for bfloat16 on a CPU, not for {weight.dtype} on {weight.device.type}."
+            )
+        first = self.layers[0]
+        if not all(map(is_invariant, (first.qkv, first.leave, first.gate_up, first.down))):
+            raise ValueError("On this processor a product depends on the number of rows, so decoding is not invariant.")
 
     @torch.inference_mode()
     def compile(self) -> bool:
@@ -149,20 +174,30 @@ class Decoder:
         q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
         return _Layer(
             Norm(layer.input_layernorm, self.dtype),
-            _joined(attention.q_proj, attention.k_proj, attention.v_proj),
+            self._joined(attention.q_proj, attention.k_proj, attention.v_proj),
             None if q_norm is None else Norm(q_norm, self.dtype),
             None if k_norm is None else Norm(k_norm, self.dtype),
-            _joined(attention.o_proj),
+            self._joined(attention.o_proj),
             Norm(layer.post_attention_layernorm, self.dtype),
-            _joined(mlp.gate_proj, mlp.up_proj),
-            _joined(mlp.down_proj),
+            self._joined(mlp.gate_proj, mlp.up_proj),
+            self._joined(mlp.down_proj),
+        )
+
+    def _joined(self, *modules: Any) -> PackedLinear:
+        """Linear layers of one input as one, outputs in order."""
+        biases = [module.bias for module in modules]
+        return PackedLinear(
+            torch.cat([module.weight.detach() for module in modules]),
+            None if biases[0] is None else torch.cat([bias.detach() for bias in biases]),
+            self.invariant,
         )
 
     def __call__(
         self, x: Tensor, index: Tensor, mask: Tensor | None, cache: KVCache, taps: tuple[int, ...] = (-1,)
     ) -> tuple[Tensor, Tensor]:
-        """``x [B, M, D]`` embeddings at positions ``index [B, M]``; ``mask [B, 1, M, S]`` is added to the attention
-        scores over the first S entries of ``cache`` (None: all may be seen), to which the M nodes are written.
+        """``x [B, M, D]`` embeddings at positions ``index [B, M]``; ``mask [B, 1, M, S]``, in ``cache_dtype``, is added
+        to the attention scores over the first S entries of ``cache`` (None: all may be seen), to which the M nodes are
+        written.
 
         Returns the states of ``taps`` ``[B, M, taps, D]`` and those after the final norm ``[B, M, D]``.
         """
@@ -191,7 +226,7 @@ class Decoder:
     def _attend(
         self, layer: _Layer, i: int, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache
     ) -> Tensor:
-        joined = layer.qkv(x).to(self.dtype).unflatten(-1, (-1, self.head_dim))
+        joined = layer.qkv(x).to(self.cache_dtype).unflatten(-1, (-1, self.head_dim))
         q_heads, k_heads, _ = self.sizes
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k, v = joined.split(self.sizes, 2)
@@ -204,12 +239,3 @@ class Decoder:
         grouped = q_heads != k_heads
         y = F.scaled_dot_product_attention(turned[:, :q_heads], keys, values, attn_mask=mask, enable_gqa=grouped)
         return layer.leave(y.transpose(1, 2).flatten(2))
-
-
-def _joined(*modules: Any) -> PackedLinear:
-    """Linear layers of one input as one, outputs in order."""
-    biases = [module.bias for module in modules]
-    return PackedLinear(
-        torch.cat([module.weight.detach() for module in modules]),
-        None if biases[0] is None else torch.cat([bias.detach() for bias in biases]),
-    )

@@ -61,11 +61,11 @@ class Unembedding(OutputLayer):
         super().__init__((int(torch.as_tensor(layer.weight).shape[0]),))
         self._layer: tuple[Any, ...] = (layer,)  # in a tuple: shared, not owned
 
-    def pack(self) -> None:
-        """Multiply packed weights from now on, without gradients."""
+    def pack(self, invariant: bool = False) -> None:
+        """Multiply packed weights from now on, without gradients; ``invariant`` as for :class:`PackedLinear`."""
         layer = self._layer[0]
         if not isinstance(layer, PackedLinear):
-            self._layer = (PackedLinear(layer.weight, getattr(layer, "bias", None)),)
+            self._layer = (PackedLinear(layer.weight, getattr(layer, "bias", None), invariant),)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., D]`` -> ``[..., V]``, in the model's precision."""
@@ -106,19 +106,27 @@ class TextLM(nn.Module):
         self._decoder: Decoder | None = None
         self._graphs: GraphedForward | None = None
 
-    def prepare(self, keep_layers: bool = True, graphs: bool = True, compile: bool = False) -> Self:
+    def prepare(
+        self, keep_layers: bool = True, graphs: bool = True, compile: bool = False, invariant: bool = False
+    ) -> Self:
         """Make ready to decode fast: weights are packed. Training the model further needs to load it anew.
 
         Without ``keep_layers`` the layers that decoding does not need are let go, and their memory with them.
         ``graphs`` lets a GPU verify drafts by CUDA graphs (:mod:`speech_mtp.lm.graphs`; not for families that decode by
         their own layers). ``compile`` fuses what lies between the products, if there is a compiler
-        (:meth:`speech_mtp.lm.decoder.Decoder.compile`). Raises ValueError for families that cannot be compiled.
+        (:meth:`speech_mtp.lm.decoder.Decoder.compile`). ``invariant`` gives every node the same numbers whatever it is
+        verified with (:mod:`speech_mtp.lm.decoder`): greedy text in bfloat16 is then the same whatever drafts it.
+
+        Raises ValueError for families that cannot be compiled, for what cannot be invariant, and for both at once.
         """
+        if invariant and (compile or not Decoder.fits(self.model) or (self._decoder and not self.invariant)):
+            why = "a compiled one" if compile else f"a {self.model.config.model_type!r} model that decodes as it does"
+            raise ValueError(f"Decoding cannot be invariant with {why}; leave invariant out.")
         if self._decoder is None:
-            self.output.pack()
             if Decoder.fits(self.model):
-                self._decoder = Decoder(self.model)
-            else:
+                self._decoder = Decoder(self.model, invariant)
+            self.output.pack(invariant)
+            if self._decoder is None:
                 pack_linears(self.model.base_model)
         if self._decoder is not None and not keep_layers:
             self.model.base_model.layers = nn.ModuleList()
@@ -170,6 +178,11 @@ class TextLM(nn.Module):
         return self.model.get_input_embeddings().weight.dtype
 
     @property
+    def invariant(self) -> bool:
+        """Whether a node is given the same numbers whatever it is verified with."""
+        return self._decoder is not None and self._decoder.invariant
+
+    @property
     def ends(self) -> frozenset[int]:
         """The tokens that end an answer."""
         named = getattr(self.model.generation_config, "eos_token_id", None)
@@ -210,7 +223,7 @@ class TextLM(nn.Module):
     # -- decoding ---------------------------------------------------------------------------------------------
     def open(self, rows: int, size: int = 128) -> TextState:
         """``rows`` empty rows with room for ``size`` tokens at first (it grows)."""
-        dtype = self.dtype if self._decoder is None else self._decoder.dtype
+        dtype = self.dtype if self._decoder is None else self._decoder.cache_dtype
         cache = KVCache.empty(self.num_layers, rows, self._heads, size, self._head_dim, self.device, dtype)
         zeros = torch.zeros(rows, dtype=torch.long, device=self.device)
         tokens = torch.zeros(rows, size + 1, dtype=torch.long, device=self.device)
@@ -287,7 +300,7 @@ class TextLM(nn.Module):
             return self.trunk_states(x, index, cache.mask(ancestors), cache, taps)
         mask = None
         if tokens.numel() > 1 or self.device.type != "cpu":  # one node alone on a CPU sees all
-            mask = _additive(cache.mask(ancestors, seen), decoder.dtype)
+            mask = _additive(cache.mask(ancestors, seen), decoder.cache_dtype)
         hidden, final = decoder(x, index, mask, cache, taps)
         return LMOutput(hidden.to(self.dtype), final=final.to(self.dtype))
 

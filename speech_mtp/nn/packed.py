@@ -39,10 +39,13 @@ class PackedLinear:
     On a CPU with oneDNN the weights are copied into its blocked layout, which takes little more than half the time of
     ``torch.nn.functional.linear`` for a few rows (``recipes/text_mtp/RESULTS.md``); elsewhere that function runs on the
     weights themselves. The results of both differ by rounding.
+
+    oneDNN may sum a row that comes alone in another order than one among others. ``invariant`` computes it twice
+    instead, so that what a row gives does not depend on how many there are (:func:`is_invariant` tries it).
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        weight = weight.detach()
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, invariant: bool = False) -> None:
+        weight, self.invariant = weight.detach(), invariant
         self.dtype = weight.dtype
         self.shape = (weight.shape[0], weight.shape[1])
         self.bias = None if bias is None else bias.detach()
@@ -52,8 +55,17 @@ class PackedLinear:
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
         if self.packed:
+            if self.invariant and x.numel() == x.shape[-1]:
+                return _multiply(x.expand(2, *x.shape), self._weight, self.bias)[0]
             return _multiply(x, self._weight, self.bias)
         return F.linear(x, self._weight, self.bias)
+
+
+def is_invariant(linear: PackedLinear, rows: int = 256) -> bool:
+    """Whether random rows give the very same numbers alone, in pairs, and many at a time."""
+    x = torch.randn(rows, linear.shape[1], generator=torch.Generator().manual_seed(0)).to(linear.dtype)
+    whole = linear(x)
+    return all(torch.equal(torch.cat([linear(piece) for piece in x.split(size)]), whole) for size in (1, 2, 7, 33))
 
 
 def pack_linears(module: nn.Module) -> None:
