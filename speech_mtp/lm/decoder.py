@@ -193,11 +193,17 @@ class Decoder:
         )
 
     def __call__(
-        self, x: Tensor, index: Tensor, mask: Tensor | None, cache: KVCache, taps: tuple[int, ...] = (-1,)
+        self,
+        x: Tensor,
+        index: Tensor,
+        mask: Tensor | None,
+        cache: KVCache,
+        taps: tuple[int, ...] = (-1,),
+        causal: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """``x [B, M, D]`` embeddings at positions ``index [B, M]``; ``mask [B, 1, M, S]``, in ``cache_dtype``, is added
         to the attention scores over the first S entries of ``cache`` (None: all may be seen), to which the M nodes are
-        written.
+        written. ``causal``: the cache is empty, and each node sees itself and those before; no mask is needed.
 
         Returns the states of ``taps`` ``[B, M, taps, D]`` and those after the final norm ``[B, M, D]``.
         """
@@ -211,7 +217,7 @@ class Decoder:
         for i, (layer, leave) in enumerate(zip(self.layers, self._leaves(), strict=True)):
             if i in taps:
                 found[i] = x
-            x, normed = self._add(x, self._attend(layer, i, normed, cos, sin, mask, cache), layer.middle)
+            x, normed = self._add(x, self._attend(layer, i, normed, cos, sin, mask, cache, causal), layer.middle)
             x, normed = self._add(x, layer.down(self._maths.gated(layer.gate_up(normed))), leave)
         found[-1] = normed
         return torch.stack([found[tap] for tap in taps], 2), normed
@@ -224,7 +230,15 @@ class Decoder:
         return self._maths.added(x, y, norm.weight, norm.eps, norm.scaled, norm.least)
 
     def _attend(
-        self, layer: _Layer, i: int, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache
+        self,
+        layer: _Layer,
+        i: int,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        cache: KVCache,
+        causal: bool,
     ) -> Tensor:
         joined = layer.qkv(x).to(self.cache_dtype).unflatten(-1, (-1, self.head_dim))
         q_heads, k_heads, _ = self.sizes
@@ -236,6 +250,7 @@ class Decoder:
         turned = self._maths.turned(turned, cos, sin).transpose(1, 2)
         seen = cache.longest + len(x[0]) if mask is None else mask.shape[-1]
         keys, values = cache.write(i, turned[:, q_heads:], v.transpose(1, 2), seen)
-        grouped = q_heads != k_heads
-        y = F.scaled_dot_product_attention(turned[:, :q_heads], keys, values, attn_mask=mask, enable_gqa=grouped)
+        y = F.scaled_dot_product_attention(
+            turned[:, :q_heads], keys, values, attn_mask=mask, is_causal=causal, enable_gqa=q_heads != k_heads
+        )
         return layer.leave(y.transpose(1, 2).flatten(2))

@@ -271,7 +271,8 @@ class TextLM(nn.Module):
         if t == 0:
             return LMOutput(torch.zeros(b, 0, len(taps), self.dim, device=self.device, dtype=self.dtype))
         causal = torch.ones(t, t, dtype=torch.bool, device=self.device).tril()
-        return self._forward(state.cache, tokens, causal.expand(b, -1, -1), taps, self._seen(state.cache, t))
+        fresh, seen = state.cache.longest == 0, self._seen(state.cache, t)
+        return self._forward(state.cache, tokens, causal.expand(b, -1, -1), taps, seen, fresh)
 
     @torch.inference_mode()
     def verify(self, state: TextState, draft: Draft, taps: tuple[int, ...] = (-1,)) -> LMOutput:
@@ -292,16 +293,25 @@ class TextLM(nn.Module):
         """The nodes of a draft ``tokens, parents [B, M]`` behind the first ``seen`` entries of the cache."""
         return self._forward(cache, tokens, ancestors_of(parents), taps, seen)
 
-    def _forward(self, cache: KVCache, tokens: Tensor, ancestors: Tensor, taps: tuple[int, ...], seen: int) -> LMOutput:
-        """Nodes ``tokens [B, M]`` behind the cache, each seeing its ``ancestors [B, M, M]``."""
+    def _forward(
+        self,
+        cache: KVCache,
+        tokens: Tensor,
+        ancestors: Tensor,
+        taps: tuple[int, ...],
+        seen: int,
+        causal: bool = False,
+    ) -> LMOutput:
+        """Nodes ``tokens [B, M]`` behind the cache, each seeing its ``ancestors [B, M, M]``; ``causal``: these are all
+        before it, and the cache is empty."""
         x, decoder = self.embed(tokens), self._decoder
         index = cache.lengths[:, None] + ancestors.sum(-1) - 1
         if decoder is None:
             return self.trunk_states(x, index, cache.mask(ancestors), cache, taps)
         mask = None
-        if tokens.numel() > 1 or self.device.type != "cpu":  # one node alone on a CPU sees all
+        if not causal and (tokens.numel() > 1 or self.device.type != "cpu"):  # one node alone on a CPU sees all
             mask = _additive(cache.mask(ancestors, seen), decoder.cache_dtype)
-        hidden, final = decoder(x, index, mask, cache, taps)
+        hidden, final = decoder(x, index, mask, cache, taps, causal)
         return LMOutput(hidden.to(self.dtype), final=final.to(self.dtype))
 
     @torch.inference_mode()
