@@ -8,7 +8,7 @@ release, not records.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -25,6 +25,7 @@ from speech_mtp.evaluation.wer import total_errors, transcribe, word_errors
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.lm.chat import opening
 from speech_mtp.lm.text_lm import TextLM
+from speech_mtp.nn.packed import can_pack
 from speech_mtp.streaming.feed import sentences
 from speech_mtp.streaming.pipeline import Ramp, speak
 from speech_mtp.streaming.timed import Utterance, say
@@ -144,9 +145,17 @@ def lossless_checks(model: SpeechModel, voice: str) -> Iterator[Check]:
 
 
 def text_checks() -> Iterator[Check]:
-    """The shipped head drafts, and the text is that of plain decoding, or parts from it where two logits tie."""
-    lm = TextLM.from_folder(hub.find_backbone(None)).prepare()
-    head = hub.load_head(hub.find_head(hub.DEFAULT_HEAD), lm).prepare()
+    """The shipped head drafts, and the text is that of plain decoding: in float32 but for ties, in invariant bfloat16
+    always."""
+    folder = hub.find_backbone(None)
+    yield from drafting_checks("float32", TextLM.from_folder(folder).prepare(), ("chain", "tree", "cascade"))
+    if can_pack(torch.bfloat16):
+        lm = TextLM.from_folder(folder, torch.bfloat16).prepare(invariant=True)
+        yield from drafting_checks("invariant bfloat16", lm, ("tree", "cascade"))
+
+
+def drafting_checks(kind: str, lm: TextLM, rules: Sequence[str]) -> Iterator[Check]:
+    head = hub.load_head(hub.find_head(hub.DEFAULT_HEAD), lm).to(lm.dtype).prepare()
     prompts = [opening(lm.tokenizer, [{"role": "user", "content": prompt}]) for prompt in PROMPTS]
 
     def said(rule: DecodingRule) -> TextRun:
@@ -155,15 +164,15 @@ def text_checks() -> Iterator[Check]:
         return run
 
     plain = said(Vanilla())
-    for name in ("chain", "tree", "cascade"):
+    for name in rules:
         drafted = said(catalogue.build(name, head))
         parted = [i for i in range(len(prompts)) if drafted.tokens[i] != plain.tokens[i]]
         faults = [i for i in parted if not explain(lm, prompts[i], drafted.tokens[i], plain.tokens[i], i).tie]
         figures = f"{len(prompts) - len(parted)} of {len(prompts)} texts, {len(parted) - len(faults)} ties"
-        yield f"{name} writes what plain decoding writes", not faults, figures
+        yield f"{name} writes what plain decoding writes, {kind}", not faults, figures
     gained = drafted.statistics.tokens_per_forward
     figures = f"{gained:.2f} tokens per forward, bound {MIN_TOKENS_PER_FORWARD}"
-    yield "drafting saves forwards", gained >= MIN_TOKENS_PER_FORWARD, figures
+    yield f"drafting saves forwards, {kind}", gained >= MIN_TOKENS_PER_FORWARD, figures
 
 
 def seed_checks(model: SpeechModel) -> Iterator[Check]:

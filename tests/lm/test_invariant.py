@@ -71,6 +71,14 @@ def test_a_tree_in_a_batch_and_its_branches_one_by_one(lm: TextLM) -> None:
             assert torch.equal(found[row, path], one_by_one(lm, prompt, tokens[row, path].tolist()))
 
 
+def test_a_later_turn_and_a_fresh_start(lm: TextLM) -> None:
+    first, second = PROMPTS[1], [4, 4, 19, 33, 2, 50]
+    talk = read(lm, [first])
+    lm.read(talk, [second])
+    tokens, parents = torch.tensor([[second[-1], 6, 7]]), torch.tensor([[-1, 0, 0]])
+    assert torch.equal(states(lm, talk, tokens, parents), states(lm, read(lm, [first + second]), tokens, parents))
+
+
 @pytest.mark.parametrize(
     ("name", "rule"),
     [(None, "lookup"), ("medusa", "chain"), ("eagle", "tree"), ("hydra", "cascade"), ("leap", "leap")],
