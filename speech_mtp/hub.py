@@ -284,7 +284,8 @@ def load_head(folder: str | Path, lm: TextLM) -> MTPHead:
     config, state = load_checkpoint(folder, kind="head")
     try:
         spec, shape, backbone = config["head"], TrunkShape(**config["trunk"]), str(config["backbone"])
-        offsets, accuracies = tuple(config["offsets"]), _checked_accuracies(config.get("accuracies"))
+        offsets = tuple(config["offsets"])
+        accuracies = _checked_accuracies(config.get("accuracies"), len(offsets))
     except (TypeError, KeyError) as error:
         raise ValueError(f"{Path(folder) / CONFIG} has settings that this version does not know: {error}.") from error
     if shape.vocab_size != lm.vocab_size:
@@ -306,18 +307,14 @@ def load_head(folder: str | Path, lm: TextLM) -> MTPHead:
     return head.to(lm.device).eval()
 
 
-def _checked_accuracies(rows: Any) -> list[list[float]] | None:
+def _checked_accuracies(rows: Any, offsets: int) -> list[list[float]] | None:
     """What ``MTPHead.accuracies`` may be. Raises TypeError otherwise."""
     if rows is None:
         return None
-    try:
-        rates = [[float(rate) for rate in row] for row in rows]
-        sane = all(0 <= rate <= 1 for row in rates for rate in row)
-    except (TypeError, ValueError):
-        sane = False
-    if not sane:
+    lists = isinstance(rows, list) and len(rows) == offsets and all(isinstance(row, list) for row in rows)
+    if not lists or not all(type(rate) in (int, float) and 0 <= rate <= 1 for row in rows for rate in row):
         raise TypeError("accuracies must be lists of numbers from 0 to 1, one list per offset")
-    return rates
+    return [[float(rate) for rate in row] for row in rows]
 
 
 # -- speech models --------------------------------------------------------------------------------------------------

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from speech_mtp.lm.text_lm import TextLM
 
 
 def llama_config(vocab_size: int, dim: int, **more: Any) -> LlamaConfig:
@@ -20,3 +23,15 @@ def random_llama(vocab_size: int, dim: int, seed: int = 0, **more: Any) -> Llama
     """A model of :func:`llama_config`."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(llama_config(vocab_size, dim, **more))
+
+
+def decodes_invariantly() -> bool:
+    """Whether this processor can: where it cannot, refusing is right."""
+    try:
+        TextLM(random_llama(31, 64, num_hidden_layers=1).bfloat16()).prepare(invariant=True)
+    except ValueError:
+        return False
+    return True
+
+
+needs_invariance = pytest.mark.skipif(not decodes_invariantly(), reason="products of this processor are not invariant")

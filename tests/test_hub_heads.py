@@ -88,8 +88,10 @@ def test_damaged_files_are_refused_in_one_sentence(saved: Path, damage: Callable
         ({"head": {**SPEC, "num_heads": 2}}, r"lists the offsets \(2, 3, 4\), but its head has \(2, 3\)"),
         ({"head": {**SPEC, "private": False}}, "do not fit together"),
         ({"accuracies": 0.5}, "accuracies must be lists of numbers from 0 to 1"),
-        ({"accuracies": [[0.5, "often"]]}, "accuracies must be lists of numbers from 0 to 1"),
-        ({"accuracies": [[0.5, 1.5]]}, "accuracies must be lists of numbers from 0 to 1"),
+        ({"accuracies": [[0.5, "01"], [0.5], [0.5]]}, "accuracies must be lists of numbers from 0 to 1"),
+        ({"accuracies": [[0.5, 1.5], [0.5], [0.5]]}, "accuracies must be lists of numbers from 0 to 1"),
+        ({"accuracies": [[0.5], [True], [0.5]]}, "accuracies must be lists of numbers from 0 to 1"),
+        ({"accuracies": [[0.5]]}, "one list per offset"),
         ({"head": {"name": "medusae"}}, "There is no 'medusae' in heads; did you mean 'medusa'"),
     ],
 )
@@ -110,7 +112,7 @@ def test_a_head_is_stored_again_with_fewer_bits(tmp_path: Path) -> None:
     lm = tiny_text_lm()
     spec = {"name": "eagle3", "taps": [0, 1, 2], "private": False, "intermediate_size": 1024}
     head = trained(lm, spec)
-    head.accuracies = [[0.5, 0.25], [0.25, 0.125]]
+    head.accuracies = [[0.5, 0.25]] * len(head.offsets)
     hub.save_head(head, tmp_path / "head", spec, lm.fingerprint)
     (tmp_path / "card.md").write_text("# A small head")
     given = {"kind": "package_head", "out": tmp_path / "small", "head": tmp_path / "head", "card": tmp_path / "card.md"}

@@ -13,6 +13,7 @@ from speech_mtp.cli.shared import (
     Device,
     TextBackbone,
     check_output,
+    is_invariant,
     listed,
     load_head,
     load_text_lm,
@@ -69,6 +70,8 @@ def bench_text(
 
     asked = read_questions(questions, limit)
     chosen, named = _rules(rules), _named(heads)
+    if native is not None and all(is_invariant(name) for name in listed("dtypes", dtypes)):
+        raise ValueError("--native is for transformers, which has no invariant dtype; add bf16 or fp32 to --dtypes.")
     contenders: list[Contender] = []
     weights: dict[str, str] = {}
     for dtype, lm in _models(dtypes, backbone, device, compile).items():
@@ -102,8 +105,8 @@ def bench_identity(
     backbone: TextBackbone = None,
     device: Device = "cpu",
 ) -> int:
-    """Greedy answers to the first turns against plain decoding and transformers; exit code 1 for a fault, which what
-    bf16 rounds otherwise is not."""
+    """Greedy answers to the first turns against plain decoding and transformers. Exit code 1 for a fault; what bf16
+    rounds otherwise is none."""
     check_output(out, (".json",))
     from speech_mtp.evaluation.contenders import ours, theirs
     from speech_mtp.evaluation.identity import Group, faults, identity
@@ -137,6 +140,8 @@ def bench_forward(dtypes: Dtypes = "fp32,bf16", backbone: TextBackbone = None) -
     from speech_mtp.evaluation.forward_parts import forward_parts
     from speech_mtp.evaluation.tables import aligned
 
+    if any(is_invariant(name) for name in listed("dtypes", dtypes)):
+        raise ValueError("The parts of a forward are timed in fp32 and bf16; leave invariant dtypes out.")
     lines = []
     for dtype, lm in _models(dtypes, backbone, "cpu").items():
         for row in forward_parts(lm.shape(), lm.dtype):

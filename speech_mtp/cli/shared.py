@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,8 +119,20 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
 
 
 # -- text models ------------------------------------------------------------------------------------------------------
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "bf16-invariant": "bfloat16"}
-"""The last is slower and gives the same text whatever drafts it: ``TextLM.prepare(invariant=True)``."""
+@dataclass(frozen=True)
+class Precision:
+    """What a name of ``--dtype`` means: torch's name of the dtype, and whether decoding is invariant."""
+
+    dtype: str
+    invariant: bool = False
+
+
+DTYPES = {
+    "fp32": Precision("float32"),
+    "bf16": Precision("bfloat16"),
+    "bf16-invariant": Precision("bfloat16", invariant=True),
+}
+"""The last is slower, its cache has twice the size, and its text is the same whatever drafts it."""
 TextBackbone = Annotated[
     str | None, typer.Option("--backbone", help="Folder or hub id of the language model; by default the packaged one.")
 ]
@@ -132,6 +144,9 @@ def load_text_lm(backbone: str | None, dtype: str, device: str, compile: bool = 
     """The causal LM in ``backbone`` (None: that of the default model)."""
     if dtype not in DTYPES:
         raise ValueError(f"The dtype is {dtype!r}; use {', '.join(DTYPES)}.")
+    precision = DTYPES[dtype]
+    if precision.invariant and (compile or not device.startswith("cpu")):
+        raise ValueError(f"{dtype} is for a CPU and is not compiled; use bf16 with --device {device} or --compile.")
     import torch
 
     from speech_mtp import hub
@@ -143,8 +158,13 @@ def load_text_lm(backbone: str | None, dtype: str, device: str, compile: bool = 
         raise ValueError(
             f"The device {device!r} cannot be used here; use cpu, or cuda where there is a GPU."
         ) from error
-    lm: TextLM = TextLM.from_folder(hub.find_backbone(backbone), getattr(torch, DTYPES[dtype]))
-    return lm.to(place).prepare(compile=compile, invariant=dtype.endswith("-invariant"))
+    lm: TextLM = TextLM.from_folder(hub.find_backbone(backbone), getattr(torch, precision.dtype))
+    return lm.to(place).prepare(compile=compile, invariant=precision.invariant)
+
+
+def is_invariant(dtype: object) -> bool:
+    """Whether a name of ``--dtypes`` is one of invariant decoding."""
+    return dtype in DTYPES and DTYPES[str(dtype)].invariant
 
 
 def load_head(name: str, lm: TextLM) -> MTPHead:

@@ -35,7 +35,9 @@ def generate(
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of every answer.")] = 256,
     stop: Annotated[list[str] | None, typer.Option(help="End an answer before this text; may be repeated.")] = None,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or bf16-invariant: the same text whatever drafts.")] = "fp32",
+    dtype: Annotated[
+        str, typer.Option(help="fp32, bf16, or bf16-invariant, whose text does not depend on the head.")
+    ] = "fp32",
     backbone: TextBackbone = None,
     device: Device = "cpu",
     compile: Compile = False,

@@ -6,12 +6,15 @@ It computes what the layers of ``transformers`` compute, from the same weights a
 there), and nothing is done that decoding does not need. Other families go through their own layers
 (:class:`speech_mtp.lm.text_lm.TextLM`).
 
-*Invariant* decoding gives a node the very same numbers whether it is verified alone, in a chain, in a tree or in a
-batch, so that greedy text in bfloat16 does not depend on what drafts it. What it takes on a CPU: no product sees a
-single row (:class:`speech_mtp.nn.packed.PackedLinear`; of two rows or more, each is summed in the same order), and
-attention, whose sums change their order with the number of queries and with where the keys lie, is computed in
-float64. Another order then changes the last of 53 bits, which is not seen after rounding to the 8 of bfloat16 unless
-the sum lies within 2^-44 of a border.
+*Invariant* decoding gives a node the same numbers whether it is verified alone, in a chain, in a tree, in a batch or
+read with a prompt, so that greedy text in bfloat16 does not depend on what drafts it. On a CPU it takes this:
+
+- No product sees a single row (:class:`speech_mtp.nn.packed.PackedLinear`; from two rows on, all are summed alike).
+- Attention, whose sums change their order with the number of queries and with where the keys lie, is computed in
+  float64, and so are the angles of the positions. Another order changes the last few of 53 bits, which rounding to the
+  8 of bfloat16 hides: the odds of seeing it are about one in 2^40 a number, not none.
+- Functions that are not rounded correctly (the exponential of SiLU) never run on so much that threads share it: where
+  their shares meet, the library computes single numbers by another routine than whole vectors.
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ def _normed(x: Tensor, weight: Tensor, eps: float, scaled: Tensor, least: Tensor
     if x.device.type != "cpu":
         return F.rms_norm(x, weight.shape, weight, eps)
     size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / torch.addcmul(least, size, size).sqrt_() * scaled
+    return x / (size * size).add_(least).sqrt_() * scaled
 
 
 # What a layer does between its products and attention, as functions of tensors that a compiler can fuse.
@@ -71,6 +74,18 @@ def _gated(both: Tensor) -> Tensor:
     """Gate and up ``[B, M, 2 I]`` -> ``SiLU(gate) up``."""
     gate, up = both.chunk(2, -1)
     return F.silu(gate) * up
+
+
+_SHARED_FROM = 32_768
+"""Numbers from which on torch lets threads share an element-wise function (``at::internal::GRAIN_SIZE``)."""
+
+
+def _gated_alike(both: Tensor) -> Tensor:
+    """:func:`_gated` in pieces that no threads share."""
+    pieces = both.flatten(0, -2).split(max(1, 2 * _SHARED_FROM // both.shape[-1] - 1))
+    if len(pieces) == 1:
+        return _gated(both)
+    return torch.cat([_gated(piece) for piece in pieces]).unflatten(0, both.shape[:-1])
 
 
 @dataclass(frozen=True)
@@ -108,7 +123,11 @@ class Decoder:
         weight = model.get_input_embeddings().weight
         self.head_dim: int = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
         self.sizes = (c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads)
-        # Norms, residuals and attention: float32 on a CPU, where that costs nothing; the model's own dtype elsewhere.
+        if invariant and (weight.device.type != "cpu" or weight.dtype != torch.bfloat16):
+            raise ValueError(
+                f"Invariant decoding is there for bfloat16 on a CPU, not for {weight.dtype} on {weight.device.type}."
+            )
+        # Norms and residuals: float32 on a CPU, where that costs nothing; the model's own dtype elsewhere.
         self.dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
         self.invariant = invariant
         self.cache_dtype = torch.float64 if invariant else self.dtype
@@ -116,17 +135,9 @@ class Decoder:
         self.layers = [self._layer(layer) for layer in decoder.layers]
         self.norm = Norm(decoder.norm, self.dtype)
         self.rotary = decoder.rotary_emb
-        self._maths = _Maths()
-        if invariant:
-            self._check_invariance(weight)
-
-    def _check_invariance(self, weight: Tensor) -> None:
-        if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
-            raise ValueError(
-                f"Invariant decoding is there for bfloat16 on a CPU, not for {weight.dtype} on {weight.device.type}."
-            )
+        self._maths = _Maths(gated=_gated_alike) if invariant else _Maths()
         first = self.layers[0]
-        if not all(map(is_invariant, (first.qkv, first.leave, first.gate_up, first.down))):
+        if invariant and not all(map(is_invariant, (first.qkv, first.leave, first.gate_up, first.down))):
             raise ValueError("On this processor a product depends on the number of rows, so decoding is not invariant.")
 
     @torch.inference_mode()
@@ -199,16 +210,15 @@ class Decoder:
         mask: Tensor | None,
         cache: KVCache,
         taps: tuple[int, ...] = (-1,),
-        causal: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """``x [B, M, D]`` embeddings at positions ``index [B, M]``; ``mask [B, 1, M, S]``, in ``cache_dtype``, is added
-        to the attention scores over the first S entries of ``cache`` (None: all may be seen), to which the M nodes are
-        written. ``causal``: the cache is empty, and each node sees itself and those before; no mask is needed.
+        to the attention scores over the first S entries of ``cache``, to which the M nodes are written. None: a chain
+        behind an empty cache, or a single node that sees all that is in it.
 
         Returns the states of ``taps`` ``[B, M, taps, D]`` and those after the final norm ``[B, M, D]``.
         """
         x = x.to(self.dtype)
-        cos, sin = self.rotary(x, index)
+        cos, sin = self._angles(x, index)
         half = self.head_dim // 2
         sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)[:, :, None]
         cos = cos[:, :, None]
@@ -217,10 +227,18 @@ class Decoder:
         for i, (layer, leave) in enumerate(zip(self.layers, self._leaves(), strict=True)):
             if i in taps:
                 found[i] = x
-            x, normed = self._add(x, self._attend(layer, i, normed, cos, sin, mask, cache, causal), layer.middle)
+            x, normed = self._add(x, self._attend(layer, i, normed, cos, sin, mask, cache), layer.middle)
             x, normed = self._add(x, layer.down(self._maths.gated(layer.gate_up(normed))), leave)
         found[-1] = normed
         return torch.stack([found[tap] for tap in taps], 2), normed
+
+    def _angles(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines ``[B, M, d]`` of the positions ``index [B, M]``."""
+        if not self.invariant:
+            return self.rotary(x, index)
+        angles = (index[..., None].float() * self.rotary.inv_freq.float()).double()
+        angles = torch.cat([angles, angles], -1)
+        return angles.cos() * self.rotary.attention_scaling, angles.sin() * self.rotary.attention_scaling
 
     def _leaves(self) -> list[Norm]:
         """The norm that comes after each layer."""
@@ -230,15 +248,7 @@ class Decoder:
         return self._maths.added(x, y, norm.weight, norm.eps, norm.scaled, norm.least)
 
     def _attend(
-        self,
-        layer: _Layer,
-        i: int,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor | None,
-        cache: KVCache,
-        causal: bool,
+        self, layer: _Layer, i: int, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache
     ) -> Tensor:
         joined = layer.qkv(x).to(self.cache_dtype).unflatten(-1, (-1, self.head_dim))
         q_heads, k_heads, _ = self.sizes
@@ -250,7 +260,8 @@ class Decoder:
         turned = self._maths.turned(turned, cos, sin).transpose(1, 2)
         seen = cache.longest + len(x[0]) if mask is None else mask.shape[-1]
         keys, values = cache.write(i, turned[:, q_heads:], v.transpose(1, 2), seen)
+        chain = mask is None and x.shape[1] > 1
         y = F.scaled_dot_product_attention(
-            turned[:, :q_heads], keys, values, attn_mask=mask, is_causal=causal, enable_gqa=q_heads != k_heads
+            turned[:, :q_heads], keys, values, attn_mask=mask, is_causal=chain, enable_gqa=q_heads != k_heads
         )
         return layer.leave(y.transpose(1, 2).flatten(2))

@@ -20,7 +20,7 @@ from speech_mtp.lm.cache import HuggingFaceCache, KVCache, ancestors_of
 from speech_mtp.lm.decoder import Decoder
 from speech_mtp.lm.graphs import MOST_NODES, CudaRecorder, GraphedForward
 from speech_mtp.lm.output import OutputLayer, Pick
-from speech_mtp.nn.packed import PackedLinear, pack_linears
+from speech_mtp.nn.packed import PackedLinear, is_invariant, pack_linears
 from speech_mtp.types import Draft, LMOutput, Verdict
 
 
@@ -62,10 +62,15 @@ class Unembedding(OutputLayer):
         self._layer: tuple[Any, ...] = (layer,)  # in a tuple: shared, not owned
 
     def pack(self, invariant: bool = False) -> None:
-        """Multiply packed weights from now on, without gradients; ``invariant`` as for :class:`PackedLinear`."""
+        """Multiply packed weights from now on, without gradients; ``invariant`` as for :class:`PackedLinear`.
+
+        Raises ValueError where that cannot be had."""
         layer = self._layer[0]
         if not isinstance(layer, PackedLinear):
-            self._layer = (PackedLinear(layer.weight, getattr(layer, "bias", None), invariant),)
+            packed = PackedLinear(layer.weight, getattr(layer, "bias", None), invariant)
+            if invariant and not is_invariant(packed):
+                raise ValueError("On this processor the output layer depends on the number of rows.")
+            self._layer = (packed,)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., D]`` -> ``[..., V]``, in the model's precision."""
@@ -117,22 +122,27 @@ class TextLM(nn.Module):
         (:meth:`speech_mtp.lm.decoder.Decoder.compile`). ``invariant`` gives every node the same numbers whatever it is
         verified with (:mod:`speech_mtp.lm.decoder`): greedy text in bfloat16 is then the same whatever drafts it.
 
-        Raises ValueError for families that cannot be compiled, for what cannot be invariant, and for both at once.
+        Raises ValueError, before anything is changed, for families that cannot be compiled, for what cannot be
+        invariant (:class:`speech_mtp.lm.decoder.Decoder`), and for both at once.
         """
-        if invariant and (compile or not Decoder.fits(self.model) or (self._decoder and not self.invariant)):
-            why = "a compiled one" if compile else f"a {self.model.config.model_type!r} model that decodes as it does"
-            raise ValueError(f"Decoding cannot be invariant with {why}; leave invariant out.")
+        own = Decoder.fits(self.model)
+        if compile and not own:
+            raise ValueError(f"{self.model.config.model_type!r} models cannot be compiled; leave compile out.")
+        if compile and (invariant or self.invariant):
+            raise ValueError("Compiled decoding is not invariant; ask for one of the two.")
+        if invariant and not own:
+            raise ValueError(f"{self.model.config.model_type!r} models cannot be decoded invariantly; use float32.")
+        if invariant and self._decoder is not None and not self.invariant:
+            raise ValueError("The model was prepared for decoding that is not invariant; load it anew.")
         if self._decoder is None:
-            if Decoder.fits(self.model):
-                self._decoder = Decoder(self.model, invariant)
+            decoder = Decoder(self.model, invariant) if own else None
             self.output.pack(invariant)
-            if self._decoder is None:
+            self._decoder = decoder
+            if decoder is None:
                 pack_linears(self.model.base_model)
         if self._decoder is not None and not keep_layers:
             self.model.base_model.layers = nn.ModuleList()
-        if compile:
-            if self._decoder is None:
-                raise ValueError(f"{self.model.config.model_type!r} models cannot be compiled; leave compile out.")
+        if compile and self._decoder is not None:
             self._decoder.compile()
         recorded = graphs and self._decoder is not None and self.device.type == "cuda"
         self._graphs = GraphedForward(self._follow, CudaRecorder(self.device)) if recorded else None
@@ -270,9 +280,11 @@ class TextLM(nn.Module):
         b, t = tokens.shape
         if t == 0:
             return LMOutput(torch.zeros(b, 0, len(taps), self.dim, device=self.device, dtype=self.dtype))
+        seen = self._seen(state.cache, t)
+        if state.cache.longest == 0:
+            return self._forward(state.cache, tokens, None, taps, seen)
         causal = torch.ones(t, t, dtype=torch.bool, device=self.device).tril()
-        fresh, seen = state.cache.longest == 0, self._seen(state.cache, t)
-        return self._forward(state.cache, tokens, causal.expand(b, -1, -1), taps, seen, fresh)
+        return self._forward(state.cache, tokens, causal.expand(b, -1, -1), taps, seen)
 
     @torch.inference_mode()
     def verify(self, state: TextState, draft: Draft, taps: tuple[int, ...] = (-1,)) -> LMOutput:
@@ -294,24 +306,24 @@ class TextLM(nn.Module):
         return self._forward(cache, tokens, ancestors_of(parents), taps, seen)
 
     def _forward(
-        self,
-        cache: KVCache,
-        tokens: Tensor,
-        ancestors: Tensor,
-        taps: tuple[int, ...],
-        seen: int,
-        causal: bool = False,
+        self, cache: KVCache, tokens: Tensor, ancestors: Tensor | None, taps: tuple[int, ...], seen: int
     ) -> LMOutput:
-        """Nodes ``tokens [B, M]`` behind the cache, each seeing its ``ancestors [B, M, M]``; ``causal``: these are all
-        before it, and the cache is empty."""
+        """Nodes ``tokens [B, M]`` behind the cache, each seeing its ``ancestors [B, M, M]``; None: a chain behind an
+        empty cache."""
+        b, m = tokens.shape
         x, decoder = self.embed(tokens), self._decoder
-        index = cache.lengths[:, None] + ancestors.sum(-1) - 1
+        if ancestors is None:
+            index = torch.arange(m, device=self.device).expand(b, -1)
+        else:
+            index = cache.lengths[:, None] + ancestors.sum(-1) - 1
         if decoder is None:
+            if ancestors is None:
+                ancestors = torch.ones(m, m, dtype=torch.bool, device=self.device).tril().expand(b, -1, -1)
             return self.trunk_states(x, index, cache.mask(ancestors), cache, taps)
         mask = None
-        if not causal and (tokens.numel() > 1 or self.device.type != "cpu"):  # one node alone on a CPU sees all
+        if ancestors is not None and (tokens.numel() > 1 or self.device.type != "cpu"):  # one alone there sees all
             mask = _additive(cache.mask(ancestors, seen), decoder.cache_dtype)
-        hidden, final = decoder(x, index, mask, cache, taps, causal)
+        hidden, final = decoder(x, index, mask, cache, taps)
         return LMOutput(hidden.to(self.dtype), final=final.to(self.dtype))
 
     @torch.inference_mode()

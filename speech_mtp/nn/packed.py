@@ -40,8 +40,8 @@ class PackedLinear:
     ``torch.nn.functional.linear`` for a few rows (``recipes/text_mtp/RESULTS.md``); elsewhere that function runs on the
     weights themselves. The results of both differ by rounding.
 
-    oneDNN may sum a row that comes alone in another order than one among others. ``invariant`` computes it twice
-    instead, so that what a row gives does not depend on how many there are (:func:`is_invariant` tries it).
+    A row that comes alone may be summed in another order than one among others. ``invariant`` computes it twice
+    instead, so that what a row gives does not depend on how many there are; :func:`is_invariant` tries that.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, invariant: bool = False) -> None:
@@ -54,18 +54,23 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
+        if self.invariant and x.numel() == x.shape[-1]:
+            return self._product(x.expand(2, *x.shape))[0]
+        return self._product(x)
+
+    def _product(self, x: Tensor) -> Tensor:
         if self.packed:
-            if self.invariant and x.numel() == x.shape[-1]:
-                return _multiply(x.expand(2, *x.shape), self._weight, self.bias)[0]
             return _multiply(x, self._weight, self.bias)
         return F.linear(x, self._weight, self.bias)
 
 
-def is_invariant(linear: PackedLinear, rows: int = 256) -> bool:
-    """Whether random rows give the very same numbers alone, in pairs, and many at a time."""
+def is_invariant(linear: PackedLinear) -> bool:
+    """Whether random rows give the very same numbers in pieces of every size that drafts have, and all at once."""
+    rows = 256 if linear.shape[0] <= 16_384 else 24
     x = torch.randn(rows, linear.shape[1], generator=torch.Generator().manual_seed(0)).to(linear.dtype)
     whole = linear(x)
-    return all(torch.equal(torch.cat([linear(piece) for piece in x.split(size)]), whole) for size in (1, 2, 7, 33))
+    sizes = [*range(1, 21), 33, 100]
+    return all(torch.equal(torch.cat([linear(piece) for piece in x.split(size)]), whole) for size in sizes)
 
 
 def pack_linears(module: nn.Module) -> None:

@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from speech_mtp import hub
 from speech_mtp.lm.text_lm import TextLM
-from speech_mtp.nn.packed import can_pack
 from tests.cli.running import refused, run
+from tests.llama import needs_invariance
 from tests.text_tiny import tiny_folder, tiny_head
 
 FIELDS = {
@@ -124,7 +123,7 @@ def test_answers_are_identical_in_batches(
     assert len(Path("report.jsonl").read_text("utf-8").splitlines()) == 3
 
 
-@pytest.mark.skipif(not can_pack(torch.bfloat16), reason="oneDNN takes no packed bfloat16 weights here")
+@needs_invariance
 def test_invariant_answers_are_compared_with_our_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     more = ["--questions", str(folder / "q.txt"), "--rules", "chain", "--batch", "2"]
     assert bench(monkeypatch, folder, "identity", *more, "--dtypes", "bf16-invariant") == 0
@@ -134,13 +133,7 @@ def test_invariant_answers_are_compared_with_our_own(folder: Path, monkeypatch: 
     assert (chain["dtype"], chain["vanilla"]["identical"]) == ("bf16-invariant", 3)  # type: ignore[index]
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        "fp32",
-        pytest.param("bf16-invariant", marks=pytest.mark.skipif(not can_pack(torch.bfloat16), reason="no packed bf16")),
-    ],
-)
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16-invariant", marks=needs_invariance)])
 def test_a_rule_that_is_not_lossless_is_found_out(folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     more = ["--questions", str(folder / "q.txt"), "--limit", "2", "--rules", "tests.cli.accept_all:AcceptAll"]
     assert bench(monkeypatch, folder, "identity", *more, "--dtypes", dtype) == 1
@@ -158,6 +151,10 @@ def test_a_rule_that_is_not_lossless_is_found_out(folder: Path, monkeypatch: pyt
         (["--questions", "{}/q.txt", "--rules", "chian"], "no decoding rule 'chian'"),
         (["--questions", "{}/q.txt", "--rules", "leap", "--heads", "none"], "rule leap fits none of the heads"),
         (["--questions", "{}/q.txt", "--dtypes", "fp64"], "dtype is 'fp64'"),
+        (
+            ["--questions", "{}/q.txt", "--dtypes", "bf16-invariant", "--native", "x"],
+            "transformers, which has no invariant",
+        ),
         (["--questions", "{}/q.txt", "--json", "scores.txt"], "must end in .json"),
     ],
 )

@@ -15,8 +15,8 @@ from speech_mtp import hub
 from speech_mtp.evaluation.peers import transformers_greedy
 from speech_mtp.lm.chat import opening
 from speech_mtp.lm.text_lm import TextLM
-from speech_mtp.nn.packed import can_pack
 from tests.cli.running import refused, run
+from tests.llama import needs_invariance
 from tests.text_tiny import tiny_folder, tiny_head
 
 PROMPT = "Hello there!"
@@ -104,7 +104,7 @@ def test_bf16_and_settings_of_a_rule(folder: Path, generate: Callable[..., tuple
     assert (figures["dtype"], figures["rule"], len(figures["acceptance"])) == ("bf16", "chain(depth=1)", 1)
 
 
-@pytest.mark.skipif(not can_pack(torch.bfloat16), reason="oneDNN takes no packed bfloat16 weights here")
+@needs_invariance
 def test_the_text_in_bfloat16_does_not_depend_on_the_head(
     folder: Path, generate: Callable[..., tuple[str, str]]
 ) -> None:
@@ -174,6 +174,7 @@ def test_a_conversation_goes_on_in_its_cache(
         ([PROMPT, "--temperature", "-1"], "temperature is -1"),
         ([PROMPT, "--top-p", "0"], "top_p is 0"),
         ([PROMPT, "--stop", ""], "stop string is empty"),
+        ([PROMPT, "--dtype", "bf16-invariant", "--compile"], "bf16-invariant is for a CPU and is not compiled"),
         ([PROMPT, "--dtype", "fp8"], "dtype is 'fp8'; use fp32, bf16, bf16-invariant"),
         ([PROMPT, "--device", "tpu"], "device 'tpu' cannot be used"),
         ([PROMPT, "--rule", "vanila"], "no decoding rule 'vanila'; did you mean 'vanilla'"),

@@ -1,28 +1,41 @@
 """Invariant decoding: in bfloat16 a node has the very same states alone, in a chain, in a tree and in a batch."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 from torch import Tensor
+from transformers import GemmaConfig, GemmaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from speech_mtp.decoding import catalogue
 from speech_mtp.decoding.text import start
 from speech_mtp.lm.text_lm import TextLM, TextState
-from speech_mtp.nn.packed import PackedLinear, can_pack, is_invariant
+from speech_mtp.nn import packed
+from speech_mtp.nn.packed import PackedLinear, is_invariant
 from speech_mtp.types import Draft, Sampling, Verdict
 from tests.decoding.test_text_lossless import make_head
-from tests.llama import random_llama
+from tests.llama import llama_config, needs_invariance, random_llama
 
-pytestmark = pytest.mark.skipif(not can_pack(torch.bfloat16), reason="oneDNN takes no packed bfloat16 weights here")
-
-PROMPTS = [[5, 9, 2, 8, 8, 1, 30], [7, 7, 30, 1, 12, 4, 22] * 4, [3, 18]]
+PROMPTS = [[5, 9, 2, 8, 8, 1, 30], [7, 7, 30, 1, 12, 4, 22] * 4, [3]]
 ALONE = torch.tensor([[-1]])
+TAPS = (0, 2, -1)
+WIDE = {"num_hidden_layers": 3, "intermediate_size": 1536, "max_position_embeddings": 512}
 
 
 @pytest.fixture(scope="module")
 def lm() -> TextLM:
     """Wide enough inside for the product that oneDNN sums in another order for a single row."""
-    model = random_llama(61, 128, 4, num_hidden_layers=4, intermediate_size=1536, max_position_embeddings=512)
-    return TextLM(model.bfloat16()).prepare(invariant=True)
+    return TextLM(random_llama(61, 128, 4, **WIDE).bfloat16()).prepare(invariant=True)
+
+
+def family(name: str) -> TextLM:
+    """A random model with biases (qwen2) or norms of queries and keys (qwen3)."""
+    sizes = llama_config(61, 64, head_dim=16, **{**WIDE, "intermediate_size": 96}).to_dict()
+    kept = {key: value for key, value in sizes.items() if key not in ("model_type", "architectures", "pretraining_tp")}
+    kinds = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
+    torch.manual_seed(5)
+    config, model = kinds[name]
+    return TextLM(model(config(**kept)).bfloat16()).prepare(invariant=True)
 
 
 def read(lm: TextLM, prompts: list[list[int]]) -> TextState:
@@ -32,7 +45,7 @@ def read(lm: TextLM, prompts: list[list[int]]) -> TextState:
 
 
 def states(lm: TextLM, state: TextState, tokens: Tensor, parents: Tensor) -> Tensor:
-    return lm.verify(state, Draft(tokens[..., None], parents), (0, 2, -1)).hidden
+    return lm.verify(state, Draft(tokens[..., None], parents), TAPS).hidden
 
 
 def one_by_one(lm: TextLM, prompt: list[int], tokens: list[int]) -> Tensor:
@@ -41,22 +54,36 @@ def one_by_one(lm: TextLM, prompt: list[int], tokens: list[int]) -> Tensor:
     found = []
     for token, after in zip(tokens, [*tokens[1:], 0], strict=True):
         draft = Draft(torch.tensor([[[token]]]), ALONE)
-        found.append(lm.verify(state, draft, (0, 2, -1)).hidden[0, 0])
+        found.append(lm.verify(state, draft, TAPS).hidden[0, 0])
         verdict = Verdict(torch.zeros(1, 1, dtype=torch.long), torch.ones(1, dtype=torch.long), torch.tensor([[after]]))
         lm.commit(state, draft, verdict, torch.ones(1, dtype=torch.bool))
     return torch.stack(found)
 
 
+def chain(lm: TextLM, prompt: list[int], width: int) -> tuple[Tensor, Tensor]:
+    """The states of a random chain after a prompt, in one forward and one by one."""
+    rng = torch.Generator().manual_seed(2)
+    tokens = [prompt[-1], *torch.randint(61, (width - 1,), generator=rng).tolist()]
+    together = states(lm, read(lm, [prompt]), torch.tensor([tokens]), torch.arange(width)[None] - 1)[0]
+    return together, one_by_one(lm, prompt, tokens)
+
+
+@needs_invariance
+@pytest.mark.parametrize("width", [2, 5, 41])
 @pytest.mark.parametrize("prompt", PROMPTS, ids=len)
-def test_a_chain_and_its_nodes_one_by_one(lm: TextLM, prompt: list[int]) -> None:
-    tokens = [prompt[-1], *torch.randint(61, (40,), generator=torch.Generator().manual_seed(2)).tolist()]
-    expected = one_by_one(lm, prompt, tokens)
-    for width in (2, 5, len(tokens)):
-        parents = torch.arange(width)[None] - 1
-        found = states(lm, read(lm, [prompt]), torch.tensor([tokens[:width]]), parents)[0]
-        assert torch.equal(found, expected[:width])
+def test_a_chain_and_its_nodes_one_by_one(lm: TextLM, prompt: list[int], width: int) -> None:
+    together, alone = chain(lm, prompt, width)
+    assert torch.equal(together, alone)
 
 
+@needs_invariance
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_other_families(name: str) -> None:
+    together, alone = chain(family(name), PROMPTS[1], 12)
+    assert torch.equal(together, alone)
+
+
+@needs_invariance
 def test_a_tree_in_a_batch_and_its_branches_one_by_one(lm: TextLM) -> None:
     parents = torch.tensor([[-1, 0, 0, 0, 1, 1, 2, 4, 5, 7]])
     rng = torch.Generator().manual_seed(3)
@@ -71,6 +98,7 @@ def test_a_tree_in_a_batch_and_its_branches_one_by_one(lm: TextLM) -> None:
             assert torch.equal(found[row, path], one_by_one(lm, prompt, tokens[row, path].tolist()))
 
 
+@needs_invariance
 def test_a_later_turn_and_a_fresh_start(lm: TextLM) -> None:
     first, second = PROMPTS[1], [4, 4, 19, 33, 2, 50]
     talk = read(lm, [first])
@@ -79,6 +107,24 @@ def test_a_later_turn_and_a_fresh_start(lm: TextLM) -> None:
     assert torch.equal(states(lm, talk, tokens, parents), states(lm, read(lm, [first + second]), tokens, parents))
 
 
+@needs_invariance
+def test_threads_that_share_a_long_prompt_do_not_show(lm: TextLM) -> None:
+    """With five threads and this many rows, shares of an element-wise function end inside a vector."""
+    prompt = torch.randint(61, (151,), generator=torch.Generator().manual_seed(6)).tolist()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(5)
+    try:
+        whole = read(lm, [prompt])
+        pieces = read(lm, [prompt[:60]])
+        lm.read(pieces, [prompt[60:]])
+        tokens = torch.tensor([[prompt[-1], 6, 7]])
+        found = [states(lm, state, tokens, torch.tensor([[-1, 0, 1]])) for state in (whole, pieces)]
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)
+
+
+@needs_invariance
 @pytest.mark.parametrize(
     ("name", "rule"),
     [(None, "lookup"), ("medusa", "chain"), ("eagle", "tree"), ("hydra", "cascade"), ("leap", "leap")],
@@ -87,27 +133,58 @@ def test_the_text_is_the_same_whatever_drafts_it(lm: TextLM, name: str | None, r
     head = None if name is None else make_head(name, lm).bfloat16().prepare()
     greedy = Sampling(temperature=0)
     expected = [start(lm, [prompt], greedy, None, 40).complete()[0] for prompt in PROMPTS]
-    assert start(lm, PROMPTS, greedy, catalogue.build(rule, head), 40).complete() == expected
+    assert len({token for answer in expected for token in answer}) > 5
+    together = start(lm, PROMPTS, greedy, catalogue.build(rule, head), 40)
+    assert together.complete() == expected
+    assert sum(together.statistics.tried) > 0
     assert start(lm, PROMPTS[1:2], greedy, catalogue.build(rule, head), 40).complete() == expected[1:2]
 
 
-def test_a_product_is_tried() -> None:
-    weight = torch.randn(48, 1536, generator=torch.Generator().manual_seed(1)).bfloat16()
-    assert is_invariant(PackedLinear(weight, invariant=True))
-    uneven = PackedLinear(weight, invariant=True)
-    uneven.__class__ = type("Uneven", (PackedLinear,), {"__call__": lambda self, x: self._weight_of(x)})
-    uneven._weight_of = lambda x: x[..., :48] + len(x) % 2  # type: ignore[attr-defined]
-    assert not is_invariant(uneven)
+@needs_invariance
+def test_no_product_sees_a_single_row(lm: TextLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    multiply = packed._multiply
+
+    def counting(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows.append(x.numel() // x.shape[-1])
+        return multiply(x, weight, bias)
+
+    monkeypatch.setattr(packed, "_multiply", counting)
+    start(lm, [[3]], Sampling(temperature=0), None, 2).complete()
+    assert set(rows) == {2}
+
+
+def test_a_product_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    product = PackedLinear._product
+
+    def uneven(linear: PackedLinear, x: Tensor) -> Tensor:
+        return product(linear, x) + x.flatten(0, -2).shape[0] % 2
+
+    monkeypatch.setattr(PackedLinear, "_product", uneven)
+    assert not is_invariant(PackedLinear(torch.ones(48, 96, dtype=torch.bfloat16), invariant=True))
+    model = TextLM(random_llama(61, 32, 4).bfloat16())
+    with pytest.raises(ValueError, match="On this processor a product depends on the number of rows"):
+        model.prepare(invariant=True)
+    assert model._decoder is None
+    assert not isinstance(model.output._layer[0], PackedLinear)
 
 
 def test_what_cannot_be_invariant_says_so() -> None:
-    def small() -> TextLM:
-        return TextLM(random_llama(61, 32, 4))
-
     with pytest.raises(ValueError, match=r"for bfloat16 on a CPU, not for torch\.float32 on cpu"):
-        small().prepare(invariant=True)
-    with pytest.raises(ValueError, match="cannot be invariant with a compiled one"):
-        small().prepare(invariant=True, compile=True)
-    ready = TextLM(random_llama(61, 32, 4).bfloat16()).prepare()
-    with pytest.raises(ValueError, match="leave invariant out"):
-        ready.prepare(invariant=True)
+        TextLM(random_llama(61, 32, 4)).prepare(invariant=True)
+    sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "head_dim": 16}
+    gemma = GemmaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64)
+    with pytest.raises(ValueError, match="'gemma' models cannot be decoded invariantly"):
+        TextLM(GemmaForCausalLM(gemma).bfloat16()).prepare(invariant=True)
+    ready = TextLM(random_llama(61, 32, 4).bfloat16())
+    with pytest.raises(ValueError, match="Compiled decoding is not invariant"):
+        ready.prepare(invariant=True, compile=True)
+    with pytest.raises(ValueError, match="prepared for decoding that is not invariant"):
+        ready.prepare().prepare(invariant=True)
+
+
+@needs_invariance
+def test_what_is_invariant_is_not_compiled(lm: TextLM) -> None:
+    with pytest.raises(ValueError, match="Compiled decoding is not invariant"):
+        lm.prepare(compile=True)
+    assert lm.invariant
