@@ -22,6 +22,7 @@ from speech_mtp.codecs.base import Codec
 from speech_mtp.evaluation.code_usage import code_usage, count_codes
 from speech_mtp.evaluation.f0 import log_f0_correlation
 from speech_mtp.evaluation.judges import Judges
+from speech_mtp.evaluation.last_word import last_word_heard
 from speech_mtp.evaluation.speaker_similarity import speaker_similarity
 from speech_mtp.evaluation.wer import normalize, total_errors, word_errors
 from speech_mtp.nn.spectral import LogMel
@@ -84,13 +85,12 @@ def _decode(codec: Codec, codes: Codes) -> Tensor:
 
 
 def _round_trip(codec: Codec, encoded: list[_Encoded], judges: Judges) -> dict[str, float]:
-    """Errors and opinion of the original and of what the codec makes of it."""
+    """Errors, share of last words heard, and opinion, of the original and of what the codec makes of it."""
     rate = codec.spec.sample_rate
     spoken = [e for e in encoded if e.text]
     before = total_errors(word_errors(e.text, e.heard) for e in spoken)
-    after = total_errors(
-        word_errors(e.text, judges.transcribe(e.decoded, rate)) for e in _progress(spoken, "round trip")
-    )
+    heard = [judges.transcribe(e.decoded, rate) for e in _progress(spoken, "round trip")]
+    after = total_errors(word_errors(e.text, text) for e, text in zip(spoken, heard, strict=True))
     if not before.words:
         raise ValueError("No words were heard in the audio, so no round trip can be judged; give recordings of speech.")
     return {
@@ -98,6 +98,8 @@ def _round_trip(codec: Codec, encoded: list[_Encoded], judges: Judges) -> dict[s
         "wer": after.wer,
         "cer_original": before.cer,
         "cer": after.cer,
+        "last_word_original": fmean(last_word_heard(e.text, e.heard) for e in spoken),
+        "last_word": fmean(last_word_heard(e.text, text) for e, text in zip(spoken, heard, strict=True)),
         "dnsmos_original": fmean(judges.opinion(e.sample.wave, rate) for e in encoded),
         "dnsmos": fmean(judges.opinion(e.decoded, rate) for e in encoded),
     }

@@ -128,6 +128,7 @@ def test_every_part_of_the_codec_report() -> None:
     report = codec_report(CODEC, samples(), ears)
     assert report["voices"] == ["a", "b"]
     assert report["round_trip"]["wer"] == pytest.approx(0.5)
+    assert report["round_trip"]["last_word"] == report["round_trip"]["last_word_original"] == pytest.approx(0.5)
     assert report["bits_per_second"] == pytest.approx(25 * torch.tensor([1000.0, 200.0]).log2().sum().item())
     assert [len(books) for books in report["streams"].values()] == [1, 1]
     assert 0 < report["streams"]["content"][0]["fraction"] <= 1
