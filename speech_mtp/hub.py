@@ -12,25 +12,24 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from speech_mtp import plugins
 from speech_mtp.codecs.base import Codec
 from speech_mtp.files import replacing
 from speech_mtp.heads.base import Binding, MTPHead, TrunkShape
-from speech_mtp.lm.backbone import SOURCE, Backbone, fingerprint_of, load_tokenizer, sha256
 from speech_mtp.lm.bundle import SpeechModel
-from speech_mtp.lm.direct import DirectLM, TokenMaker
+from speech_mtp.lm.fingerprint import SOURCE, fingerprint_of, sha256
+from speech_mtp.lm.packed_backbone import PackedBackbone
+from speech_mtp.lm.packed_backbone import fits as reads_alone
+from speech_mtp.lm.reader import TextReader
 from speech_mtp.lm.speech_lm import SpeechLM
-from speech_mtp.lm.text_encoder import Spelled, TextEncoder, TextEncoderConfig
-from speech_mtp.lm.text_lm import TextLM
+from speech_mtp.lm.token_maker import TokenMaker
 from speech_mtp.lm.units import UnitMaker
 from speech_mtp.storage import CARD, CONFIG, PICKLES, WEIGHTS, load_weights, new_folder, read_config, refuse_files
 from speech_mtp.storage import Storage as Storage
@@ -38,7 +37,13 @@ from speech_mtp.storage import dequantise_state as dequantise_state
 from speech_mtp.storage import load_checkpoint as load_checkpoint
 from speech_mtp.storage import quantise_state as quantise_state
 from speech_mtp.storage import save_checkpoint as save_checkpoint
+from speech_mtp.threads import SPEECH, use_threads
 from speech_mtp.types import Sampling
+
+if TYPE_CHECKING:  # imported where they are used: most import ``transformers``, which takes a second
+    from speech_mtp.lm.direct import DirectLM
+    from speech_mtp.lm.text_encoder import TextEncoder
+    from speech_mtp.lm.text_lm import TextLM
 
 ASSETS = Path(__file__).parent / "assets"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -151,6 +156,8 @@ def resolve_backbone(
 def convert_gguf(path: Path, target: Path, fingerprint: str) -> None:
     """GGUF file -> plain bfloat16 model and tokenizer in the folder ``target``, whole or not at all."""
     plugins.require("gguf", "offline")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -168,15 +175,17 @@ def convert_gguf(path: Path, target: Path, fingerprint: str) -> None:
         (aside / SOURCE).write_text(json.dumps({"sha256": fingerprint, "file": path.name}), encoding="utf-8")
 
 
-def find_backbone(name: str | None = None) -> Path:
-    """The folder of a language model: a folder or hub id, or (None) the backbone of the default model.
+def find_backbone(name: str | None = None, model: str | Path | None = None) -> Path:
+    """The folder of a language model: a folder or hub id, or (None) the backbone of ``model`` (None: the default one).
 
-    Errors as for :func:`resolve_backbone`.
+    Errors as for :func:`resolve_backbone`, and ValueError for a model of the direct form.
     """
     if name is not None:
         return _language_model(name)
-    source = json.loads((find_model(DEFAULT_MODEL) / CONFIG).read_text(encoding="utf-8"))["backbone"]
-    return resolve_backbone(source["sha256"], source)
+    config, _ = _model_settings(find_model(model or DEFAULT_MODEL))
+    if config["form"] == DIRECT:
+        raise ValueError(f"The model {model} has learned to speak and writes no text; name a --backbone folder.")
+    return resolve_backbone(config["backbone"]["sha256"], config["backbone"])
 
 
 def _language_model(name: str) -> Path:
@@ -221,6 +230,8 @@ def _on_hub(source: Mapping[str, Any]) -> Path:
 
 def _download(repo: str, patterns: list[str], revision: str | None = None) -> Path:
     """Files of a hub repository. One short try: FileNotFoundError (part of a sentence) when that fails."""
+    from huggingface_hub import snapshot_download
+
     try:
         # Listing the repository fails at once without a network; asking for one file would be retried for long.
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, etag_timeout=HUB_TIMEOUT_S))
@@ -321,14 +332,16 @@ def _checked_accuracies(rows: Any, offsets: int) -> list[list[float]] | None:
 DEFAULT_MODEL = "tiny-en"
 VOICES = "voices.safetensors"
 TOKENIZER = "tokenizer"
+OWN_G2P = "own"
+"""The name of the G2P that is a model's own text encoder."""
 TALKER, DIRECT = "talker", "direct"
 """The forms of a model that speaks (``form`` in its settings), and the folders that hold its speech LM."""
-LM = TypeVar("LM", SpeechLM, DirectLM)
+LM = TypeVar("LM", "SpeechLM", "DirectLM")
 
 
 def save_speech_lm(lm: SpeechLM | DirectLM, folder: str | Path, dtype: Storage = "fp32", card: str = "") -> None:
     """Save a talker, or a backbone that speaks itself. Errors as for :func:`save_checkpoint`."""
-    kind = "direct_lm" if isinstance(lm, DirectLM) else "speech_lm"
+    kind = "speech_lm" if isinstance(lm, SpeechLM) else "direct_lm"
     save_checkpoint(folder, {"kind": kind, kind: lm.to_config()}, lm.state_dict(), dtype, card)
 
 
@@ -344,6 +357,8 @@ def load_speech_lm(folder: str | Path) -> SpeechLM:
 
 def load_direct_lm(folder: str | Path) -> DirectLM:
     """A backbone that speaks itself, in evaluation mode. Errors as for :func:`load_checkpoint`."""
+    from speech_mtp.lm.direct import DirectLM
+
     return _load_lm(DirectLM, "direct_lm", Path(folder))
 
 
@@ -365,6 +380,8 @@ def save_text_encoder(encoder: TextEncoder, folder: str | Path, dtype: Storage =
 
 def load_text_encoder(folder: str | Path) -> TextEncoder:
     """A text encoder in evaluation mode. Errors as for :func:`load_checkpoint`."""
+    from speech_mtp.lm.text_encoder import TextEncoder, TextEncoderConfig
+
     config, state = load_checkpoint(folder, kind="text_encoder")
     try:
         encoder = TextEncoder(TextEncoderConfig(**config["text_encoder"]))
@@ -391,14 +408,14 @@ def save_model(
     the G2P. The G2P named ``own`` is the ``text_encoder``, stored in ``text``. The direct form reads its text with the
     ``tokenizer`` of its backbone, stored beside it.
     """
-    form = DIRECT if isinstance(lm, DirectLM) else TALKER
-    if (entries.get("g2p") == Spelled.name) != (text_encoder is not None):
-        raise ValueError(f"A model has a text encoder exactly when its g2p is {Spelled.name!r}; change one of the two.")
-    if (tokenizer is not None) != isinstance(lm, DirectLM):
+    form = TALKER if isinstance(lm, SpeechLM) else DIRECT
+    if (entries.get("g2p") == OWN_G2P) != (text_encoder is not None):
+        raise ValueError(f"A model has a text encoder exactly when its g2p is {OWN_G2P!r}; change one of the two.")
+    if (tokenizer is not None) == isinstance(lm, SpeechLM):
         raise ValueError(
             "A model has a tokenizer of its own exactly when it is of the direct form; change one of the two."
         )
-    if isinstance(lm, DirectLM) and len(tokenizer) > lm.trunk.config.vocab_size:
+    if not isinstance(lm, SpeechLM) and len(tokenizer) > lm.trunk.config.vocab_size:
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens, the language model {lm.trunk.config.vocab_size}; "
             "name the backbone that it was trained from."
@@ -421,11 +438,17 @@ def save_model(
         path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def load(name_or_path: str | Path = DEFAULT_MODEL, backbone: str | None = None) -> SpeechModel:
+def load(
+    name_or_path: str | Path = DEFAULT_MODEL, backbone: str | None = None, threads: int | None = None
+) -> SpeechModel:
     """A model that speaks, with everything it needs; ``backbone`` names another copy of a talker's language model.
+
+    From now on torch computes with ``threads`` in the whole process (:func:`speech_mtp.threads.use_threads`; None: the
+    environment variable ``SPEECH_MTP_THREADS``, else one).
 
     Raises ValueError or FileNotFoundError, in one sentence, for whatever is missing, damaged or does not fit.
     """
+    use_threads(threads, SPEECH)
     folder = find_model(name_or_path)
     config, voices = _model_settings(folder)
     try:
@@ -463,12 +486,27 @@ def _model_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _talker_parts(folder: Path, config: dict[str, Any], backbone: str | None) -> tuple[UnitMaker, SpeechLM]:
     source = config["backbone"]
     where = resolve_backbone(source["sha256"], source, backbone)
-    trunk = Backbone.from_folder(where, torch.float32, source["sha256"], config["hidden_layer"])
-    own = config["g2p"] == Spelled.name
-    g2p = Spelled(trunk, load_text_encoder(folder / "text")) if own else plugins.build("text.g2p", config["g2p"])
+    trunk = _open_reader(where, source, config["hidden_layer"])
+    if config["g2p"] != OWN_G2P:
+        g2p = plugins.build("text.g2p", config["g2p"])
+    else:
+        from speech_mtp.lm.text_encoder import Spelled
+
+        g2p = Spelled(trunk, load_text_encoder(folder / "text"))
     return UnitMaker(trunk, g2p), load_speech_lm(folder / TALKER)
 
 
+def _open_reader(folder: Path, source: Mapping[str, Any], hidden_layer: int) -> TextReader:
+    """What reads text with the language model in ``folder``; ``source["prefix"]`` opens its turns, if that is known."""
+    if reads_alone(folder) and "prefix" in source:
+        return PackedBackbone(folder, source["sha256"], hidden_layer, source["prefix"])
+    from speech_mtp.lm.backbone import Backbone
+
+    return Backbone.from_folder(folder, torch.float32, source["sha256"], hidden_layer)
+
+
 def _direct_parts(folder: Path) -> tuple[TokenMaker, DirectLM]:
+    from speech_mtp.lm.backbone import load_tokenizer
+
     lm = load_direct_lm(folder / DIRECT)
     return lm.text_maker(load_tokenizer(folder / TOKENIZER)), lm

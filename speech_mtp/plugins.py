@@ -41,6 +41,16 @@ def require(module: str, extra: str) -> ModuleType:
         ) from error
 
 
+def locate(module: str, extra: str) -> Path:
+    """The folder of an optional package, which is not imported. Raises :class:`MissingExtra` when it is not there."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise MissingExtra(
+            f"The package {module!r} is not installed; install it with pip install 'speech-mtp[{extra}]'."
+        )
+    return Path(spec.origin).parent
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: the closest of ``choices``, then all of them."""
     known = sorted(choices)

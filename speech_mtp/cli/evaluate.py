@@ -15,6 +15,7 @@ from speech_mtp.cli.shared import (
     Model,
     Seed,
     Temperature,
+    Threads,
     check_output,
     check_texts,
     load_model,
@@ -42,6 +43,7 @@ def eval_speech(
     backbone: Backbone = None,
     seed: Seed = None,
     temperature: Temperature = None,
+    threads: Threads = None,
 ) -> None:
     """Word errors, success, opinion scores, speaker similarity and speed; the worst voice's figures come first."""
     check_output(out, (".json",))
@@ -52,7 +54,7 @@ def eval_speech(
     texts = read_lines(sentences)
     check_texts(texts, sentences)
     recording = audio.read(reference, mono=True) if reference else None
-    loaded = load_model(model, backbone)
+    loaded = load_model(model, backbone, threads=threads)
     if voice is not None:
         loaded.timbre(voice)
     sampling = sampling_of(loaded, seed, temperature)
@@ -94,6 +96,7 @@ def eval_codec(
     per_voice: Annotated[int, typer.Option(min=1, help="Recordings of each voice at most.")] = 50,
     codec: Annotated[str, typer.Option(help="Packaged name, folder or hub id.")] = "tiny-en",
     seed: int = 0,
+    threads: Threads = None,
 ) -> None:
     """Round trip, bit rate, code usage, timbre swap, agreement of voices, melody."""
     check_output(out, (".json",))
@@ -102,7 +105,9 @@ def eval_codec(
     from speech_mtp import hub
     from speech_mtp.corpus.samples import from_corpus, from_folder
     from speech_mtp.evaluation.codec_report import Sample, codec_report
+    from speech_mtp.threads import use_threads
 
+    use_threads(threads)
     loaded = hub.load_codec(codec)
     rate = loaded.spec.sample_rate
     found = [sample for folder in audio_dir or () for sample in from_folder(folder, rate, per_voice)]

@@ -24,6 +24,10 @@ Backbone = Annotated[str | None, typer.Option(help="Folder or hub id of the lang
 Voice = Annotated[str | None, typer.Option(help="Name of a voice; by default the model's first.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same audio.")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Threads of torch; by default SPEECH_MTP_THREADS, else 1 for speech, all for text."),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Settings, as in train.rate=1e-4.")]
 
 
@@ -91,10 +95,10 @@ def check_output(path: Path, suffixes: Iterable[str] | None = None, folder_exist
         raise OSError(f"Cannot write {path}: the folder {path.parent} is not writable; choose another.")
 
 
-def load_model(model: str, backbone: str | None, group: int | None = None) -> SpeechModel:
+def load_model(model: str, backbone: str | None, group: int | None = None, threads: int | None = None) -> SpeechModel:
     from speech_mtp import hub
 
-    loaded: SpeechModel = hub.load(model, backbone=backbone)
+    loaded: SpeechModel = hub.load(model, backbone=backbone, threads=threads)
     made_for = loaded.lm.config.frames_per_group
     if group is not None and group != made_for:
         raise ValueError(f"Model {model} decodes {made_for} frames per step, not {group}; use --group {made_for}.")
@@ -140,8 +144,10 @@ Device = Annotated[str, typer.Option(help="Where to compute, as torch names it: 
 Compile = Annotated[bool, typer.Option("--compile", help="Fuse small operations: faster after a slow start.")]
 
 
-def load_text_lm(backbone: str | None, dtype: str, device: str, compile: bool = False) -> TextLM:
-    """The causal LM in ``backbone`` (None: that of the default model)."""
+def load_text_lm(
+    backbone: str | None, dtype: str, device: str, compile: bool = False, threads: int | None = None
+) -> TextLM:
+    """The causal LM in ``backbone`` (None: that of the default model), decoding with ``threads``."""
     if dtype not in DTYPES:
         raise ValueError(f"The dtype is {dtype!r}; use {', '.join(DTYPES)}.")
     precision = DTYPES[dtype]
@@ -151,7 +157,9 @@ def load_text_lm(backbone: str | None, dtype: str, device: str, compile: bool = 
 
     from speech_mtp import hub
     from speech_mtp.lm.text_lm import TextLM
+    from speech_mtp.threads import use_threads
 
+    use_threads(threads)
     try:
         place = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:

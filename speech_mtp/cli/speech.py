@@ -16,6 +16,7 @@ from speech_mtp.cli.shared import (
     Model,
     Seed,
     Temperature,
+    Threads,
     Voice,
     check_output,
     check_texts,
@@ -41,6 +42,7 @@ def say(
     group: Annotated[int | None, typer.Option(help="Frames per step; the model must be made for it.")] = None,
     seed: Seed = None,
     temperature: Temperature = None,
+    threads: Threads = None,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print one JSON line per audio file; words stay empty without layout aligned."),
@@ -56,7 +58,7 @@ def say(
     from speech_mtp.streaming.timed import say as speak
     from speech_mtp.streaming.timed import warm_up
 
-    loaded = load_model(model, backbone, group)
+    loaded = load_model(model, backbone, group, threads)
     sampling = sampling_of(loaded, seed, temperature)
     loaded.timbre(voice)
     warm_up(loaded)
@@ -110,6 +112,7 @@ def tokenize(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="A .safetensors file.")] = None,
     resynthesize: Annotated[bool, typer.Option("--resynthesize", help="Also write what the codes sound like.")] = False,
     codec: Annotated[str, typer.Option(help="Packaged name, folder or hub id.")] = "tiny-en",
+    threads: Threads = None,
 ) -> None:
     """Audio -> codes ("frames [K, F]") and timbre ("[E]") in a safetensors file."""
     if sound is not None and not resynthesize:
@@ -119,7 +122,9 @@ def tokenize(
     check_output(out, (".safetensors",))
     check_output(sound)
     from speech_mtp import audio, hub
+    from speech_mtp.threads import use_threads
 
+    use_threads(threads)
     loaded = hub.load_codec(codec)
     wave, rate = audio.read(source, loaded.spec.sample_rate)
     codes = loaded.encode(wave[None, None])

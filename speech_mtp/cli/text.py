@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from speech_mtp.cli.shared import Compile, Device, TextBackbone, listed, load_head, load_text_lm, text_of
+from speech_mtp.cli.shared import Compile, Device, TextBackbone, Threads, listed, load_head, load_text_lm, text_of
 
 if TYPE_CHECKING:
     from speech_mtp.streaming.chat import Chat, Turn
@@ -41,6 +41,7 @@ def generate(
     backbone: TextBackbone = None,
     device: Device = "cpu",
     compile: Compile = False,
+    threads: Threads = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print what drafting gave, on standard error.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End every answer with a JSON line.")] = False,
 ) -> None:
@@ -61,7 +62,7 @@ def generate(
     asked = None if rule is None else _one(rule)
     if head not in (None, "none"):
         hub.find_head(head)  # before the model is loaded, which takes seconds
-    lm = load_text_lm(backbone, dtype, device, compile)
+    lm = load_text_lm(backbone, dtype, device, compile, threads)
     if head is None and (asked is None or not catalogue.fits(asked, None)):
         head = hub.default_head(lm.fingerprint)
     head = None if head == "none" else head

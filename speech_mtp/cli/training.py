@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from speech_mtp.cli.shared import Backbone, Model, Overrides, load_model
+from speech_mtp.cli.shared import Backbone, Model, Overrides
 
 
 def corpus(config: Path, overrides: Overrides = None, model: Model = "tiny-en", backbone: Backbone = None) -> None:
@@ -16,19 +16,12 @@ def corpus(config: Path, overrides: Overrides = None, model: Model = "tiny-en", 
     from speech_mtp.corpus.build import CorpusConfig, build_corpus
 
     def writer() -> tuple[Any, Any]:
-        from speech_mtp.lm.backbone import Backbone as Writer
-        from speech_mtp.lm.units import UnitMaker
+        import torch
 
-        if backbone and Path(backbone).is_dir():
-            found = Writer.from_folder(backbone)
-        else:
-            maker = load_model(model, backbone).maker
-            if not isinstance(maker, UnitMaker):
-                raise ValueError(
-                    f"Model {model} has learned to speak and does not write text; name a --backbone folder."
-                )
-            found = maker.backbone
-        return found.model, found.tokenizer
+        from speech_mtp import hub
+        from speech_mtp.lm.backbone import load_causal_lm
+
+        return load_causal_lm(hub.find_backbone(backbone, model), torch.float32)
 
     figures = build_corpus(settings.load(config, CorpusConfig, overrides or ()), writer)
     print(json.dumps(figures, ensure_ascii=False))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,8 +19,10 @@ from speech_mtp.decoding.laws import SpeechLaw
 from speech_mtp.decoding.vanilla import Vanilla
 from speech_mtp.layouts.base import Next
 from speech_mtp.lm.decode import DecodeState, GroupLM
-from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.types import Draft, Finish, LMOutput, Sampling, TextUnits, Verdict
+
+if TYPE_CHECKING:  # it imports ``transformers``, which takes a second
+    from speech_mtp.lm.text_lm import TextLM
 
 Trim = Callable[[Draft, Verdict], Verdict]
 
@@ -28,7 +30,9 @@ Trim = Callable[[Draft, Verdict], Verdict]
 @dataclass(frozen=True)
 class Guard:
     """When a row is a runaway: more than ``frames_per_unit`` frames per text unit, or ``frames_per_character`` where
-    units are tokens of any length (plus ``spare_frames``), or the same content code for ``max_repeat`` frames."""
+    units are tokens of any length (plus ``spare_frames``), or the same content code for ``max_repeat`` frames. Where
+    positions point into the text, the units before the pointer count: how much more text there is, or has arrived,
+    makes no difference."""
 
     frames_per_unit: float = 8.0
     frames_per_character: float = 6.0
@@ -95,7 +99,8 @@ class Run:
         lengths = (self.state.groups * frames.shape[-1]).tolist()
         units, guard = self.state.units, self.guard
         if units.characters is None:
-            sizes, per, name = units.lengths.tolist(), guard.frames_per_unit, "text units"
+            sizes = (self.state.pointer if self.lm.layout.points else units.lengths).tolist()
+            per, name = guard.frames_per_unit, "text units"
         else:
             sizes, per, name = units.characters.tolist(), guard.frames_per_character, "characters"
         for b in torch.nonzero(active)[:, 0].tolist():

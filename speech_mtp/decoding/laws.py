@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,9 @@ from speech_mtp.decoding import sampling as noise
 from speech_mtp.decoding.base import Law
 from speech_mtp.lm.cache import ancestors_of
 from speech_mtp.lm.decode import DecodeState
-from speech_mtp.lm.text_lm import TextState
+
+if TYPE_CHECKING:  # it imports ``transformers``, which takes a second
+    from speech_mtp.lm.text_lm import TextState
 
 
 class SpeechLaw(Law):

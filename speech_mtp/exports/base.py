@@ -21,7 +21,7 @@ from transformers import AutoConfig
 from speech_mtp.heads.base import Binding, MTPHead, TrunkShape
 from speech_mtp.heads.leap import Leap
 from speech_mtp.heads.medusa import Medusa
-from speech_mtp.lm.backbone import SOURCE
+from speech_mtp.lm.fingerprint import SOURCE
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.storage import CONFIG, WEIGHTS, load_weights, new_folder
 

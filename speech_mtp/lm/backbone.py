@@ -10,19 +10,18 @@ The backbone knows nothing of phonemes, codes or speech.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging
+
+from speech_mtp.lm.fingerprint import fingerprint_of
+from speech_mtp.lm.reader import ReadingState, TextReader
 
 MODEL_TYPES = (
     "gemma",
@@ -37,36 +36,8 @@ MODEL_TYPES = (
 )
 """``config.model_type`` of the supported families."""
 
-SOURCE = "source.json"
-"""File of a converted folder that holds the fingerprint of the file it was converted from (key ``sha256``)."""
 
-Span = tuple[int, int]
-
-
-@dataclass
-class Encoded:
-    """A batch of texts as the backbone sees them.
-
-    ``hidden [B, L, D]`` float32, zero past a row's ``lengths [B]``; ``spans[b][l]`` are the characters
-    (start, end) of token ``l`` in text ``b``.
-    """
-
-    hidden: Tensor
-    spans: list[list[Span]]
-    lengths: Tensor
-
-
-@dataclass
-class BackboneState:
-    """One growing text: its KV cache, the text read so far and its tokens, and tokens not yet fed."""
-
-    cache: DynamicCache
-    waiting: list[int]
-    text: str = ""
-    tokens: list[int] = field(default_factory=list)
-
-
-class Backbone(nn.Module):
+class Backbone(nn.Module, TextReader):
     """A causal LM and its tokenizer, frozen unless said otherwise.
 
     ``hidden_layer`` n in 1..N-1 gives the output of the first n of N layers, as ``output_hidden_states[n]`` of
@@ -88,7 +59,8 @@ class Backbone(nn.Module):
         self.dim: int = model.config.hidden_size
         self.hidden_layer = hidden_layer
         self._lower = (_first_layers(model.base_model, hidden_layer),)  # in a tuple: shares modules, owns none
-        self._prefix = assistant_prefix(tokenizer)
+        self.prefix = assistant_prefix(tokenizer)
+        self.text_tokens = tokenizer.backend_tokenizer
         self.train(False)
         self.requires_grad_(not frozen)
 
@@ -117,59 +89,21 @@ class Backbone(nn.Module):
         """A frozen backbone stays in evaluation mode whatever the model around it does."""
         return super().train(mode and not self.frozen)
 
-    def encode(self, texts: list[str]) -> Encoded:
-        """Read each text as an assistant turn, from its beginning. A row is the same alone and among others."""
-        read = [self._tokenize(text) for text in texts]
-        lengths = [len(tokens) for tokens, _ in read]
-        start, width = len(self._prefix), max(lengths, default=0)
-        ids = torch.zeros(len(texts), start + width, dtype=torch.long)
-        for b, (tokens, _) in enumerate(read):
-            ids[b, : start + len(tokens)] = torch.tensor(self._prefix + tokens)
-        # Attention is causal and padding is on the right, so that no token ever sees padding: no mask is needed.
-        hidden = self._run(ids)[:, start:]
-        counts = torch.tensor(lengths, device=hidden.device)
-        inside = torch.arange(width, device=hidden.device) < counts[:, None]
-        return Encoded(hidden.masked_fill(~inside[..., None], 0.0), [spans for _, spans in read], counts)
+    def _open_cache(self) -> DynamicCache:
+        return DynamicCache(config=self._lower[0].config)
 
-    def open(self) -> BackboneState:
-        """The state before the first word of a text that will arrive piece by piece."""
-        return BackboneState(DynamicCache(config=self._lower[0].config), list(self._prefix))
+    def _read_block(self, state: ReadingState, ids: Tensor, keep: bool) -> Tensor:
+        cache = state.cache if keep else copy.deepcopy(state.cache)
+        return self._run(ids, cache)
 
-    def extend(self, state: BackboneState, text_piece: str) -> tuple[Tensor, list[Span]]:
-        """Read the next piece of a growing text: ``hidden [1, l, D]`` of its tokens and their spans in the text.
-
-        Pieces are cut before white space, never within a word: ``"Good"``, ``" morning."``. Then the states are
-        those of :meth:`encode` for the whole text. Raises ValueError when the tokenizer reads the earlier text
-        anew because of this piece; ``state`` is then as before.
-        """
-        text = state.text + text_piece
-        tokens, spans = self._tokenize(text)
-        known = len(state.tokens)
-        if tokens[:known] != state.tokens:
-            raise ValueError(f"The piece {text_piece!r} changes how the text before it is read; cut before spaces.")
-        state.text, state.tokens = text, tokens
-        if len(tokens) == known:
-            return torch.zeros(1, 0, self.dim, device=self.device), []
-        new = state.waiting + tokens[known:]
-        state.waiting = []
-        hidden = self._run(torch.tensor([new]), state.cache)
-        return hidden[:, len(new) - len(tokens) + known :], spans[known:]
-
-    def spans(self, text: str) -> list[Span]:
-        """The characters (start, end) of each token of ``text``, without running the model."""
-        return self._tokenize(text)[1]
+    def _read_whole(self, ids: Tensor) -> Tensor:
+        return self._run(ids)
 
     def _run(self, ids: Tensor, cache: DynamicCache | None = None) -> Tensor:
         use_cache = cache is not None
         out = self._lower[0](input_ids=ids.to(self.device), past_key_values=cache, use_cache=use_cache)
         hidden: Tensor = out.last_hidden_state.float()
         return hidden
-
-    def _tokenize(self, text: str) -> tuple[list[int], list[Span]]:
-        if not text:
-            return [], []
-        read = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return list(read["input_ids"]), [(int(a), int(b)) for a, b in read["offset_mapping"]]
 
 
 def load_causal_lm(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -233,31 +167,6 @@ def assistant_prefix(tokenizer: Any) -> list[int]:
     if not tokens and first is None:
         raise ValueError("The backbone's tokenizer has no chat format and no bos or eos token; it cannot start a turn.")
     return tokens or [first]
-
-
-def fingerprint_of(folder: Path) -> str:
-    """Sha256 (hex) that names the weights of ``folder``.
-
-    For a converted folder that of the file it came from, as recorded there; otherwise that of its safetensors
-    file, or of all of its files' digests in the order of their names. Raises FileNotFoundError without weights.
-    """
-    if (folder / SOURCE).is_file():
-        return str(json.loads((folder / SOURCE).read_text(encoding="utf-8"))["sha256"])
-    digests = [sha256(path) for path in sorted(folder.glob("*.safetensors"))]
-    if not digests:
-        raise FileNotFoundError(f"There are no weights in {folder}: no *.safetensors file; download the model again.")
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file; a progress bar appears when that takes more than a second."""
-    digest = hashlib.sha256()
-    bar = tqdm(total=path.stat().st_size, desc=f"Checking {path.name}", unit="B", unit_scale=True, delay=1, leave=False)
-    with path.open("rb") as file, bar:
-        while block := file.read(1 << 22):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()
 
 
 def _first_layers(decoder: Any, count: int) -> Any:

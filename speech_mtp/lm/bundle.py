@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from speech_mtp import plugins
 from speech_mtp.codecs.base import Codec
-from speech_mtp.lm.direct import DirectLM, TokenMaker
 from speech_mtp.lm.speech_lm import SpeechLM
+from speech_mtp.lm.token_maker import TokenMaker
 from speech_mtp.lm.units import UnitMaker
 from speech_mtp.types import Sampling
+
+if TYPE_CHECKING:  # it imports ``transformers``, which takes a second
+    from speech_mtp.lm.direct import DirectLM
 
 
 @dataclass

@@ -215,7 +215,8 @@ class Decoder:
         to the attention scores over the first S entries of ``cache``, to which the M nodes are written. None: a chain
         behind an empty cache, or a single node that sees all that is in it.
 
-        Returns the states of ``taps`` ``[B, M, taps, D]`` and those after the final norm ``[B, M, D]``.
+        Returns the states of ``taps`` ``[B, M, taps, D]`` (the number of layers: after the last, before the final norm)
+        and those after the final norm ``[B, M, D]``.
         """
         x = x.to(self.dtype)
         cos, sin = self._angles(x, index)
@@ -230,6 +231,7 @@ class Decoder:
             x, normed = self._add(x, self._attend(layer, i, normed, cos, sin, mask, cache), layer.middle)
             x, normed = self._add(x, layer.down(self._maths.gated(layer.gate_up(normed))), leave)
         found[-1] = normed
+        found[len(self.layers)] = x
         return torch.stack([found[tap] for tap in taps], 2), normed
 
     def _angles(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,17 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_mtp.layouts.base import IGNORE
 from speech_mtp.layouts.prefix import Prefix
 from speech_mtp.lm.backbone import assistant_prefix, check_supported, untrained
 from speech_mtp.lm.cache import HuggingFaceCache, KVCache
 from speech_mtp.lm.decode import DecodeState, GroupLM, GroupLMConfig, behind_text, causal_mask
 from speech_mtp.lm.embeddings import GroupFusion
 from speech_mtp.lm.output import build_output
+from speech_mtp.lm.token_maker import VOICE, TokenMaker, next_tokens
 from speech_mtp.types import Kind, LMOutput, Positions, TextUnits
-
-VOICE = -1
-"""The id of the one token of a prompt whose embedding is the voice (``voice="substituted"``)."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ class DirectLM(GroupLM):
 
     def text_maker(self, tokenizer: Any) -> TokenMaker:
         """What makes this model's text units, with the ``tokenizer`` of its backbone."""
-        return TokenMaker(tokenizer, voice_place=self.config.voice == "substituted")
+        return TokenMaker(tokenizer, assistant_prefix(tokenizer), voice_place=self.config.voice == "substituted")
 
     def to_config(self) -> dict[str, object]:
         """The settings, and the backbone's own configuration under ``backbone``."""
@@ -172,47 +169,3 @@ class DirectLM(GroupLM):
 
     def embed_nodes(self, state: DecodeState, tokens: Tensor, pointer: Tensor) -> Tensor:
         return self.embed_speech(tokens, state.timbre)
-
-
-class TokenMaker:
-    """Text -> text units of the direct form: the tokens of an assistant's turn, the voice's place first if wanted.
-
-    ``tokenizer`` is the backbone's own. A token may be one letter or a long word, so the units also say how many
-    ``characters`` there are to speak.
-    """
-
-    def __init__(self, tokenizer: Any, voice_place: bool = False) -> None:
-        self.tokenizer = tokenizer
-        self._start = [VOICE] * voice_place + assistant_prefix(tokenizer)
-
-    def make(self, texts: list[str]) -> TextUnits:
-        """Units of whole texts, padded with 0."""
-        units = token_units(
-            [self._start + list(self.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
-        )
-        units.characters = torch.tensor([len(text) for text in texts])
-        return units
-
-
-def token_units(rows: list[list[int]]) -> TextUnits:
-    """Rows of token ids -> a padded batch of units; every unit is its own token, without hidden states."""
-    if not all(rows):
-        raise ValueError("A row of text has no token; speech needs at least one token of text before it.")
-    ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-    zeros = torch.zeros_like(ids)
-    return TextUnits(
-        phoneme=ids,
-        stress=zeros,
-        word_start=zeros,
-        token=torch.arange(ids.shape[1]).expand(len(rows), -1).contiguous(),
-        lengths=torch.tensor([len(row) for row in rows]),
-        hidden=torch.zeros(*ids.shape, 1),
-        complete=torch.ones(len(rows), dtype=torch.bool),
-    )
-
-
-def next_tokens(units: TextUnits) -> Tensor:
-    """``[B, U]``: the token after each one, -100 after a row's last and where the next one is the voice."""
-    after = F.pad(units.phoneme[:, 1:], (0, 1), value=IGNORE)
-    last = torch.arange(after.shape[1], device=after.device) >= (units.lengths - 1)[:, None]
-    return after.masked_fill(last | (after == VOICE), IGNORE)

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from speech_mtp.types import TextUnits
 
+BLOCK = 16
+"""Rows of the products that encode text units in decoding."""
+
 
 class GroupFusion(nn.Module):
     """Tokens of a group ``[B, T, C]`` -> one vector ``[B, T, D]``.
@@ -48,14 +51,48 @@ class UnitEncoder(nn.Module):
         self.hidden = nn.Linear(backbone_dim, hidden_share)
         self.mlp = nn.Sequential(nn.Linear(dim + hidden_share, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
 
+    def in_blocks(self, units: TextUnits) -> Tensor:
+        """As :meth:`forward`, a row and ``BLOCK`` tokens or units at a time, the last ones padded.
+
+        Every unit is then computed in products of the same shape at the same place, however much text has arrived.
+        """
+        rows = [self._row_in_blocks(units, b) for b in range(len(units.lengths))]
+        return torch.stack(rows)
+
+    def _row_in_blocks(self, units: TextUnits, b: int) -> Tensor:
+        states = torch.cat([self._states(block) for block in _blocks(units.hidden[b])])
+        identity = torch.stack([units.phoneme[b], units.stress[b], units.word_start[b]], -1)
+        joined = torch.cat([self._identity(block) for block in _blocks(identity)])
+        token = F.pad(units.token[b], (0, len(joined) - len(units.token[b])))
+        joined = torch.cat([joined, states[token]], -1)
+        encoded = torch.cat([self.mlp(block) for block in _blocks(joined)])
+        return encoded[: units.phoneme.shape[1]]
+
     def forward(self, units: TextUnits) -> Tensor:
-        identity = self.phoneme(units.phoneme) + self.stress(units.stress) + self.word_start(units.word_start)
-        states = F.layer_norm(units.hidden.to(identity.dtype), units.hidden.shape[-1:])
-        if self.training and self.blank:
-            states = states * (torch.rand_like(states[..., :1]) >= self.blank)
-        states = self.hidden(states)
+        identity = self._identity(torch.stack([units.phoneme, units.stress, units.word_start], -1))
+        states = self._states(units.hidden)
         token = units.token[..., None].expand(-1, -1, states.shape[-1])
         return self.mlp(torch.cat([identity, states.gather(1, token)], -1))
+
+    def _identity(self, ids: Tensor) -> Tensor:
+        """Phoneme, stress and word start ``[..., 3]`` -> ``[..., E]``."""
+        phoneme, stress, word_start = ids.unbind(-1)
+        found: Tensor = self.phoneme(phoneme) + self.stress(stress) + self.word_start(word_start)
+        return found
+
+    def _states(self, hidden: Tensor) -> Tensor:
+        """States of the backbone ``[..., D]`` -> the part of a unit that they make."""
+        states = F.layer_norm(hidden.to(self.phoneme.weight.dtype), hidden.shape[-1:])
+        if self.training and self.blank:
+            states = states * (torch.rand_like(states[..., :1]) >= self.blank)
+        found: Tensor = self.hidden(states)
+        return found
+
+
+def _blocks(rows: Tensor) -> tuple[Tensor, ...]:
+    """``[N, E]`` -> blocks ``[BLOCK, E]``, at least one, the last padded with zeros."""
+    missing = -len(rows) % BLOCK if len(rows) else BLOCK
+    return F.pad(rows, (0, 0, 0, missing)).split(BLOCK)
 
 
 class Window(nn.Module):

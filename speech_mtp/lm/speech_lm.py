@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from speech_mtp import plugins
+from speech_mtp.layouts.aligned import Aligned
 from speech_mtp.layouts.base import Layout
 from speech_mtp.lm.cache import KVCache
 from speech_mtp.lm.decode import DecodeState, GroupLM, GroupLMConfig, behind_text, causal_mask
@@ -53,6 +54,7 @@ class SpeechLM(GroupLM):
         self.layout: Layout = plugins.build(
             "layouts", dict(c.layout), codebook_sizes=c.codebook_sizes, frames_per_group=c.frames_per_group
         )
+        self._check_ahead()
         sizes = self.layout.channel_sizes
         self.fusion = GroupFusion(sizes, c.dim, c.fusion)
         self.units = UnitEncoder(c.num_phonemes, c.backbone_dim, c.unit_dim, blank=c.blank_states)
@@ -61,6 +63,17 @@ class SpeechLM(GroupLM):
         self.timbre = nn.Linear(c.timbre_dim, c.dim)
         self.talker = Talker(c.dim, c.num_layers, c.heads, c.hidden, c.dropout)
         self.output = build_output(c.output, c.dim, sizes)
+
+    def _check_ahead(self) -> None:
+        """What a position looks at must be there before it is spoken, or late text would be spoken otherwise."""
+        if not isinstance(self.layout, Aligned):
+            return
+        known, window, reach = self.layout.ahead, self.config.ahead, self.layout.max_advance - 1
+        if known < max(window, reach):
+            raise ValueError(
+                f"The layout goes on with {known} units of text ahead, but a position looks {window} ahead and may "
+                f"move by {reach + 1}; set the layout's ahead to {max(window, reach)} or more."
+            )
 
     @classmethod
     def from_config(cls, entries: dict[str, object]) -> SpeechLM:
@@ -97,7 +110,7 @@ class SpeechLM(GroupLM):
     # -- decoding ---------------------------------------------------------------------------------------------
     @torch.inference_mode()
     def prefill(self, units: TextUnits, timbre: Tensor, size: int = 64) -> DecodeState:
-        encoded = self.units(units)
+        encoded = self.units.in_blocks(units)
         start = 0 if self.prefix is None else int(units.lengths.max())
         cache = self.talker.open(len(units.lengths), start + size, timbre.device)
         state = self.begin(cache, units, encoded, timbre)
@@ -109,7 +122,7 @@ class SpeechLM(GroupLM):
     def extend(self, state: DecodeState, units: TextUnits) -> None:
         if self.prefix is not None:
             raise ValueError("The prefix layout reads its text once; late text needs the aligned layout.")
-        state.units, state.encoded = units, self.units(units)
+        state.units, state.encoded = units, self.units.in_blocks(units)
 
     def embed_nodes(self, state: DecodeState, tokens: Tensor, pointer: Tensor) -> Tensor:
         return self.embed(tokens, state.encoded, state.units, state.timbre, pointer)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from speech_mtp.lm.backbone import Backbone, BackboneState, Span
+from speech_mtp.lm.reader import ReadingState, Span, TextReader
 from speech_mtp.text.g2p.base import G2P
 from speech_mtp.text.phonemes import ALIASES, BLANK, CONSONANTS, PAUSES, VOWELS, Unit, merge_pauses
 
@@ -235,11 +235,9 @@ def to_sounds(units: Iterable[Unit]) -> list[int]:
 
 @dataclass
 class _Reading:
-    """A text that was read: the backbone's state and output, and the units of each word, by place and neighbour."""
+    """A text that was read, and the units of each word, by place and neighbour."""
 
-    state: BackboneState
-    hidden: Tensor
-    spans: list[Span] = field(default_factory=list)
+    state: ReadingState
     known: dict[Word, list[Unit]] = field(default_factory=dict)
 
 
@@ -252,7 +250,7 @@ class Spelled(G2P):
 
     name = "own"
 
-    def __init__(self, backbone: Backbone, encoder: TextEncoder) -> None:
+    def __init__(self, backbone: TextReader, encoder: TextEncoder) -> None:
         config = encoder.config
         if (config.backbone_dim, config.hidden_layer) != (backbone.dim, backbone.hidden_layer):
             raise ValueError(
@@ -273,7 +271,7 @@ class Spelled(G2P):
             last, self._last = self._last, None
         reading = self._continue(last, text) or self._read(text)
         new = [word for word in words if word not in reading.known]
-        read = self._encoder.read(spell(text, new, reading.spans), reading.hidden)
+        read = self._encoder.read(spell(text, new, reading.state.spans), self._backbone.read_all(reading.state))
         for word, sounds in zip(new, read, strict=True):
             reading.known[word] = to_units(sounds, word.start, word.end)
         units: list[Unit] = []
@@ -285,21 +283,18 @@ class Spelled(G2P):
 
     def _read(self, text: str) -> _Reading:
         state = self._backbone.open()
-        hidden, spans = self._backbone.extend(state, text)
-        return _Reading(state, hidden, spans)
+        self._backbone.extend(state, text)
+        return _Reading(state)
 
     def _continue(self, last: _Reading | None, text: str) -> _Reading | None:
         """``last`` with the rest of ``text``; None unless the text goes on from it with white space."""
         if last is None or not text.startswith(last.state.text):
             return None
         piece = text[len(last.state.text) :]
-        if not piece:
-            return last
-        if not piece[0].isspace():
+        if piece and not piece[0].isspace():
             return None
         try:
-            hidden, spans = self._backbone.extend(last.state, piece)
+            self._backbone.extend(last.state, piece)
         except ValueError:  # the new piece changes the tokens of what was read
             return None
-        last.hidden, last.spans = torch.cat([last.hidden, hidden], 1), last.spans + spans
         return last

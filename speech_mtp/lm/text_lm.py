@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_mtp.lm.backbone import check_supported, fingerprint_of, load_causal_lm
+from speech_mtp.lm.backbone import check_supported, load_causal_lm
 from speech_mtp.lm.cache import HuggingFaceCache, KVCache, ancestors_of
 from speech_mtp.lm.decoder import Decoder
+from speech_mtp.lm.fingerprint import fingerprint_of
 from speech_mtp.lm.graphs import MOST_NODES, CudaRecorder, GraphedForward
 from speech_mtp.lm.output import OutputLayer, Pick
 from speech_mtp.nn.packed import PackedLinear, is_invariant, pack_linears

@@ -1,112 +1,131 @@
 """Text -> text units: phonemes, each joined with the hidden state of the backbone token that it belongs to.
 
 Text must be normalised already (``speech_mtp.text.normalize``). Whole texts go through :class:`UnitMaker`,
-text that is still being written through :class:`UnitStream`.
+text that is spoken while it is read, or still being written, through :class:`UnitStream`; both read a word in the
+context of the text up to the end of the second word after it (:func:`read_words`), so they give the same units.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from speech_mtp.lm.backbone import Backbone, Span
+from speech_mtp.lm.reader import Span, TextReader
 from speech_mtp.text.g2p.base import G2P
 from speech_mtp.text.phonemes import Unit
 from speech_mtp.types import TextUnits
 
 WordUnits = tuple[str, int, int]
 """A written word, its first unit and the unit after its last."""
+FOLLOWING = 2
+"""Words after a word that its reading may depend on: of 669 held-out sentences all read as in their whole context."""
+WORD = re.compile(r"\S+")
 
 
 class UnitMaker:
     """Makes text units with one backbone and one grapheme-to-phoneme front end."""
 
-    def __init__(self, backbone: Backbone, g2p: G2P) -> None:
+    def __init__(self, backbone: TextReader, g2p: G2P) -> None:
         self.backbone = backbone
         self.g2p = g2p
 
     def make(self, texts: list[str]) -> TextUnits:
         """Units of whole texts, padded with 0. Raises ValueError for a word that cannot be pronounced."""
-        units = [self.g2p.phonemize(text) for text in texts]
+        units = [self.phonemize(text) for text in texts]
         encoded = self.backbone.encode(texts)
         tokens = [join(found, spans) for found, spans in zip(units, encoded.spans, strict=True)]
         return text_units(units, tokens, encoded.hidden, complete=True)
 
+    def phonemize(self, text: str) -> list[Unit]:
+        """The units of a whole text, without their tokens."""
+        words = [word.span() for word in WORD.finditer(text)]
+        return [unit for reading in read_words(self.g2p, text, words, 0, complete=True) for unit in reading]
+
     def words(self, text: str) -> list[WordUnits]:
         """The written words of ``text`` with the units that :meth:`make` gives them; pauses belong to none."""
-        return written_words(text, self.g2p.phonemize(text))
+        return written_words(text, self.phonemize(text))
 
 
 class UnitStream:
-    """Units of one text that arrives in pieces of any size; what was handed out never changes.
+    """Units of one text that arrives in pieces of whole words; what was handed out never changes.
 
-    A word is handed out when the word after it is complete (white space follows it), or at :meth:`finish`. It is
-    read in the context of the text up to that next word, so the units depend on the text alone, never on how it
-    was cut. They equal those of :meth:`UnitMaker.make` unless the front end would need more than one following
-    word for a reading (such as the tense of "read"), or merges punctuation that stands alone with what precedes it.
-
-    After a ValueError for an unreadable word the stream must not be used again.
+    A word is read when the second word after it has come, or at :meth:`finish`. The backbone reads only as far as
+    :meth:`advance` is called. After a ValueError for an unreadable word the stream must not be used again.
     """
 
     def __init__(self, maker: UnitMaker) -> None:
         self._maker = maker
         self._state = maker.backbone.open()
         self._text = ""
-        self._searched = 0  # characters in which complete words have been looked for
-        self._last_word = 0  # where the last complete word starts; everything before it is handed out
+        self._words: list[Span] = []
+        self._num_read = 0  # words that have units
         self._units: list[Unit] = []
-        self._spans: list[Span] = []
-        self._hidden = [torch.zeros(1, 0, maker.backbone.dim, device=maker.backbone.device)]
-        self.complete = False
+        self._tokens: list[int] = []
+        self._complete = False
 
     def push(self, text_piece: str) -> None:
-        """Add text: any piece, even half a word. White space at the very start of the text is dropped."""
-        if self.complete:
+        """Add words; all but the first piece begin with white space, which ends the word before."""
+        if self._complete:
             raise ValueError("The text has been finished; open a new stream for more text.")
-        self._text += text_piece if self._text else text_piece.lstrip()
-        for word in re.compile(r"\S+(?=\s)").finditer(self._text, self._searched):
-            self._searched = word.end()
-            if any(c.isalnum() for c in word.group()):
-                self._hand_out(self._text[: word.end()], word.start())
-                self._last_word = word.start()
-        self._read(self._text[: self._last_word].rstrip())
+        start = len(self._text)
+        self._text += text_piece
+        self._words += [(start + word.start(), start + word.end()) for word in WORD.finditer(text_piece)]
+        self._read_words()
 
     def finish(self) -> None:
-        """The text ends here: every word that is still held back is handed out."""
-        if not self.complete:
-            self._text = self._text.rstrip()
-            self._hand_out(self._text, len(self._text))
-            self._read(self._text)
-            self.complete = True
+        """The text ends here: every word that is still held back is read."""
+        if not self._complete:
+            self._complete = True
+            self._read_words()
+
+    def advance(self) -> bool:
+        """Let the backbone read one block further, if any of its text is unread; whether it has."""
+        return self._maker.backbone.advance(self._state)
 
     @property
     def units(self) -> TextUnits:
-        """All units handed out so far, as a batch of one row."""
-        return text_units([self._units], [join(self._units, self._spans)], torch.cat(self._hidden, 1), self.complete)
+        """The units whose token the backbone has read, as a batch of one row."""
+        states = self._state.states
+        count = sum(token < states.shape[1] for token in self._tokens)
+        whole = self._complete and count == len(self._units)
+        return text_units([self._units[:count]], [self._tokens[:count]], states, whole)
 
     @property
     def words(self) -> list[WordUnits]:
-        """The written words handed out so far."""
+        """The written words that are read."""
         return written_words(self._text, self._units)
 
-    def _hand_out(self, context: str, end: int) -> None:
-        """Append the units that start in ``[self._last_word, end)``, read in ``context``."""
-        for unit in self._maker.g2p.phonemize(context):
-            if self._last_word <= unit.char_start < end:
-                self._units.append(unit)
+    def _read_words(self) -> None:
+        """Read the words that have enough context, and show the backbone the text up to the end of the last one."""
+        for reading in read_words(self._maker.g2p, self._text, self._words, self._num_read, self._complete):
+            self._units += reading
+            self._num_read += 1
+        if self._num_read:
+            end = len(self._text) if self._complete else self._words[self._num_read - 1][1]
+            self._maker.backbone.extend(self._state, self._text[len(self._state.text) : end])
+            self._tokens = join(self._units, self._state.spans)
 
-    def _read(self, text: str) -> None:
-        """Let the backbone read up to the end of ``text``."""
-        piece = text[len(self._state.text) :]
-        if piece:
-            hidden, spans = self._maker.backbone.extend(self._state, piece)
-            self._hidden.append(hidden)
-            self._spans += spans
+
+def read_words(g2p: G2P, text: str, words: list[Span], first: int, complete: bool) -> Iterator[list[Unit]]:
+    """The units of the ``words`` of ``text`` from number ``first`` on, as far as their context is there.
+
+    A word is read in the text up to the end of the second word after it::
+
+        the quick brown fox jumps over
+            ^^^^^           |            read in "the quick brown fox"
+    """
+    known, units = -1, []
+    for i in range(first, len(words) if complete else len(words) - FOLLOWING):
+        last = min(i + FOLLOWING, len(words) - 1)
+        if last != known:
+            known, units = last, g2p.phonemize(text[: words[last][1]])
+        end = words[i + 1][0] if i + 1 < len(words) else len(text)
+        yield [unit for unit in units if words[i][0] <= unit.char_start < end]
 
 
 def join(units: Iterable[Unit], spans: list[Span]) -> list[int]:

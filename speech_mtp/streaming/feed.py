@@ -1,103 +1,116 @@
-"""Text in pieces -> speakable text in pieces: sentence ends found, words normalised, nothing said twice."""
+"""Text in pieces -> speakable text in pieces: sentence ends found, words normalised, nothing said twice.
+
+A whole text is one piece. Every stage looks ahead by the text alone, so the same text gives the same words however it
+was cut:
+
+1. :class:`speech_mtp.text.split.SentenceBuffer` hands out words and says which end a sentence.
+2. :class:`Segments` gathers words that may be read together ("5" and "km", "Dr." and "Lee").
+3. :func:`speech_mtp.text.normalize.normalize` writes each segment out.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import takewhile
 
-from speech_mtp.text.normalize import check_text, normalize
-from speech_mtp.text.split import SentenceBuffer, split_sentences
+from speech_mtp.text.normalize import check_text, joins, normalize
+from speech_mtp.text.split import SentenceBuffer, Word
+
+MAX_CHARS = 220
+"""Characters of a sentence that is spoken in one go; longer ones are cut."""
+MAX_TOTAL = 10_000
+"""Characters of a stream."""
+MAX_SEGMENT = 24
+"""Words that are read together."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Normalised ``text`` to add to the current sentence (it carries its own spaces); ``end`` closes the sentence."""
+    """Normalised ``text`` to add to the current sentence (it begins with a space, but for the first); ``end`` closes
+    the sentence."""
 
     text: str
     end: bool
 
 
-def sentences(text: str, max_chars: int = 220) -> list[str]:
-    """A whole text -> its normalised sentences. Raises ValueError for text that cannot be spoken."""
-    check_text(text)
-    return [normalize(sentence) for sentence in split_sentences(text, max_chars)]
+class Segments:
+    """Words of sentences -> runs of words that are normalised together.
 
+    A run ends between two words that no rule joins with a neighbour (:func:`speech_mtp.text.normalize.joins`), at the
+    end of a sentence, and after ``MAX_SEGMENT`` words.
+    """
 
-def arriving_sentences(texts: Iterable[str], max_chars: int = 220, max_total: int = 10_000) -> Iterator[str]:
-    """The :func:`sentences` of a text that comes in pieces cut anywhere, each as soon as its end has been seen."""
-    buffer = SentenceBuffer(max_chars)
-    for text in _limited(texts, max_total):
-        yield from map(normalize, buffer.push(text))
-    yield from map(normalize, buffer.flush())
+    def __init__(self) -> None:
+        self._words: list[str] = []
+        self._joins = False  # whether the last of them may be read with a neighbour
 
-
-def _limited(texts: Iterable[str], max_total: int) -> Iterator[str]:
-    """``texts``, and ValueError when they are longer together than ``max_total`` characters."""
-    seen = 0
-    for text in texts:
-        seen += len(text)
-        if seen > max_total:
-            raise ValueError(f"The text stream is longer than {max_total} characters; speak it in parts.")
-        yield text
+    def push(self, word: Word) -> list[tuple[str, bool]]:
+        """The runs that are complete now, each with whether it ends a sentence."""
+        found = []
+        joining = joins(word.text)
+        if self._words and (not (self._joins or joining) or len(self._words) == MAX_SEGMENT):
+            found.append((" ".join(self._words), False))
+            self._words = []
+        self._words.append(word.text)
+        self._joins = joining
+        if word.last:
+            found.append((" ".join(self._words), True))
+            self._words = []
+        return found
 
 
 class Feed:
-    """Pieces of raw text in, :class:`Piece` out.
+    """Raw text in, :class:`Piece` out. ``max_total`` limits the characters of the whole stream."""
 
-    The last ``hold`` words of an unfinished sentence are held back, because a number or an abbreviation is read
-    together with its neighbours ("5" and "km"). A sentence longer than ``max_chars`` is closed at a clause end.
-    """
+    def __init__(self, max_chars: int = MAX_CHARS, max_total: int = MAX_TOTAL) -> None:
+        self.max_total = max_total
+        self._buffer = SentenceBuffer(max_chars)
+        self._segments = Segments()
+        self._seen = 0
+        self._begun = False  # whether something of the current sentence was handed out
 
-    def __init__(self, hold: int = 3, max_chars: int = 220, max_total: int = 10_000) -> None:
-        self.hold, self.max_chars, self.max_total = hold, max_chars, max_total
-        self._buffer = SentenceBuffer(max_chars=max_total)
-        self._taken = 0  # raw words of the buffer's sentence that belong to closed sentences
-        self._said = ""  # normalised text handed out for the current sentence
+    def push(self, text: str) -> list[Piece]:
+        """Add ``text`` (cut anywhere); the pieces that are sure now. Raises ValueError for what cannot be spoken."""
+        self._seen += len(text)
+        if self._seen > self.max_total:
+            raise ValueError(f"The text stream is longer than {self.max_total} characters; speak it in parts.")
+        return self._pieces(self._buffer.push(text))
 
-    def pieces(self, texts: Iterable[str]) -> Iterator[Piece | None]:
-        """Every piece as soon as it is sure; None after each input text, when there is nothing more for now."""
-        for text in _limited(texts, self.max_total):
-            for sentence in self._buffer.push(text):
-                yield from self._close(sentence.split(" ")[self._taken :])
-                self._taken = 0
-            yield from self._partial()
-            yield None
-        for sentence in self._buffer.flush():
-            yield from self._close(sentence.split(" ")[self._taken :])
-            self._taken = 0
+    def finish(self) -> list[Piece]:
+        """The text ends here: the remaining pieces."""
+        return self._pieces(self._buffer.flush())
 
-    def _partial(self) -> Iterator[Piece]:
-        words = self._buffer.pending[self._taken :]
-        sure = words[: -self.hold]
-        if not any(c.isalnum() for w in sure for c in w):
-            return
-        whole = normalize(" ".join(sure))
-        text = _common_words(whole, normalize(" ".join(words)))  # "Dr." alone reads as "Drive", before a name not
-        if not text.startswith(self._said):
-            return
-        piece, self._said = text[len(self._said) :], text
-        long = (len(text) > self.max_chars and sure[-1][-1] in ",;:") or len(text) > 2 * self.max_chars
-        if long and text == whole:
-            self._taken += len(sure)
-            self._said = ""
-            yield Piece(piece, end=True)
-        elif piece:
-            yield Piece(piece, end=False)
+    def _pieces(self, words: list[Word]) -> list[Piece]:
+        return [self._piece(*segment) for word in words for segment in self._segments.push(word)]
 
-    def _close(self, words: list[str]) -> Iterator[Piece]:
-        said, self._said = self._said, ""
-        if not any(c.isalnum() for w in words for c in w):
-            if said:
-                yield Piece("", end=True)
-            return
-        text = normalize(" ".join(words))
-        if not text.startswith(said):  # the end changed how the beginning reads: say what follows the words said
-            text = said + " " + " ".join(text.split(" ")[len(said.split(" ")) :])
-        yield Piece(text[len(said) :], end=True)
+    def _piece(self, segment: str, end: bool) -> Piece:
+        text = normalize(segment) if any(c.isalnum() for c in segment) else ""
+        text = " " + text if self._begun and text else text
+        self._begun = not end and (self._begun or bool(text))
+        return Piece(text, end)
 
 
-def _common_words(first: str, second: str) -> str:
-    """The words that both texts begin with."""
-    pairs = zip(first.split(" "), second.split(" "), strict=False)
-    return " ".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+def pieces_of(texts: Iterable[str], max_chars: int = MAX_CHARS, max_total: int = MAX_TOTAL) -> Iterator[list[Piece]]:
+    """For each text of a stream the pieces that it makes sure, and at last those that its end does."""
+    feed = Feed(max_chars, max_total)
+    for text in texts:
+        yield feed.push(text)
+    yield feed.finish()
+
+
+def joined(gained: Iterable[list[Piece]]) -> Iterator[str]:
+    """The sentences that pieces form, each as soon as its end has come."""
+    sentence = ""
+    for pieces in gained:
+        for piece in pieces:
+            sentence += piece.text
+            if piece.end:
+                if sentence:
+                    yield sentence
+                sentence = ""
+
+
+def sentences(text: str, max_chars: int = MAX_CHARS) -> list[str]:
+    """A whole text -> its normalised sentences. Raises ValueError for text that cannot be spoken."""
+    check_text(text)
+    return list(joined(pieces_of([text], max_chars, len(text))))

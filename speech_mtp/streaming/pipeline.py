@@ -2,11 +2,14 @@
 
 One codec row runs through the whole text, sentence after sentence, so there is no seam; the speech LM starts afresh
 with each sentence. Streamed audio equals offline audio of the same text and seed because chunking decides
-only when frames are sounded, never which.
+only when frames are sounded, never which; and a text that arrives in pieces is spoken as the whole text because a whole
+text is one piece: both are read by the same lines, as far as speech needs them.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -15,8 +18,10 @@ from torch import Tensor
 
 from speech_mtp.decoding import engine
 from speech_mtp.lm.bundle import SpeechModel
+from speech_mtp.lm.token_maker import TokenMaker
 from speech_mtp.lm.units import UnitMaker, UnitStream, WordUnits
-from speech_mtp.streaming.feed import Feed, arriving_sentences, sentences
+from speech_mtp.streaming.feed import Piece, joined, pieces_of
+from speech_mtp.text.normalize import check_text
 from speech_mtp.types import Finish, Sampling, TextUnits, WordTime
 
 _SEVERITY = ("stop", "length", "runaway")
@@ -56,49 +61,127 @@ def speak(
 ) -> Iterator[Chunk]:
     """Speak a text, or a stream of pieces of text (words may be cut anywhere).
 
-    A string is read whole, sentence by sentence. A stream is spoken while it arrives: a talker that points into its
-    text waits in mid-sentence where it is not there yet; where the text is a prefix (the direct form, the layout
-    ``prefix``) each sentence is gathered first. Raises ValueError for text that cannot be spoken or an unknown voice.
+    A stream is spoken while it arrives: a talker that points into its text waits in mid-sentence where it is not there
+    yet; where the text is a prefix (the direct form, the layout ``prefix``) each sentence is gathered first. Raises
+    ValueError for text that cannot be spoken or an unknown voice.
     """
     timbre = model.timbre(voice)
     law = sampling or model.sampling
     if isinstance(text, str):
-        source = _whole(model, sentences(text))
-    elif isinstance(model.maker, UnitMaker) and model.lm.layout.points:
-        source = _arriving(model.maker, text)
+        check_text(text)
+        gained: Iterable[list[Piece]] = list(pieces_of([text], max_total=len(text)))
     else:
-        source = _whole(model, arriving_sentences(text))
+        gained = pieces_of(text)
+    if isinstance(model.maker, UnitMaker) and model.lm.layout.points:
+        source = _as_it_comes(model.maker, _Pieces(gained))
+    else:
+        source = _gathered(model, joined(gained))
     return _Speech(model, timbre, law, ramp).run(source)
 
 
-@dataclass
-class _Text:
-    """The text of one sentence as it stands: ``last`` marks the final state of a sentence."""
+class _Sentence(ABC):
+    """A sentence to speak."""
 
-    units: TextUnits
-    words: list[WordUnits]
-    last: bool
+    @property
+    @abstractmethod
+    def units(self) -> TextUnits:
+        """The units of it that are there."""
+
+    @property
+    @abstractmethod
+    def words(self) -> list[WordUnits]:
+        """Its words that have units, perhaps more than :attr:`units` holds."""
+
+    def more(self) -> bool:
+        """Get more units, waiting for text if need be; False when the sentence is complete."""
+        return False
 
 
-def _whole(model: SpeechModel, texts: Iterable[str]) -> Iterator[_Text]:
-    maker = model.maker
+class _Gathered(_Sentence):
+    """A sentence that is read whole."""
+
+    def __init__(self, maker: UnitMaker | TokenMaker, text: str) -> None:
+        self._units = maker.make([text])
+        self._words = maker.words(text) if isinstance(maker, UnitMaker) else []
+
+    @property
+    def units(self) -> TextUnits:
+        return self._units
+
+    @property
+    def words(self) -> list[WordUnits]:
+        return self._words
+
+
+def _gathered(model: SpeechModel, texts: Iterable[str]) -> Iterator[_Sentence]:
     for text in texts:
-        words = maker.words(text) if isinstance(maker, UnitMaker) else []
-        yield _Text(maker.make([text]), words, last=True)
+        yield _Gathered(model.maker, text)
 
 
-def _arriving(maker: UnitMaker, texts: Iterable[str]) -> Iterator[_Text]:
-    stream: UnitStream | None = None
-    for piece in Feed().pieces(texts):
-        if piece is None:
-            continue
-        stream = stream or UnitStream(maker)
-        stream.push(piece.text)
-        if piece.end:
-            stream.finish()
-        yield _Text(stream.units, stream.words, piece.end)
-        if piece.end:
-            stream = None
+class _Pieces:
+    """Pieces of text in the order in which they came."""
+
+    def __init__(self, gained: Iterable[list[Piece]]) -> None:
+        self._gained = iter(gained)
+        self._ready: deque[Piece] = deque()
+
+    def take(self) -> Piece | None:
+        """The next piece that has come; None when it would have to be waited for."""
+        return self._ready.popleft() if self._ready else None
+
+    def wait(self) -> bool:
+        """Wait until there is a piece to take; False at the end of the text."""
+        while not self._ready:
+            gained = next(self._gained, None)
+            if gained is None:
+                return False
+            self._ready += gained
+        return True
+
+
+class _Arriving(_Sentence):
+    """A sentence that is read as far as speech needs it, from pieces that may still have to come."""
+
+    def __init__(self, maker: UnitMaker, pieces: _Pieces) -> None:
+        self._stream, self._pieces = UnitStream(maker), pieces
+        self._ended = False
+
+    @property
+    def units(self) -> TextUnits:
+        return self._stream.units
+
+    @property
+    def words(self) -> list[WordUnits]:
+        return self._stream.words
+
+    def more(self) -> bool:
+        while True:
+            self._take()
+            if self._stream.advance():
+                return True
+            if self._ended or not self._pieces.wait():
+                return False
+
+    def _take(self) -> None:
+        """Take in the pieces of the sentence that have come."""
+        while not self._ended and (piece := self._pieces.take()) is not None:
+            self._stream.push(piece.text)
+            if piece.end:
+                self._ended = True
+                self._stream.finish()
+
+    def leave(self) -> None:
+        """Go on to the end of the sentence without reading it."""
+        while not self._ended and self._pieces.wait():
+            piece = self._pieces.take()
+            self._ended = piece is not None and piece.end
+
+
+def _as_it_comes(maker: UnitMaker, pieces: _Pieces) -> Iterator[_Sentence]:
+    while pieces.wait():
+        sentence = _Arriving(maker, pieces)
+        yield sentence
+        sentence.leave()
 
 
 class _Speech:
@@ -113,36 +196,40 @@ class _Speech:
         self.calls = self.steps = self.frames = self.sentence = 0
         self.finish = Finish("stop")
 
-    def run(self, source: Iterable[_Text]) -> Iterator[Chunk]:
-        run: engine.Run | None = None
-        track = _WordTrack(0.0, 1.0, 0)
-        for text in source:
-            if run is None:
-                if not int(text.units.lengths[0]):
-                    continue
-                law = replace(self.sampling, seed=self.sampling.seed + 1_000_003 * self.sentence)
-                run = engine.start(self.model.lm, text.units, self.timbre, law)
-                rate = self.model.codec.spec.frame_rate_hz
-                track = _WordTrack(self.frames / rate, rate, self.model.lm.config.frames_per_group)
-                self.sentence += 1
-            else:
-                self.model.lm.extend(run.state, text.units)
-            while (made := run.advance()) is not None:
-                self.steps += 1
-                self.frames += made.frames.shape[-1]
-                self.pending.append(made.frames)
-                words = track.move(int(made.pointer[0]), text.words)
-                if len(self.pending) >= self.ramp[self.calls]:
-                    yield Chunk(self._sound(), words, self.steps, self.frames)
-                elif words:
-                    yield Chunk(torch.zeros(0), words, self.steps, self.frames)
-            if text.last:
-                ended = run.finish[0] or Finish("stop")
-                self.finish = max(self.finish, ended, key=lambda f: _SEVERITY.index(f.reason))
-                run = None
+    def run(self, source: Iterable[_Sentence]) -> Iterator[Chunk]:
+        for sentence in source:
+            yield from self._speak(sentence)
         if not self.sentence:
             raise ValueError("The text stream ended without a word; there is nothing to say.")
         yield Chunk(self._end(), [], self.steps, self.frames, self.finish)
+
+    def _speak(self, sentence: _Sentence) -> Iterator[Chunk]:
+        while not int(sentence.units.lengths[0]):
+            if not sentence.more():
+                return
+        law = replace(self.sampling, seed=self.sampling.seed + 1_000_003 * self.sentence)
+        run = engine.start(self.model.lm, sentence.units, self.timbre, law)
+        rate = self.model.codec.spec.frame_rate_hz
+        track = _WordTrack(self.frames / rate, rate, self.model.lm.config.frames_per_group)
+        self.sentence += 1
+        while run.finish[0] is None:
+            made = run.advance()
+            if made is not None:
+                yield from self._take(made, track.move(int(made.pointer[0]), sentence.words))
+            elif run.finish[0] is None:
+                sentence.more()
+                self.model.lm.extend(run.state, sentence.units)
+        self.finish = max(self.finish, run.finish[0], key=lambda f: _SEVERITY.index(f.reason))
+
+    def _take(self, made: engine.Step, words: list[WordTime]) -> Iterator[Chunk]:
+        """One more group: sound when the ramp is full."""
+        self.steps += 1
+        self.frames += made.frames.shape[-1]
+        self.pending.append(made.frames)
+        if len(self.pending) >= self.ramp[self.calls]:
+            yield Chunk(self._sound(), words, self.steps, self.frames)
+        elif words:
+            yield Chunk(torch.zeros(0), words, self.steps, self.frames)
 
     def _sound(self) -> Tensor:
         frames = torch.cat(self.pending, -1)

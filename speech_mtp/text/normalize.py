@@ -278,3 +278,14 @@ RULES: tuple[Rule, ...] = (
     _rule(r"(?<=[A-Za-z])\.(?=[A-Za-z])", lambda m: " dot "),
 )
 """Tried in this order; each reads the text that the earlier ones left."""
+
+
+_PLAIN = re.compile(r"[A-Za-z]+(?:'[a-z]+)?[,;:!?]?\Z")
+_NAMED = frozenset(
+    word.lower() for table in (tables.YEAR.split(), tables.TITLES, tables.UNITS, tables.MAGNITUDES) for word in table
+)
+
+
+def joins(word: str) -> bool:
+    """Whether a written word may be read together with a neighbour."""
+    return not _PLAIN.match(word) or word.rstrip(",;:!?").lower() in _NAMED

@@ -8,6 +8,8 @@ stream fed in one piece.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 WORD = re.compile(r"\S+")
 CLOSERS = "\"')]}”’»*_"
@@ -36,11 +38,26 @@ SOMETIMES_LAST = _words(
 INITIALS = re.compile(r"(?:[A-HJ-Z]|[A-Za-z](?:\.[A-Za-z])+)\Z")  # "J" of "J. Smith", "U.S"; never the word "I"
 
 
-class SentenceBuffer:
-    """Collects pushed text and gives it back sentence by sentence, words joined by single spaces.
+@dataclass(frozen=True)
+class Word:
+    """A written word, and whether a sentence ends with it."""
 
-    No sentence is longer than ``max_chars`` unless it is a single word. A sentence comes out as soon as the
-    first letter after it has been seen. Stretches without any letter or digit are dropped at the end.
+    text: str
+    last: bool
+
+
+class SentenceBuffer:
+    """Collects pushed text and hands it out word by word, each word with whether it ends its sentence.
+
+    A word is handed out as soon as that is known. In the first half of a long sentence this is with the first letter
+    of the word after it. A sentence of more than ``max_chars`` characters is cut in its second half, at the last
+    clause end, else before the last conjunction, else where it is full::
+
+        |------ handed out at once ------|-- held from the first place to cut on --|
+        0                          max_chars / 2                               max_chars
+
+    No sentence is longer than ``max_chars`` unless one word of it is longer than half of that. Stretches without any
+    letter or digit belong to the sentence after them, or are dropped at the end of the text.
     """
 
     def __init__(self, max_chars: int = 220) -> None:
@@ -48,28 +65,24 @@ class SentenceBuffer:
             raise ValueError(f"max_chars is {max_chars}; a sentence needs room for at least one character.")
         self.max_chars = max_chars
         self._unread = ""
-        self._words: list[str] = []
+        self._held: list[str] = []  # words of the sentence that are not handed out
+        self._length = 0  # characters of the sentence that are handed out, a space after each word
 
-    def push(self, text: str) -> list[str]:
-        """Add ``text`` (any piece of the stream, even half a word); the sentences that are now complete."""
+    def push(self, text: str) -> list[Word]:
+        """Add ``text`` (any piece of the stream, even half a word); the words that can now be handed out."""
         self._unread += text
         return self._read(final=False)
 
-    def flush(self) -> list[str]:
-        """The text ends here: the remaining sentences. The buffer is empty and reusable afterwards."""
-        sentences = self._read(final=True)
-        rest, self._words, self._unread = self._cut(self._words, final=True), [], ""
-        return sentences + rest
+    def flush(self) -> list[Word]:
+        """The text ends here: the remaining words. The buffer is empty and reusable afterwards."""
+        words = self._read(final=True)
+        self._unread, self._held, self._length = "", [], 0
+        return words
 
-    @property
-    def pending(self) -> list[str]:
-        """The words of the unfinished sentence that have been read; only :meth:`flush` may still drop them."""
-        return list(self._words)
-
-    def _read(self, final: bool) -> list[str]:
+    def _read(self, final: bool) -> list[Word]:
         """Feed every unread word whose successor is known well enough."""
         found = list(WORD.finditer(self._unread))
-        sentences: list[str] = []
+        words: list[Word] = []
         done = 0
         for i, word in enumerate(found):
             following = found[i + 1] if i + 1 < len(found) else None
@@ -79,35 +92,98 @@ class SentenceBuffer:
                 break
             gap = self._unread[word.end() : following.start()] if following else ""
             bullet = "\n" in gap and following is not None and following.group()[0] in "-*•"
-            sentences += self._feed(word.group(), first, gap.count("\n") > 1 or bullet)
+            ended = following is None or gap.count("\n") > 1 or bullet
+            words += self._feed(word.group(), first, ended)
             done = following.start() if following else word.end()
         self._unread = self._unread[done:]
-        return sentences
+        return words
 
-    def _feed(self, word: str, follower: str, paragraph: bool) -> list[str]:
-        self._words.append(word)
-        ended = paragraph or ends_sentence(word, follower, first=len(self._words) == 1)
-        if ended and any(c.isalnum() for w in self._words for c in w):
-            sentences, self._words = self._cut(self._words, final=True), []
-            return sentences
-        return self._cut(self._words, final=False)
+    def _feed(self, word: str, follower: str, ended: bool) -> list[Word]:
+        first = not self._length and not self._held
+        self._held.append(word)
+        words = self._cut()
+        if ended or ends_sentence(word, follower, first):
+            return words + self._close(len(self._held))
+        return words + self._hand_out()
 
-    def _cut(self, words: list[str], final: bool) -> list[str]:
-        """Take sentences of at most ``max_chars`` off the front of ``words``; all of them when ``final``."""
-        sentences: list[str] = []
-        while len(words) > 1 and sum(map(len, words)) + len(words) - 1 > self.max_chars:
-            count = _best_cut(words, self.max_chars)
-            sentences.append(" ".join(words[:count]))
-            del words[:count]
-        if final and words:
-            sentences.append(" ".join(words))
-        return [s for s in sentences if any(c.isalnum() for c in s)]
+    def _cut(self) -> list[Word]:
+        """Close sentences as long as there are too many characters for one."""
+        words: list[Word] = []
+        while len(self._held) > 1 and self._length + len(" ".join(self._held)) > self.max_chars:
+            words += self._close(self._best_cut())
+        return words
+
+    def _close(self, count: int) -> list[Word]:
+        """The first ``count`` held words end the sentence, unless nothing in it can be spoken."""
+        texts = self._held[:count]
+        if not (self._length or _spoken(texts)):
+            if count < len(self._held):  # too long for a sentence, and nothing to say
+                del self._held[:count]
+            return []
+        del self._held[:count]
+        self._length = 0
+        return [Word(text, last=i == count - 1) for i, text in enumerate(texts)]
+
+    def _hand_out(self) -> list[Word]:
+        """The held words before the first place where the sentence might have to be cut."""
+        count, length = 0, self._length
+        for i, word in enumerate(self._held):
+            length += len(word)
+            if 2 * length > self.max_chars and (i + 1 == len(self._held) or self._may_end(i)):
+                break
+            count, length = i + 1, length + 1
+        texts = self._held[:count]
+        if not (self._length or _spoken(texts)):
+            return []
+        del self._held[:count]
+        self._length += sum(len(text) + 1 for text in texts)
+        return [Word(text, last=False) for text in texts]
+
+    def _may_end(self, i: int) -> bool:
+        """Whether the sentence could be cut between the held words i and i + 1."""
+        return _ends_clause(self._held[i]) or _begins_clause(self._held[i + 1])
+
+    def _best_cut(self) -> int:
+        """How many of the held words to take: up to the last clause end, else conjunction, else what fits."""
+        clause = conjunction = 0
+        fits, length = 1, self._length + len(self._held[0])
+        for i in range(1, len(self._held)):
+            if 2 * length > self.max_chars:
+                clause = i if _ends_clause(self._held[i - 1]) else clause
+                conjunction = i if _begins_clause(self._held[i]) else conjunction
+            length += 1 + len(self._held[i])
+            if length > self.max_chars:
+                break
+            fits = i + 1
+        return clause or conjunction or fits
 
 
 def split_sentences(text: str, max_chars: int = 220) -> list[str]:
-    """The sentences of ``text``: what a :class:`SentenceBuffer` gives for it, however it is chunked."""
+    """The sentences of ``text``, words joined by single spaces: what a :class:`SentenceBuffer` gives for it."""
     buffer = SentenceBuffer(max_chars)
-    return buffer.push(text) + buffer.flush()
+    return joined(buffer.push(text) + buffer.flush())
+
+
+def joined(words: Iterable[Word]) -> list[str]:
+    """Words -> the sentences that they form, the last one perhaps unfinished."""
+    sentences: list[list[str]] = [[]]
+    for word in words:
+        sentences[-1].append(word.text)
+        if word.last:
+            sentences.append([])
+    return [" ".join(sentence) for sentence in sentences if sentence]
+
+
+def _spoken(words: Iterable[str]) -> bool:
+    return any(c.isalnum() for word in words for c in word)
+
+
+def _ends_clause(word: str) -> bool:
+    return word.rstrip(CLOSERS).endswith(CLAUSE_ENDS)
+
+
+def _begins_clause(word: str) -> bool:
+    return word.lower() in CONJUNCTIONS
 
 
 def ends_sentence(word: str, follower: str, first: bool) -> bool:
@@ -126,18 +202,3 @@ def ends_sentence(word: str, follower: str, first: bool) -> bool:
         return not follower or follower.isupper()
     listed = first and name.isdigit()
     return not (listed or name.lower() in NEVER_LAST or INITIALS.match(name))
-
-
-def _best_cut(words: list[str], max_chars: int) -> int:
-    """How many of ``words`` to take: up to the last clause end, else conjunction, else what fits."""
-    clause = conjunction = 0
-    fits, length = 1, len(words[0])
-    for i in range(1, len(words)):
-        if length > max_chars / 3:
-            clause = i if words[i - 1].rstrip(CLOSERS).endswith(CLAUSE_ENDS) else clause
-            conjunction = i if words[i].lower() in CONJUNCTIONS else conjunction
-        length += 1 + len(words[i])
-        if length > max_chars:
-            break
-        fits = i + 1
-    return clause or conjunction or fits

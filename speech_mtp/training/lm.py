@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from speech_mtp.corpus.codes import CodeCorpus
 from speech_mtp.lm.decode import GroupLM
-from speech_mtp.lm.direct import DirectLM, TokenMaker
+from speech_mtp.lm.direct import DirectLM
 from speech_mtp.lm.speech_lm import SpeechLM
+from speech_mtp.lm.token_maker import TokenMaker
 from speech_mtp.objectives.base import Objective
 from speech_mtp.objectives.direct import Direct, paper_weights
 from speech_mtp.objectives.ntp import NTP

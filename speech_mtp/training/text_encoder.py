@@ -17,7 +17,8 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 from torchaudio.functional import edit_distance
 
-from speech_mtp.lm.backbone import Backbone, Encoded, Span
+from speech_mtp.lm.backbone import Backbone
+from speech_mtp.lm.reader import Encoded, Span
 from speech_mtp.lm.text_encoder import (
     FRAMES_PER_LETTER,
     TextEncoder,

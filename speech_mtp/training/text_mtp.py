@@ -27,7 +27,7 @@ from speech_mtp.corpus.answers import Answer
 from speech_mtp.evaluation.draft_acceptance import acceptance_rates, count_accepted, count_ranks, rank_accuracies
 from speech_mtp.heads.base import Binding, MTPHead, TrunkShape
 from speech_mtp.layouts.base import IGNORE
-from speech_mtp.lm.backbone import fingerprint_of
+from speech_mtp.lm.fingerprint import fingerprint_of
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.objectives.mtp import MTP, MTPConfig, cross_entropy
 from speech_mtp.training.answer_data import AnswerData, AnswerDataConfig, frequent_tokens, split

@@ -25,7 +25,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from speech_mtp.lm.backbone import Backbone, assistant_prefix, fingerprint_of
+from speech_mtp.lm.backbone import Backbone, assistant_prefix
+from speech_mtp.lm.fingerprint import fingerprint_of
 from tests.lm.tiny import tiny_backbone, tiny_config, tiny_tokenizer
 
 TEXTS = ["Hello there, fox!", "The quick brown fox doesn't jump over the lazy dog.", "Hi", ""]
@@ -66,8 +67,10 @@ def test_every_family_gives_the_states_of_the_whole_model(config: Any, more: dic
         assert encoded.lengths[row] == len(expected) > 8
         torch.testing.assert_close(encoded.hidden[row, : len(expected)], expected, atol=1e-5, rtol=1e-5)
     state = backbone.open()
-    parts = [backbone.extend(state, word)[0] for word in re.findall(r"\s*\S+", TEXTS[1])]
-    torch.testing.assert_close(torch.cat(parts, 1)[0], reference(backbone, TEXTS[1], layer), atol=1e-5, rtol=1e-5)
+    for word in re.findall(r"\s*\S+", TEXTS[1]):
+        backbone.extend(state, word)
+        backbone.read_all(state)
+    torch.testing.assert_close(state.states[0], reference(backbone, TEXTS[1], layer), atol=1e-5, rtol=1e-5)
 
 
 def test_layers_above_the_chosen_one_are_not_computed() -> None:
@@ -108,9 +111,14 @@ def test_word_by_word_equals_the_whole_text(words: list[str]) -> None:
     backbone = BACKBONE
     whole = backbone.encode([" ".join(words)])
     state = backbone.open()
-    read = [backbone.extend(state, (" " if i else "") + word) for i, word in enumerate(words)]
-    assert [span for _, spans in read for span in spans] == whole.spans[0]
-    torch.testing.assert_close(torch.cat([h for h, _ in read], 1), whole.hidden, atol=1e-5, rtol=1e-5)
+    for i, word in enumerate(words):
+        backbone.extend(state, (" " if i else "") + word)
+        backbone.read_all(state)
+    assert state.spans == whole.spans[0]
+    torch.testing.assert_close(state.states, whole.hidden, atol=1e-5, rtol=1e-5)
+    at_once = backbone.open()
+    backbone.extend(at_once, " ".join(words))
+    assert torch.equal(backbone.read_all(at_once), state.states), "to the last bit, however the text came"
 
 
 BACKBONE = tiny_backbone()
@@ -123,7 +131,8 @@ def test_a_piece_cut_within_a_word_is_refused_and_leaves_the_state_alone() -> No
         BACKBONE.extend(state, "ck")
     BACKBONE.extend(state, " fox")
     assert state.text == "The qui fox"
-    assert BACKBONE.extend(state, "")[0].shape == (1, 0, 16)
+    assert BACKBONE.read_all(state).shape[1] == len(state.spans) > 2
+    assert not BACKBONE.advance(state)
 
 
 def test_frozen_means_frozen() -> None:

@@ -23,7 +23,9 @@ from transformers import (
 from speech_mtp import hub, plugins
 from speech_mtp.corpus.codes import CodeCorpus, CodeRow
 from speech_mtp.decoding import engine
-from speech_mtp.lm.direct import VOICE, DirectConfig, DirectLM, TokenMaker, next_tokens, token_units
+from speech_mtp.lm.backbone import assistant_prefix
+from speech_mtp.lm.direct import DirectConfig, DirectLM
+from speech_mtp.lm.token_maker import VOICE, TokenMaker, next_tokens, token_units
 from speech_mtp.objectives.direct import Direct, paper_weights
 from speech_mtp.training.lm import LMTask, LMTaskConfig, UnitStore, write_units
 from speech_mtp.types import Codes, Draft, Sampling
@@ -54,7 +56,8 @@ def direct_lm(backbone: object = None, **settings: object) -> DirectLM:
 
 
 def maker(voice: str = "added") -> TokenMaker:
-    return TokenMaker(tiny_tokenizer(), voice_place=voice == "substituted")
+    tokenizer = tiny_tokenizer()
+    return TokenMaker(tokenizer, assistant_prefix(tokenizer), voice_place=voice == "substituted")
 
 
 def decode(lm: DirectLM, texts: list[str], timbre: Tensor, seeds: list[int], made: TokenMaker) -> list[Tensor]:

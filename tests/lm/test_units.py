@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from speech_mtp.lm.reader import BLOCK
 from speech_mtp.lm.units import UnitMaker, UnitStream, join
 from speech_mtp.text.phonemes import SYMBOLS, Unit
 from speech_mtp.types import TextUnits
@@ -18,14 +22,6 @@ WORDS = st.lists(st.sampled_from(["fox", "doesn't", "hello,", "lazy", "dog.", "b
 
 def spoken(units: TextUnits, row: int = 0) -> str:
     return "".join(SYMBOLS[i] for i in units.phoneme[row, : units.lengths[row]].tolist())
-
-
-def cut(text: str, sizes: list[int]) -> list[str]:
-    pieces = []
-    for size in sizes:
-        pieces.append(text[:size])
-        text = text[size:]
-    return [*pieces, text]
 
 
 def test_a_word_is_spread_over_its_tokens_by_characters() -> None:
@@ -66,13 +62,26 @@ def test_words_name_their_units() -> None:
     assert units.word_start[0].tolist() == [1, 0, 0, 0, 1, 0, 1, 0]
 
 
-@given(WORDS, st.lists(st.integers(0, 9), max_size=12))
+def pieces_of(text: str, sizes: list[int]) -> list[str]:
+    """``text`` cut before white space, ``sizes`` words to a piece."""
+    words = re.findall(r"\s*\S+", text)
+    cuts = [0, *itertools.accumulate(sizes), len(words)]
+    return ["".join(words[a:b]) for a, b in itertools.pairwise(cuts)]
+
+
+def read(stream: UnitStream) -> None:
+    while stream.advance():
+        continue
+
+
+@given(WORDS, st.lists(st.integers(0, 3), max_size=12))
 def test_streamed_units_grow_and_end_as_the_whole_text(words: list[str], sizes: list[int]) -> None:
     text = " ".join(words)
     stream = UnitStream(MAKER)
     before = stream.units
-    for piece in cut(text, sizes):
+    for piece in pieces_of(text, sizes):
         stream.push(piece)
+        read(stream)
         now, n = stream.units, int(before.lengths[0])
         assert not now.complete.any()
         for name in ("phoneme", "stress", "word_start", "token"):
@@ -81,24 +90,43 @@ def test_streamed_units_grow_and_end_as_the_whole_text(words: list[str], sizes: 
         assert now.token.numel() == 0 or now.token.max() < now.hidden.shape[1]
         before = now
     stream.finish()
+    read(stream)
     last, whole = stream.units, MAKER.make([text])
     assert last.complete.all()
     for name in ("phoneme", "stress", "word_start", "token"):
         assert torch.equal(getattr(last, name), getattr(whole, name))
     torch.testing.assert_close(last.hidden, whole.hidden, atol=1e-5, rtol=0)
     assert stream.words == MAKER.words(text)
+    at_once = UnitStream(MAKER)
+    at_once.push(text)
+    at_once.finish()
+    read(at_once)
+    assert torch.equal(at_once.units.hidden, last.hidden), "to the last bit, however the text came"
 
 
-def test_a_word_waits_for_the_next_one_and_is_read_in_its_context() -> None:
+def test_a_word_waits_for_the_second_after_it_and_is_read_in_its_context() -> None:
     stream = UnitStream(MAKER)
-    stream.push("it read")
-    assert spoken(stream.units) == ""
-    stream.push(" yesterday ")
-    assert spoken(stream.units) == "itɹɛd"
-    stream.push("fox ")
+    for piece, spoken_by_now in (("it read", ""), (" yesterday", "it"), (" fox", "itɹɛd")):
+        stream.push(piece)
+        read(stream)
+        assert spoken(stream.units) == spoken_by_now
     stream.finish()
+    read(stream)
     assert spoken(stream.units) == spoken(MAKER.make(["it read yesterday fox"]))
     assert [word for word, _, _ in stream.words] == ["it", "read", "yesterday", "fox"]
+
+
+def test_the_backbone_reads_no_further_than_it_is_asked() -> None:
+    stream = UnitStream(MAKER)
+    stream.push("the lazy brown fox jumps over the lazy dog and it jumps over the brown fox")
+    stream.finish()
+    assert not stream.units.complete.any()
+    counts = []
+    while stream.advance():
+        counts.append(stream.units.hidden.shape[1])
+    first = len(MAKER.backbone.prefix)
+    assert counts[:2] == [n * BLOCK - first for n in ((first // BLOCK) + 1, (first // BLOCK) + 2)]
+    assert stream.units.complete.all()
 
 
 class NeedsTheEnd(Letters):
@@ -108,27 +136,15 @@ class NeedsTheEnd(Letters):
         return super().phonemize(text.replace("fox", "dog") if "." in text else text)
 
 
-def test_what_was_handed_out_stays_even_if_the_front_end_changes_its_mind() -> None:
+def test_the_context_of_a_word_ends_with_the_second_after_it_in_whole_texts_too() -> None:
     maker = UnitMaker(MAKER.backbone, NeedsTheEnd())
+    text = "fox lazy fox it fox."
     stream = UnitStream(maker)
-    for piece in ("fox ", "lazy ", "fox."):
+    for piece in pieces_of(text, [1] * 4):
         stream.push(piece)
     stream.finish()
-    assert spoken(stream.units) == "flzdɡ."
-    assert spoken(maker.make(["fox lazy fox."])) == "dɡlzdɡ."
-
-
-def test_chunks_do_not_change_the_reading_of_a_front_end_with_long_context() -> None:
-    maker = UnitMaker(MAKER.backbone, NeedsTheEnd())
-    readings = set()
-    for size in (1, 2, 5, 100):
-        stream = UnitStream(maker)
-        text = "fox lazy fox it. fox"
-        for at in range(0, len(text), size):
-            stream.push(text[at : at + size])
-        stream.finish()
-        readings.add(spoken(stream.units))
-    assert len(readings) == 1
+    read(stream)
+    assert spoken(stream.units) == spoken(maker.make([text])) == "flzdɡitdɡ."
 
 
 def test_empty_text_and_a_finished_stream() -> None:
@@ -136,7 +152,8 @@ def test_empty_text_and_a_finished_stream() -> None:
     stream.push("  ")
     stream.finish()
     stream.finish()
+    assert not stream.advance()
     assert stream.units.lengths.tolist() == [0]
-    assert stream.complete
+    assert stream.units.complete
     with pytest.raises(ValueError, match="finished"):
         stream.push("more")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speech_mtp.streaming.feed import Feed, sentences
+from speech_mtp.streaming.feed import Feed, joined, pieces_of, sentences
 
 TEXTS = [
     "Dr. Miller can see you on Tuesday at half past two. My sister was born on March 3rd, 1998.",
@@ -19,15 +19,9 @@ TEXTS = [
 
 def closed(pieces: list[str]) -> list[str]:
     """The sentences that a feed makes of ``pieces``."""
-    done, text = [], ""
-    for piece in Feed().pieces(pieces):
-        if piece is not None:
-            text += piece.text
-            if piece.end:
-                done.append(text)
-                text = ""
-    assert not text, "the last sentence was left open"
-    return done
+    gained = list(pieces_of(pieces))
+    assert gained[-1][-1].end, "the last sentence was left open"
+    return list(joined(gained))
 
 
 @given(text=st.sampled_from(TEXTS), cuts=st.lists(st.integers(0, 88), max_size=20))
@@ -43,11 +37,16 @@ def test_letter_by_letter(text: str) -> None:
 
 
 def test_words_come_before_the_sentence_ends() -> None:
-    feed = Feed().pieces(["the quick brown fox jumps over "])
-    first = next(feed)
-    assert first is not None
-    assert first.text
-    assert not first.end
+    pieces = Feed().push("the quick brown fox jumps over 12 ")
+    assert [piece.text for piece in pieces] == ["the", " quick", " brown", " fox", " jumps"]
+    assert not any(piece.end for piece in pieces)
+
+
+def test_what_may_be_read_together_waits() -> None:
+    feed = Feed()
+    assert [piece.text for piece in feed.push("it took him 5 ")] == ["it", " took"]
+    assert [piece.text for piece in feed.push("km and then ")] == []
+    assert [piece.text for piece in feed.push("he slept ")] == [" him five kilometers and", " then"]
 
 
 def test_a_long_sentence_is_closed_at_a_clause_end_and_loses_no_word() -> None:

@@ -173,8 +173,8 @@ def test_time_spent_waiting_for_text_is_not_counted(monkeypatch: pytest.MonkeyPa
 
 
 def test_warming_up_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts: list[object] = []
-    make = MODEL.maker.make
-    monkeypatch.setattr(MODEL.maker, "make", lambda found: texts.append(found) or make(found))
+    calls: list[object] = []
+    push = MODEL.codec.push
+    monkeypatch.setattr(MODEL.codec, "push", lambda *given: calls.append(given) or push(*given))
     warm_up(MODEL)
-    assert len(texts) == 1
+    assert calls

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speech_mtp.text.split import SentenceBuffer, split_sentences
+from speech_mtp.text.split import SentenceBuffer, Word, joined, split_sentences
 
 fragments = st.sampled_from(
     [
@@ -43,16 +43,18 @@ texts = st.one_of(
 def test_any_chunking_equals_the_offline_split(text: str, data: st.DataObject, max_chars: int) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=12)))
     buffer = SentenceBuffer(max_chars)
-    streamed: list[str] = []
+    streamed: list[Word] = []
     for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
         streamed += buffer.push(text[start:end])
-    assert streamed + buffer.flush() == split_sentences(text, max_chars)
+    assert joined(streamed + buffer.flush()) == split_sentences(text, max_chars)
+    whole = SentenceBuffer(max_chars)
+    assert streamed + buffer.flush() == (whole.push(text) + whole.flush())[: len(streamed)]
 
 
 @given(texts)
 def test_one_character_at_a_time_equals_the_offline_split(text: str) -> None:
     buffer = SentenceBuffer(30)
-    assert [s for c in text for s in buffer.push(c)] + buffer.flush() == split_sentences(text, 30)
+    assert joined([w for c in text for w in buffer.push(c)] + buffer.flush()) == split_sentences(text, 30)
 
 
 @given(texts, st.sampled_from([5, 20, 220]))
@@ -62,7 +64,7 @@ def test_no_word_is_lost_and_no_sentence_is_too_long(text: str, max_chars: int) 
 
     sentences = split_sentences(text, max_chars)
     assert words(" ".join(sentences)) == words(text)
-    assert all(len(s) <= max_chars or " " not in s for s in sentences)
+    assert all(len(s) <= max_chars or 2 * max(map(len, s.split())) > max_chars for s in sentences)
     assert all(any(c.isalnum() for c in s) for s in sentences)
 
 
@@ -96,19 +98,32 @@ def test_where_sentences_end(text: str, expected: list[str]) -> None:
     assert split_sentences(text) == expected
 
 
-def test_a_sentence_comes_out_with_the_first_letter_after_it() -> None:
+def test_a_word_comes_out_with_the_first_letter_after_it() -> None:
     buffer = SentenceBuffer()
-    assert buffer.push("Hello there.") == []
+    assert buffer.push("Hello there.") == [Word("Hello", False)]
     assert buffer.push(" ") == []
-    assert buffer.push("H") == ["Hello there."]
+    assert buffer.push("H") == [Word("there.", True)]
     assert buffer.push("ow") == []
-    assert buffer.flush() == ["How"]
+    assert buffer.flush() == [Word("How", True)]
     assert buffer.flush() == []
+
+
+def test_a_long_sentence_is_held_back_where_it_might_be_cut_and_no_earlier() -> None:
+    buffer = SentenceBuffer(50)
+    free = [word.text for word in buffer.push("one two three four five six, seven eight nine ")]
+    assert free == ["one", "two", "three", "four", "five"]
+    assert buffer.push("ten. Then") == [
+        *(Word(t, False) for t in ("six,", "seven", "eight", "nine")),
+        Word("ten.", True),
+    ]
+    buffer.push(" two three four five six, seven eight nine ten")
+    assert buffer.push(" eleven twelve")[0] == Word("six,", True)
 
 
 def test_long_sentences_are_cut_at_clauses_then_conjunctions_then_spaces() -> None:
     assert split_sentences("one two three four, five six seven", 25) == ["one two three four,", "five six seven"]
     assert split_sentences("one two three and five six seven", 25) == ["one two three", "and five six seven"]
+    assert split_sentences("a, two three and five, six seven", 25) == ["a, two three and five,", "six seven"]
     assert split_sentences("one two three four five six", 14) == ["one two three", "four five six"]
     assert split_sentences("x" * 40 + " y", 14) == ["x" * 40, "y"]
 

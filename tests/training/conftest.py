@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from speech_mtp import hub
-from speech_mtp.lm.backbone import fingerprint_of
+from speech_mtp.lm.fingerprint import fingerprint_of
 from tests.text_tiny import tiny_folder
 
 

@@ -26,7 +26,7 @@ from speech_mtp.decoding import catalogue
 from speech_mtp.decoding.tree import Tree
 from speech_mtp.heads.base import MTPHead, TrunkShape
 from speech_mtp.layouts.base import IGNORE
-from speech_mtp.lm.backbone import fingerprint_of
+from speech_mtp.lm.fingerprint import fingerprint_of
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.objectives.mtp import MTP, MTPConfig, labels_at
 from speech_mtp.training.answer_data import AnswerData, AnswerDataConfig, collate, fill_rows, frequent_tokens, split

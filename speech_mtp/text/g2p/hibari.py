@@ -6,13 +6,16 @@ Only the front end is used; the synthesis model that hibari ships beside it is n
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from speech_mtp.plugins import require
+from speech_mtp.plugins import locate, require
 from speech_mtp.text.g2p.base import G2P
 from speech_mtp.text.phonemes import ALIASES, ID, STRESS, Unit, merge_pauses, parse
 
@@ -22,10 +25,31 @@ OOV_LETTERS = 20  # the net for unknown words reads 24 letters: longer words are
 @cache
 def _front_end() -> Any:
     """The one shared ``hibari.g2p.G2P``, with a reader of unknown words that drops no letters."""
-    require("hibari", "offline")
-    module = importlib.import_module("hibari.g2p")
-    net = importlib.import_module("hibari.g2p.oov").OOV(str(Path(module.ASSETS) / "oov.onnx"))
-    return module.G2P(oov=lambda word: _read_unknown(net, word))
+    module = _front_end_module()
+    return module.G2P(oov=lambda word: _read_unknown(_unknown_words(), word))
+
+
+@cache
+def _unknown_words() -> Any:
+    """The net for unknown words, loaded for the first of them."""
+    require("onnxruntime", "offline")
+    module = _front_end_module()
+    return importlib.import_module(f"{module.__name__}.oov").OOV(str(Path(module.ASSETS) / "oov.onnx"))
+
+
+@cache
+def _front_end_module() -> ModuleType:
+    """The subpackage ``hibari.g2p`` by itself: importing ``hibari`` would load its synthesis, which takes longer."""
+    folder = locate("hibari", "offline") / "g2p"
+    spec = importlib.util.spec_from_file_location(
+        "hibari_g2p", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def _read_unknown(net: Any, word: str) -> str:
