@@ -2,7 +2,7 @@
 UV := .uv/bin/uv
 RUN := $(UV) run --extra offline --extra train --extra eval --extra dev
 
-.PHONY: check test fmt gate
+.PHONY: check test fmt gate pins test-newest
 
 check: $(UV)
 	$(RUN) ruff format --check .
@@ -16,6 +16,15 @@ test: $(UV)
 fmt: $(UV)
 	$(RUN) ruff format .
 	$(RUN) ruff check --fix .
+
+# The newest versions of everything, written down as the ones that were tested together.
+pins: $(UV)
+	python3 -m tests.pins
+
+# The tests with the newest versions; it only reports.
+test-newest: $(UV)
+	python3 -m tests.pins build/newest
+	-cd build/newest && $(abspath $(UV)) run --extra offline --extra train --extra eval --extra dev pytest
 
 gate: $(UV)
 	$(RUN) python -m tests.gate

@@ -6,6 +6,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from tests.pins import lay_out, with_pins
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
@@ -43,5 +45,26 @@ def test_the_files_that_it_names_exist() -> None:
 
 
 def test_every_make_target_is_explained() -> None:
-    targets = re.findall(r"^(\w+): ", (ROOT / "Makefile").read_text("utf-8"), flags=re.MULTILINE)
-    assert sorted(targets) == sorted(re.findall(r"`make (\w+)`", README))
+    targets = re.findall(r"^([\w-]+): ", (ROOT / "Makefile").read_text("utf-8"), flags=re.MULTILINE)
+    assert sorted(targets) == sorted(re.findall(r"`make ([\w-]+)`", README))
+
+
+def test_the_same_versions_are_pinned_for_uv_and_for_pip() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    pins = settings["tool"]["uv"]["constraint-dependencies"]
+    written = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    assert pins == [line for line in written if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[^ ]+( ; .+)?", pin) for pin in pins), "exact, and no hosts"
+    needed = [*settings["project"]["dependencies"], *sum(settings["project"]["optional-dependencies"].values(), [])]
+    named = {re.split(r"[<>=\[ ]", requirement)[0].lower() for requirement in needed}
+    assert named <= {pin.split("==")[0] for pin in pins}
+
+
+def test_the_project_can_be_laid_out_without_pins(tmp_path: Path) -> None:
+    lay_out(tmp_path / "newest")
+    settings = tomllib.loads((tmp_path / "newest/pyproject.toml").read_text("utf-8"))
+    assert settings["tool"]["uv"]["constraint-dependencies"] == []
+    assert settings["project"]["dependencies"]
+    assert (tmp_path / "newest/tests/test_readme.py").is_file()
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    assert with_pins(with_pins(text, ["a==1"]), ["b==2 ; python_version < '4'"]).count("==2 ; python") == 1
