@@ -10,7 +10,9 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -162,7 +164,7 @@ def convert_gguf(path: Path, target: Path, fingerprint: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"The cache {target.parent} cannot be made; set SPEECH_MTP_CACHE to another folder.") from error
-    with new_folder(target) as aside:
+    with new_folder(target) as aside, _bars_on_a_terminal(f"Converting {path.name}, once"):
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         # What was read from GGUF refuses to be saved; a plain model of the same settings and weights does not.
@@ -173,6 +175,17 @@ def convert_gguf(path: Path, target: Path, fingerprint: str) -> None:
         plain.to(torch.bfloat16).save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         (aside / SOURCE).write_text(json.dumps({"sha256": fingerprint, "file": path.name}), encoding="utf-8")
+
+
+@contextmanager
+def _bars_on_a_terminal(work: str) -> Iterator[None]:
+    """Elsewhere than on a terminal the progress bars of libraries give way to one line."""
+    if sys.stderr.isatty():
+        yield
+        return
+    print(f"{work} ...", file=sys.stderr, flush=True)
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        yield
 
 
 def find_backbone(name: str | None = None, model: str | Path | None = None) -> Path:

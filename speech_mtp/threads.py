@@ -21,7 +21,7 @@ def processors(cgroup: Path = CGROUP) -> int:
     """Processors that this process may keep busy: those it may run on, within the quota of its control group (v2
     ``cpu.max``, v1 ``cpu.cfs_quota_us``); at least one."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, math.ceil(_quota(cgroup))))
+    return max(1, math.ceil(min(allowed, _quota(cgroup))))
 
 
 def _quota(cgroup: Path) -> float:

@@ -53,7 +53,17 @@ def lay_out(folder: Path) -> None:
     """The project in ``folder``, its files linked, without pins."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for name in ("speech_mtp", "tests", "recipes", "demo", ".ci", "README.md", "LICENSE", "Makefile", "constraints.txt"):
+    for name in (
+        "speech_mtp",
+        "tests",
+        "recipes",
+        "demo",
+        ".ci",
+        "README.md",
+        "LICENSE",
+        "Makefile",
+        "constraints.txt",
+    ):
         if (ROOT / name).exists():
             (folder / name).symlink_to(ROOT / name)
     text = without_pins((ROOT / "pyproject.toml").read_text("utf-8"))

@@ -29,7 +29,7 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SpeechModel:
     """The model that every name means, and an empty working folder."""
     made = tiny_model()
 
-    def load(name: str, backbone: str | None = None) -> SpeechModel:
+    def load(name: str, backbone: str | None = None, threads: int | None = None) -> SpeechModel:
         if name != "tiny-en":
             raise ValueError(f"There is no model {name!r}.")
         return made
@@ -181,19 +181,19 @@ class TestSay:
     def test_a_missing_extra_is_named(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: SpeechModel
     ) -> None:
-        def missing(texts: list[str]) -> None:
+        def missing(text: str) -> None:
             plugins.require("no_such_package", "offline")
 
-        monkeypatch.setattr(model.maker, "make", missing)
+        monkeypatch.setattr(model.maker.g2p, "phonemize", missing)
         assert "speech-mtp[offline]" in refused(monkeypatch, capsys, "say", TEXT)
 
     def test_an_interrupt_leaves_nothing_and_says_130(
         self, monkeypatch: pytest.MonkeyPatch, model: SpeechModel
     ) -> None:
-        def interrupt(texts: list[str]) -> None:
+        def interrupt(text: str) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(model.maker, "make", interrupt)
+        monkeypatch.setattr(model.maker.g2p, "phonemize", interrupt)
         assert run(monkeypatch, "say", TEXT) == 130
         assert list(Path.cwd().iterdir()) == []
 
@@ -285,3 +285,25 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert all(name in ended.stdout for name in ("say", "tokenize", "generate", "corpus", "train", "eval", "bench"))
+
+
+SPEAKS = """
+import sys
+from speech_mtp.cli import main
+sys.argv = ["speech-mtp", "say", "Hello there.", "-o", sys.argv[1]]
+try:
+    main()
+finally:
+    heavy = {"transformers", "huggingface_hub", "scipy", "librosa", "hibari", "accelerate", "onnxruntime"}
+    print(sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_speaking_says_nothing_on_stderr_and_imports_what_it_uses(tmp_path: Path) -> None:
+    hub.find_backbone()  # converted once, which takes longer and shows how far it is
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SPEAKS, str(tmp_path / "hello.wav")]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    assert ended.stdout.splitlines()[-1] == "[]"

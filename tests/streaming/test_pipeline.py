@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from speech_mtp.decoding import engine
 from speech_mtp.lm.bundle import SpeechModel
-from speech_mtp.streaming.pipeline import Chunk, Ramp, speak
+from speech_mtp.streaming.pipeline import Chunk, Ramp, _WordTrack, speak
 from speech_mtp.streaming.timed import say, warm_up
 from speech_mtp.types import Codes, Sampling
 from tests.tiny import tiny_model
@@ -178,3 +178,73 @@ def test_warming_up_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MODEL.codec, "push", lambda *given: calls.append(given) or push(*given))
     warm_up(MODEL)
     assert calls
+
+
+LONG = (
+    "Hello there, the quick brown fox jumps over 12 lazy dogs, and it is good, but we like the brown dog that "
+    "doesn't jump over the quick fox at 9:45 and it is lazy when the morning is good, while the dog likes it a lot "
+    "and the fox, which is quick, jumps. Dr. Fox paid $5.99 on 3/4/2024! Hello. "
+)
+
+
+@given(text=st.sampled_from([TEXT, LONG, "1. Wash it\n2. Dry it\n", LONG + LONG]), data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_the_codes_are_the_same_however_the_text_is_cut(text: str, data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(1, len(text) - 1), max_size=30, unique=True)))
+    pieces = [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
+    assert torch.equal(codes_of(iter(pieces)), codes_of(text))
+
+
+@cache
+def whole_codes(text: str) -> torch.Tensor:
+    return spoken_codes(text)
+
+
+def codes_of(text: str | Iterator[str]) -> torch.Tensor:
+    return whole_codes(text) if isinstance(text, str) else spoken_codes(text)
+
+
+def spoken_codes(text: str | Iterator[str]) -> torch.Tensor:
+    """The frames ``[1, K, F]`` that reach the codec."""
+    pushed: list[torch.Tensor] = []
+    push = MODEL.codec.push
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MODEL.codec, "push", lambda s, f, n: pushed.append(f) or push(s, f, n))
+        for _ in speak(MODEL, text, sampling=Sampling(seed=3)):
+            continue
+    return torch.cat(pushed, -1)
+
+
+def test_a_guard_does_not_depend_on_how_much_text_has_arrived() -> None:
+    def slow() -> SpeechModel:  # four groups of two frames a unit, so that the guard trips in the middle
+        model = tiny_model(layout={"name": "aligned", "max_stall": 7})
+        with torch.no_grad():
+            model.lm.output.down[0].weight.zero_()
+            model.lm.output.down[0].bias.copy_(torch.tensor([50.0, 40.0] + [0.0] * 9))
+        return model
+
+    model = slow()
+    whole, late = say(model, TEXT), say(model, iter(list(TEXT)))
+    assert whole.finish == late.finish
+    assert whole.finish.reason == "length"
+    assert whole.frames == late.frames
+
+
+def test_speech_needs_no_more_text_than_the_layout_waits_for() -> None:
+    tiny_model(layout={"name": "aligned", "ahead": 10}, ahead=10)
+    with pytest.raises(ValueError, match="looks 12 ahead and may move by 10; set the layout's ahead to 12 or more"):
+        tiny_model(layout={"name": "aligned", "ahead": 10}, ahead=12)
+    with pytest.raises(ValueError, match="goes on with 4 units of text ahead"):
+        tiny_model(layout={"name": "aligned", "ahead": 4}, ahead=4)
+
+
+def test_a_word_lasts_while_the_pointer_is_in_it() -> None:
+    """Two frames a group, 25 frames a second; words of 2, 3 and 1 units, a pause of one unit before the last."""
+    words = [("it", 0, 2), ("fox", 2, 5), ("a", 6, 7)]
+    track = _WordTrack(1.0, 25.0, 2)
+    told = [track.move(pointer, words) for pointer in (0, 1, 3, 3, 6, 7)]
+    expected = {2: ("it", 1.0, 1.2), 4: ("fox", 1.2, 1.3733), 5: ("a", 1.4, 1.48)}
+    for i, found in enumerate(told):
+        assert [w.word for w in found] == ([expected[i][0]] if i in expected else [])
+        for word in found:
+            assert (word.start_s, word.end_s) == pytest.approx(expected[i][1:], abs=1e-3)

@@ -40,6 +40,7 @@ def test_letters_without_any_reading_are_refused_by_name(g2p: hibari.Hibari) -> 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     hibari._front_end.cache_clear()
+    hibari._front_end_module.cache_clear()
     monkeypatch.setitem(sys.modules, "hibari", None)
     with pytest.raises(MissingExtra, match="offline"):
         hibari.Hibari().phonemize("hello")
