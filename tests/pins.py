@@ -1,5 +1,6 @@
-"""The versions that were tested together: ``python -m tests.pins`` writes them, ``python -m tests.pins FOLDER`` lays out
-the project without them.
+"""The versions that were tested together.
+
+``python -m tests.pins`` writes them, ``python -m tests.pins FOLDER`` lays out the project without them.
 
 The whole set, for every extra and every supported Python, stands in ``constraints.txt`` (for pip) and in
 ``[tool.uv] constraint-dependencies`` of ``pyproject.toml`` (for uv). No lock file is kept, and no host is named.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import tomllib
 from pathlib import Path
@@ -55,7 +56,8 @@ def test_the_same_versions_are_pinned_for_uv_and_for_pip() -> None:
     written = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     assert pins == [line for line in written if not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[^ ]+( ; .+)?", pin) for pin in pins), "exact, and no hosts"
-    needed = [*settings["project"]["dependencies"], *sum(settings["project"]["optional-dependencies"].values(), [])]
+    extras = settings["project"]["optional-dependencies"].values()
+    needed = [*settings["project"]["dependencies"], *itertools.chain.from_iterable(extras)]
     named = {re.split(r"[<>=\[ ]", requirement)[0].lower() for requirement in needed}
     assert named <= {pin.split("==")[0] for pin in pins}
 

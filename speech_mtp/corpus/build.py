@@ -34,7 +34,7 @@ from speech_mtp.corpus.sentences import SentenceRules
 from speech_mtp.corpus.teachers.base import SAMPLE_RATE, Teacher
 from speech_mtp.corpus.texts import Script, TextSource, load_script, stable_fraction
 from speech_mtp.files import replacing
-from speech_mtp.text.g2p.base import G2P
+from speech_mtp.text.g2p.base import G2P, read_text
 from speech_mtp.text.phonemes import render
 
 REPORT = "report.json"
@@ -177,7 +177,7 @@ def speak_batch(jobs: list[Job], teacher: str, g2p: str, rules: AudioRules, out:
 def _speak(job: Job, teacher: Teacher, g2p: G2P, rules: AudioRules, out: Path) -> Row | Reject:
     try:
         spoken = teacher.synthesize(job.text, job.voice, job.seed)
-        phonemes = render(g2p.phonemize(job.text))
+        phonemes = render(read_text(g2p, job.text))
     except ValueError as error:
         return Reject(job.id, job.text, job.voice, str(error))
     utterance, reason = fit(spoken, job.text, rules)

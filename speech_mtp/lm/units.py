@@ -2,13 +2,13 @@
 
 Text must be normalised already (``speech_mtp.text.normalize``). Whole texts go through :class:`UnitMaker`,
 text that is spoken while it is read, or still being written, through :class:`UnitStream`; both read a word in the
-context of the text up to the end of the second word after it (:func:`read_words`), so they give the same units.
+context of the text up to the end of the second word after it (:func:`speech_mtp.text.g2p.base.read_words`), so they
+give the same units.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import groupby
 
 import torch
@@ -16,15 +16,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from speech_mtp.lm.reader import Span, TextReader
-from speech_mtp.text.g2p.base import G2P
+from speech_mtp.text.g2p.base import G2P, WORD, read_text, read_words
 from speech_mtp.text.phonemes import Unit
 from speech_mtp.types import TextUnits
 
 WordUnits = tuple[str, int, int]
 """A written word, its first unit and the unit after its last."""
-FOLLOWING = 2
-"""Words after a word that its reading may depend on: of 669 held-out sentences all read as in their whole context."""
-WORD = re.compile(r"\S+")
 
 
 class UnitMaker:
@@ -36,19 +33,14 @@ class UnitMaker:
 
     def make(self, texts: list[str]) -> TextUnits:
         """Units of whole texts, padded with 0. Raises ValueError for a word that cannot be pronounced."""
-        units = [self.phonemize(text) for text in texts]
+        units = [read_text(self.g2p, text) for text in texts]
         encoded = self.backbone.encode(texts)
         tokens = [join(found, spans) for found, spans in zip(units, encoded.spans, strict=True)]
         return text_units(units, tokens, encoded.hidden, complete=True)
 
-    def phonemize(self, text: str) -> list[Unit]:
-        """The units of a whole text, without their tokens."""
-        words = [word.span() for word in WORD.finditer(text)]
-        return [unit for reading in read_words(self.g2p, text, words, 0, complete=True) for unit in reading]
-
     def words(self, text: str) -> list[WordUnits]:
         """The written words of ``text`` with the units that :meth:`make` gives them; pauses belong to none."""
-        return written_words(text, self.phonemize(text))
+        return written_words(text, read_text(self.g2p, text))
 
 
 class UnitStream:
@@ -109,23 +101,6 @@ class UnitStream:
             end = len(self._text) if self._complete else self._words[self._num_read - 1][1]
             self._maker.backbone.extend(self._state, self._text[len(self._state.text) : end])
             self._tokens = join(self._units, self._state.spans)
-
-
-def read_words(g2p: G2P, text: str, words: list[Span], first: int, complete: bool) -> Iterator[list[Unit]]:
-    """The units of the ``words`` of ``text`` from number ``first`` on, as far as their context is there.
-
-    A word is read in the text up to the end of the second word after it::
-
-        the quick brown fox jumps over
-            ^^^^^           |            read in "the quick brown fox"
-    """
-    known, units = -1, []
-    for i in range(first, len(words) if complete else len(words) - FOLLOWING):
-        last = min(i + FOLLOWING, len(words) - 1)
-        if last != known:
-            known, units = last, g2p.phonemize(text[: words[last][1]])
-        end = words[i + 1][0] if i + 1 < len(words) else len(text)
-        yield [unit for unit in units if words[i][0] <= unit.char_start < end]
 
 
 def join(units: Iterable[Unit], spans: list[Span]) -> list[int]:
