@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -63,7 +62,7 @@ def eval_speech(
     for name in [voice] if voice else loaded.voices:
         known = recording or _recording_of(model, name)
         reports[name] = speech_report(partial(_spoken, loaded, name, sampling), texts, known)
-        print(f"{name}: {summary(reports[name])}", file=sys.stderr)
+        print(f"{name}: {summary(reports[name])}", flush=True)
     worst = max(reports, key=lambda name: reports[name]["wer"])
     figures = {k: v for k, v in reports[worst].items() if k != "rows"}
     write_report(out, {"model": model, "voice": worst, **figures, "sampling": asdict(sampling), "voices": reports})
@@ -113,5 +112,5 @@ def eval_codec(
     found = [sample for folder in audio_dir or () for sample in from_folder(folder, rate, per_voice)]
     found += [sample for folder in corpus_dir or () for sample in from_corpus(folder, split, rate, per_voice)]
     report = codec_report(loaded, [Sample(*sample) for sample in found], seed=seed)
-    print(summary(report["round_trip"]), file=sys.stderr)
+    print(summary(report["round_trip"]))
     write_report(out, {"codec": codec, **report})

@@ -33,7 +33,10 @@ def train(config: Path, overrides: Overrides = None) -> None:
     # gigabytes. It reads this when its first kernel is made.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     from speech_mtp import config as settings
+    from speech_mtp.threads import use_threads
     from speech_mtp.training.runs import run
     from speech_mtp.training.stages import TrainConfig
+
+    use_threads()
 
     print(json.dumps(run(settings.load(config, TrainConfig, overrides or ())), ensure_ascii=False))

@@ -36,6 +36,7 @@ from speech_mtp.corpus.texts import Script, TextSource, load_script, stable_frac
 from speech_mtp.files import replacing
 from speech_mtp.text.g2p.base import G2P, read_text
 from speech_mtp.text.phonemes import render
+from speech_mtp.threads import processors
 
 REPORT = "report.json"
 Writer = Callable[[], tuple[Any, Any]]
@@ -154,7 +155,7 @@ def _speak_all(
 ) -> Iterator[list[Row | Reject]]:
     if not batches:
         return
-    workers = min(config.workers or os.cpu_count() or 1, len(batches))
+    workers = min(config.workers or processors(), len(batches))
     with _one_thread_each():
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
