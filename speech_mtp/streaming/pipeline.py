@@ -159,16 +159,21 @@ class _Arriving(_Sentence):
             self._take()
             if self._stream.advance():
                 return True
-            if self._ended or not self._pieces.wait():
+            if self._ended:
                 return False
+            if not self._pieces.wait():
+                self._end()
 
     def _take(self) -> None:
         """Take in the pieces of the sentence that have come."""
         while not self._ended and (piece := self._pieces.take()) is not None:
             self._stream.push(piece.text)
             if piece.end:
-                self._ended = True
-                self._stream.finish()
+                self._end()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._stream.finish()
 
     def leave(self) -> None:
         """Go on to the end of the sentence without reading it."""
