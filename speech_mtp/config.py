@@ -10,6 +10,7 @@ This module knows no schema of the project: those subclass :class:`Settings` bes
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import types
@@ -32,6 +33,8 @@ class Settings(BaseModel):
 
 
 Schema = TypeVar("Schema", bound=BaseModel)
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+"""What pydantic calls an unknown key of a model and of a dataclass."""
 
 
 def load(path: str | os.PathLike[str], schema: type[Schema], overrides: Iterable[str] = ()) -> Schema:
@@ -51,7 +54,7 @@ def load(path: str | os.PathLike[str], schema: type[Schema], overrides: Iterable
     except ValidationError as error:
         faults = error.errors()
         # A misspelt key also leaves the right one missing: it is the one to report.
-        fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
+        fault = next((f for f in faults if f["type"] in UNKNOWN), faults[0])
         source = _source(fault["loc"], overridden) or os.fspath(path)
         raise ValueError(f"{source}: {_sentence(fault, schema)}") from error
 
@@ -144,7 +147,7 @@ def _source(loc: tuple[int | str, ...], overridden: Mapping[tuple[str, ...], str
 def _sentence(fault: Mapping[str, Any], schema: type[BaseModel]) -> str:
     loc = fault["loc"]
     key = ".".join(str(part) for part in loc)
-    if fault["type"] == "extra_forbidden":
+    if fault["type"] in UNKNOWN:
         return f"there is no setting {key!r}; {nearest(str(loc[-1]), _keys_beside(schema, loc))}."
     if fault["type"] == "missing":
         return f"the setting {key!r} is missing; add it."
@@ -156,17 +159,24 @@ def _sentence(fault: Mapping[str, Any], schema: type[BaseModel]) -> str:
 
 def _keys_beside(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """The valid keys of the model in which the last part of ``loc`` was not one."""
-    models = [schema]
+    models: list[type] = [schema]
     for part in loc[:-1]:
-        fields = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        fields = [_fields(model)[part] for model in models if part in _fields(model)]
         # A part that is no field is an index, or pydantic's label for a member of a union.
         models = [inner for field in fields for inner in _models_in(field)] or models
-    return [field for model in models for field in model.model_fields]
+    return [field for model in models for field in _fields(model)]
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def _fields(model: type) -> dict[int | str, Any]:
+    """The settings of a pydantic model or a dataclass, and their types."""
+    if issubclass(model, BaseModel):
+        return {name: field.annotation for name, field in model.model_fields.items()}
+    return dict(typing.get_type_hints(model))
+
+
+def _models_in(annotation: Any) -> list[type]:
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return [annotation] if issubclass(annotation, BaseModel) else []
+        return [annotation] if issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation) else []
     return [model for inner in typing.get_args(annotation) for model in _models_in(inner)]
 
 

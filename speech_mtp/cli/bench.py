@@ -58,15 +58,18 @@ def bench_text(
     device: Device = "cpu",
     compile: Compile = False,
 ) -> None:
-    """Tokens per forward, acceptance and speed of every head with every rule, and of others; can be interrupted."""
+    """Tokens per forward, acceptance and speed (reading prompts and decoding apart too) of every head with every rule,
+    and of others; can be interrupted."""
     check_output(out, (".json",))
     if png is not None:
         check_output(png, (".png",))
+    from dataclasses import fields
+
     from speech_mtp.evaluation import plots
     from speech_mtp.evaluation.contenders import llama_cpp, native_mtp, ours, theirs
     from speech_mtp.evaluation.questions import read_questions
     from speech_mtp.evaluation.tables import speed_table
-    from speech_mtp.evaluation.text_bench import text_bench
+    from speech_mtp.evaluation.text_bench import Tally, text_bench
 
     asked = read_questions(questions, limit)
     chosen, named = _rules(rules), _named(heads)
@@ -84,7 +87,8 @@ def bench_text(
             contenders.append(native_mtp(lm, dtype, native))
     if gguf is not None:
         contenders.append(llama_cpp(lm, gguf))
-    journal = _journal(out, asked, contenders, weights, max_new_tokens, lm, compiled=compile)
+    measured = [entry.name for entry in fields(Tally)]
+    journal = _journal(out, asked, contenders, weights, max_new_tokens, lm, compiled=compile, measured=measured)
     report = text_bench(lm, contenders, asked, max_new_tokens, journal)
     print(speed_table(report))
     if png is not None:

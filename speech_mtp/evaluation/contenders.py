@@ -13,7 +13,8 @@ import torch
 from speech_mtp.decoding import catalogue
 from speech_mtp.decoding.catalogue import Spec
 from speech_mtp.decoding.text import Statistics, start
-from speech_mtp.evaluation.peers import Prompts, llama_cpp_greedy, transformers_greedy
+from speech_mtp.evaluation.peers import Greedy, Prompts, llama_cpp_greedy, transformers_greedy
+from speech_mtp.evaluation.watch import Watch
 from speech_mtp.heads.base import MTPHead
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.types import Sampling
@@ -25,9 +26,11 @@ LOOKUP_TOKENS = 10
 
 @dataclass
 class Answers:
-    """New tokens of every prompt, and what drafting gave (None: not known of a peer)."""
+    """New tokens of every prompt, when the first of them were there, and what drafting gave (None: not known of a
+    peer)."""
 
     tokens: list[list[int]]
+    watch: Watch
     statistics: Statistics | None = None
 
 
@@ -83,8 +86,11 @@ def _pair(lm: TextLM, dtype: str, name: str | None, head: MTPHead | None, spec: 
     rule = catalogue.build(spec, head)
 
     def answer(prompts: Prompts, max_new_tokens: int) -> Answers:
+        watch = Watch(lm.device)
         run = start(lm, prompts, Sampling(temperature=0), rule, max_new_tokens)
-        return Answers(run.complete(), run.statistics)
+        run.advance()
+        watch.note(len(run.tokens[0]))
+        return Answers(run.complete(), watch, run.statistics)
 
     return Contender(OURS, dtype, name, catalogue.label(spec), rule.lossless, lm.device, answer)
 
@@ -106,10 +112,12 @@ def llama_cpp(lm: TextLM, path: Path) -> Contender:
     return _peer(LLAMA_CPP, path.name, torch.device("cpu"), llama_cpp_greedy(path, lm.max_positions, lm.ends))
 
 
-def _peer(
-    program: str, dtype: str, device: torch.device, answer: Callable[[Prompts, int], list[list[int]]]
-) -> Contender:
-    return Contender(program, dtype, None, None, True, device, lambda prompts, count: Answers(answer(prompts, count)))
+def _peer(program: str, dtype: str, device: torch.device, greedy: Greedy) -> Contender:
+    def answer(prompts: Prompts, max_new_tokens: int) -> Answers:
+        watch = Watch(device)
+        return Answers(greedy(prompts, max_new_tokens, watch), watch)
+
+    return Contender(program, dtype, None, None, True, device, answer)
 
 
 def weights_of(head: MTPHead) -> str:

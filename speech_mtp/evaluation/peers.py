@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from speech_mtp.evaluation.watch import Watch
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.plugins import MissingExtra
 
 Prompts = Sequence[Sequence[int]]
 
 
-def transformers_greedy(
-    lm: TextLM, lookup: int = 0, native: Path | None = None
-) -> Callable[[Prompts, int], list[list[int]]]:
-    """``transformers.generate`` with the model of ``lm``: token ids of prompts, most new tokens -> new tokens.
+class Greedy(Protocol):
+    """Answers prompts: token ids, most new tokens -> new tokens of each. ``watch`` is told of the first new ones."""
+
+    def __call__(self, prompts: Prompts, max_new_tokens: int, watch: Watch | None = None) -> list[list[int]]: ...
+
+
+def transformers_greedy(lm: TextLM, lookup: int = 0, native: Path | None = None) -> Greedy:
+    """``transformers.generate`` with the model of ``lm``.
 
     Greedy, without any other processor that the model's own settings may ask for, and with the same end tokens as ours.
     Several prompts are padded on the left. ``lookup`` drafts so many tokens by its prompt lookup. ``native`` is a model
@@ -30,7 +36,7 @@ def transformers_greedy(
     """
     ends, model = sorted(lm.ends), lm.model if native is None else _with_heads(native, lm)
 
-    def answer(prompts: Prompts, max_new_tokens: int) -> list[list[int]]:
+    def answer(prompts: Prompts, max_new_tokens: int, watch: Watch | None = None) -> list[list[int]]:
         width = max(len(prompt) for prompt in prompts)
         ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=lm.device)
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=lm.device)
@@ -43,10 +49,23 @@ def transformers_greedy(
             use_mtp=native is not None or None,
         )
         with _without_own_settings(model), torch.inference_mode():
-            out = model.generate(ids, attention_mask=mask, generation_config=config)
+            told = StoppingCriteriaList([] if watch is None else [_Telling(watch, width)])
+            out = model.generate(ids, attention_mask=mask, generation_config=config, stopping_criteria=told)
         return [_until(row, lm.ends) for row in out[:, width:].tolist()]
 
     return answer
+
+
+class _Telling(StoppingCriteria):
+    """Stops nothing: it is called after every step, and tells ``watch`` how many tokens follow the ``width`` of the
+    prompts."""
+
+    def __init__(self, watch: Watch, width: int) -> None:
+        self.watch, self.width = watch, width
+
+    def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Tensor:
+        self.watch.note(input_ids.shape[1] - self.width)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def _with_heads(folder: Path, lm: TextLM) -> Any:
@@ -78,7 +97,7 @@ def _until(tokens: list[int], ends: frozenset[int]) -> list[int]:
     return tokens[: at + 1]
 
 
-def llama_cpp_greedy(path: Path, context: int, ends: frozenset[int]) -> Callable[[Prompts, int], list[list[int]]]:
+def llama_cpp_greedy(path: Path, context: int, ends: frozenset[int]) -> Greedy:
     """``llama.cpp`` with the GGUF file ``path`` of the same model, one prompt after the other, greedily.
 
     Its threads are as many as torch has. Raises MissingExtra when the package ``llama-cpp-python`` is not installed,
@@ -95,15 +114,17 @@ def llama_cpp_greedy(path: Path, context: int, ends: frozenset[int]) -> Callable
     threads = torch.get_num_threads()
     model = library.Llama(model_path=str(path), n_ctx=context, n_threads=threads, verbose=False)
 
-    def one(prompt: Sequence[int], max_new_tokens: int) -> list[int]:
+    def one(prompt: Sequence[int], max_new_tokens: int, watch: Watch | None) -> list[int]:
         said: list[int] = []
         for token in model.generate(list(prompt), top_k=1, temp=0.0, repeat_penalty=1.0):
             said.append(int(token))
+            if watch is not None:
+                watch.note(1)
             if said[-1] in ends or len(said) == max_new_tokens:
                 break
         return said
 
-    def answer(prompts: Prompts, max_new_tokens: int) -> list[list[int]]:
-        return [one(prompt, max_new_tokens) for prompt in prompts]
+    def answer(prompts: Prompts, max_new_tokens: int, watch: Watch | None = None) -> list[list[int]]:
+        return [one(prompt, max_new_tokens, watch) for prompt in prompts]
 
     return answer

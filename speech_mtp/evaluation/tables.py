@@ -11,7 +11,7 @@ from speech_mtp.evaluation.text_bench import DEFINITIONS
 def speed_table(report: Mapping[str, Any]) -> str:
     """What the columns mean, and a line for each of ours and of the peers."""
     bases = list(report["fastest"])
-    title = ["head", "rule", "dtype", "tokens/forward", "acceptance", "tokens/s"]
+    title = ["head", "rule", "dtype", "tokens/forward", "acceptance", "tokens/s", "reading", "decoding"]
     title += [f"x {base.replace('_', ' ')}" for base in bases] + ["identical", "MB"]
     lines = [[*_who(row), *_speed(row, bases)] for row in (*report["rows"], *report["peers"])]
     legend = [f"{name}: {meaning}." for name, meaning in DEFINITIONS.items()]
@@ -65,7 +65,8 @@ def _who(row: Mapping[str, Any]) -> list[str]:
 def _speed(row: Mapping[str, Any], bases: Sequence[str]) -> list[str]:
     gained, memory = row["tokens_per_forward"], row["peak_memory_mb"]
     cells = ["-" if gained is None else f"{gained:.2f}", " ".join(f"{a:.2f}" for a in row["acceptance"]) or "-"]
-    cells.append(f"{row['tokens_per_s']:.1f}")
+    paces = [row["tokens_per_s"], row["reading"]["tokens_per_s"], row["decoding"]["tokens_per_s"]]
+    cells += ["-" if pace is None else f"{pace:.1f}" for pace in paces]
     for base in bases:
         low, high = row[f"speedup_over_{base}_interval"]
         cells.append(f"{row[f'speedup_over_{base}']:.2f} [{low:.2f}, {high:.2f}]")

@@ -2,12 +2,12 @@
 
 A request is a turn of a question with the conversation before it. Answers that later turns see are those of our plain
 decoding, so that all are asked the same. All answer a request before the next comes, each time another one first: what
-else the machine does hits everybody alike. Decoding is greedy, one request at a time, the prompt included in the time.
+else the machine does hits everybody alike. Decoding is greedy, one request at a time. ``tokens_per_s`` and the
+speed-ups count the prompt's time; reading and decoding are reported apart besides, as programs differ in both.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
@@ -21,6 +21,7 @@ from speech_mtp.evaluation.contenders import LOOKUP, OURS, TRANSFORMERS, Contend
 from speech_mtp.evaluation.journal import Journal
 from speech_mtp.evaluation.memory import PeakMemory
 from speech_mtp.evaluation.questions import Question
+from speech_mtp.evaluation.watch import now
 from speech_mtp.lm.chat import opening
 from speech_mtp.lm.text_lm import TextLM
 
@@ -31,21 +32,28 @@ DEFINITIONS = {
         "ratio of tokens per second over all requests, which is that of total times where answers are the same; the "
         "interval holds 95 % of 1,000 bootstrap samples of the questions; of the others the fastest dtype counts"
     ),
+    "reading": "tokens of the prompts a second, until the first step of each answer is done (its new tokens included)",
+    "decoding": "tokens a second after that first step, prompts not counted",
     "identical_fraction": "share of requests with the very answer of our plain decoding in the same dtype",
     "peak_memory_mb": "the most that a request took beyond the weights and whatever else was in use before it",
 }
 SAMPLES = 1000
 WARM_UP_TOKENS = 8
+SUMS = ("requests", "identical", "tokens", "seconds", "prompt_tokens", "read_s", "first_tokens", "forwards", "emitted")
 
 
 @dataclass
 class Tally:
-    """What one contender did for one question, all turns together."""
+    """What one contender did for one question, all turns together. ``read_s`` is the part of ``seconds`` in which the
+    ``prompt_tokens`` were read and ``first_tokens`` made, those of the first step."""
 
     requests: int = 0
     identical: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    prompt_tokens: int = 0
+    read_s: float = 0.0
+    first_tokens: int = 0
     peak_bytes: int | None = None
     forwards: int = 0
     emitted: int = 0
@@ -54,7 +62,7 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Sums, position by position; of the memory the most."""
-        for key in ("requests", "identical", "tokens", "seconds", "forwards", "emitted"):
+        for key in SUMS:
             setattr(self, key, getattr(self, key) + getattr(other, key))
         self.tried = [a + b for a, b in zip_longest(self.tried, other.tried, fillvalue=0)]
         self.kept = [a + b for a, b in zip_longest(self.kept, other.kept, fillvalue=0)]
@@ -110,20 +118,14 @@ def answer_in_turn(
 
 def _timed(contender: Contender, prompt: list[int], max_new_tokens: int) -> tuple[list[int], Tally]:
     with PeakMemory(contender.device) as peak:
-        began = _now(contender.device)
+        began = now(contender.device)
         answers = contender.answer([prompt], max_new_tokens)
-        seconds = _now(contender.device) - began
-    tokens, s = answers.tokens[0], answers.statistics
-    tally = Tally(1, 0, len(tokens), seconds, peak.bytes)
+        seconds = now(contender.device) - began
+    tokens, watch, s = answers.tokens[0], answers.watch, answers.statistics
+    tally = Tally(1, 0, len(tokens), seconds, len(prompt), watch.seconds, watch.tokens, peak.bytes)
     if s is not None:
         tally.forwards, tally.emitted, tally.tried, tally.kept = s.forwards, s.emitted, s.tried, s.kept
     return tokens, tally
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 # -- the report -------------------------------------------------------------------------------------------------------
@@ -161,6 +163,8 @@ def _row(
         "tokens_per_forward": whole.emitted / whole.forwards if whole.forwards else None,
         "acceptance": [kept / max(1, tried) for kept, tried in zip(whole.kept, whole.tried, strict=True)],
         "tokens_per_s": whole.tokens / whole.seconds,
+        "reading": _pace(whole.prompt_tokens, whole.read_s),
+        "decoding": _pace(whole.tokens - whole.first_tokens, whole.seconds - whole.read_s),
     }
     for base, name in bases.items():
         if name is not None:
@@ -175,6 +179,11 @@ def _row(
         "tokens": whole.tokens,
         "seconds": whole.seconds,
     }
+
+
+def _pace(tokens: int, seconds: float) -> dict[str, float | None]:
+    """None a second where there was nothing to do: an answer may be one step."""
+    return {"tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds if tokens else None}
 
 
 def speedup(this: Tensor, base: Tensor, seed: int = 0) -> tuple[float, tuple[float, float]]:

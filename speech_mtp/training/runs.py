@@ -35,6 +35,7 @@ from speech_mtp.training.answer_data import split
 from speech_mtp.training.base import Task
 from speech_mtp.training.codec import CodecTask
 from speech_mtp.training.distributed import Workers
+from speech_mtp.training.inputs import check_inputs
 from speech_mtp.training.lm import LMTask, TextStore, TokenStore, UnitStore, write_units
 from speech_mtp.training.loop import train
 from speech_mtp.training.stages import (
@@ -56,7 +57,8 @@ from speech_mtp.types import TextUnits
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
-    """Carry out one stage; returns what it has to report."""
+    """Carry out one stage; returns what it has to report. Raises FileNotFoundError where an input is missing."""
+    check_inputs(config.run)
     stages: dict[str, Callable[[Any], dict[str, Any]]] = {
         "store": _store,
         "codec": _codec,

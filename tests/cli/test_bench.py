@@ -24,6 +24,8 @@ FIELDS = {
     "identical_fraction",
     "acceptance",
     "tokens_per_s",
+    "reading",
+    "decoding",
     "peak_memory_mb",
     "dtype",
 }
@@ -82,6 +84,7 @@ def test_a_table_a_report_and_a_picture(
     assert len(chain["acceptance"]) == 2
     assert max(r["speedup_over_vanilla"] for r in made["rows"] if r["rule"] == "vanilla") == pytest.approx(1)
     assert "bonus token included" in table
+    assert "tokens/s  reading  decoding" in table
     assert sum(line.startswith("medusa") for line in table.splitlines()) == 2
     assert Path("speed.png").read_bytes().startswith(b"\x89PNG")
 

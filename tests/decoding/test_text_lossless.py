@@ -22,12 +22,14 @@ from speech_mtp.heads.leap import Leap as LeapHead
 from speech_mtp.heads.medusa import Medusa
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.types import Sampling
+from tests.decoding.learned import foreseeable_lm, learned_head
 from tests.llama import random_llama
 
 PROMPTS = [[5, 9, 2], [7, 7, 30, 1, 12, 4, 22], [3, 18]]
 LATER = [[8], [2, 40, 6, 6], [11, 12]]
 STOP = 4  # the answer of the first prompt ends with its token of this number
-TURN = 8  # tokens of a turn at most
+TURN = 16  # tokens of a turn at most
+PENALTY = 2.0
 
 
 def tiny_lm(vocab_size: int = 41, num_layers: int = 3) -> TextLM:
@@ -37,7 +39,7 @@ def tiny_lm(vocab_size: int = 41, num_layers: int = 3) -> TextLM:
 
 @pytest.fixture(scope="module")
 def lm() -> TextLM:
-    return tiny_lm()
+    return foreseeable_lm()
 
 
 @pytest.fixture
@@ -131,6 +133,14 @@ def run_to_end(run: TextRun) -> list[list[int]]:
     return run.tokens
 
 
+def assert_drafts_matter(run: TextRun) -> None:
+    """Second drafts are kept too, and others are rejected: or else it is plain decoding that is tested."""
+    tried, kept = run.statistics.tried, run.statistics.kept
+    assert len(kept) > 1
+    assert min(kept[:2]) > 0
+    assert sum(kept) < sum(tried)
+
+
 def until(end: int, said: Sequence[int], at_most: int) -> list[int]:
     said = list(said[:at_most])
     return said[: said.index(end) + 1] if end in said else said
@@ -140,7 +150,7 @@ def until(end: int, said: Sequence[int], at_most: int) -> list[int]:
 def test_the_text_is_that_of_plain_decoding_over_two_turns(
     lm: TextLM, answers: Callable[..., list[list[int]]], ending: int, head: str | None, rule: str
 ) -> None:
-    built = None if head is None else make_head(head, lm)
+    built = None if head is None else learned_head(head)
     assert make_rule(rule, built).lossless
     run = start(lm, PROMPTS, greedy(), make_rule(rule, built), max_new_tokens=TURN)
     first = [until(ending, said, TURN) for said in answers(1.0)]
@@ -156,21 +166,35 @@ def test_the_text_is_that_of_plain_decoding_over_two_turns(
     assert torch.equal(drafts[0].tokens, drafts[1].tokens)
     second = [until(ending, said, TURN) for said in answers(1.0, None, tuple(map(tuple, whole)))]
     assert run_to_end(run) == second
+    if rule != "vanilla":
+        assert_drafts_matter(run)
 
 
 @pytest.mark.parametrize(("head", "rule"), pairs())
 def test_the_repetition_penalty_is_that_of_plain_decoding(
     lm: TextLM, answers: Callable[..., list[list[int]]], head: str | None, rule: str
 ) -> None:
-    built = None if head is None else make_head(head, lm)
-    run = start(lm, PROMPTS, greedy(1.3), make_rule(rule, built), max_new_tokens=TURN)
-    assert run_to_end(run) == [said[:TURN] for said in answers(1.3)]
+    built = None if head is None else learned_head(head)
+    run = start(lm, PROMPTS, greedy(PENALTY), make_rule(rule, built), max_new_tokens=TURN)
+    assert run_to_end(run) == [said[:TURN] for said in answers(PENALTY)]
+    if rule not in ("vanilla", "lookup"):  # what is penalised is what a lookup drafts
+        assert_drafts_matter(run)
+
+
+def test_a_cascade_looks_up_and_drafts(lm: TextLM, answers: Callable[..., list[list[int]]]) -> None:
+    run = start(lm, PROMPTS, greedy(), make_rule("cascade", learned_head("hydra")), max_new_tokens=24)
+    gained: dict[bool, int] = {True: 0, False: 0}
+    while (new := run.advance()) is not None:
+        for row, looked in zip(new, run.state.head.looked.tolist(), strict=True):
+            gained[looked] += max(0, len(row) - 1)
+    assert run.tokens == answers(1.0)
+    assert min(gained.values()) > 0
 
 
 def test_the_scenarios_differ(answers: Callable[..., list[list[int]]], ending: int) -> None:
     first = [until(ending, said, TURN) for said in answers(1.0)]
     assert len({len(said) for said in first}) > 1
-    assert all(a[:TURN] != b[:TURN] for a, b in zip(answers(1.0), answers(1.3), strict=True))
+    assert all(a[:TURN] != b[:TURN] for a, b in zip(answers(1.0), answers(PENALTY), strict=True))
     assert all(len(set(said)) > 3 for said in answers(1.0))
 
 

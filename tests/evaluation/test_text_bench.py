@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from speech_mtp.decoding.text import Statistics
 from speech_mtp.evaluation import peers
+from speech_mtp.evaluation import text_bench as text_bench_module
+from speech_mtp.evaluation import watch as watch_module
 from speech_mtp.evaluation.contenders import Answers, Contender, llama_cpp, native_mtp, ours, theirs, weights_of
 from speech_mtp.evaluation.identity import Group, explain, faults, identity, tie_below
 from speech_mtp.evaluation.journal import Journal
@@ -19,7 +24,9 @@ from speech_mtp.evaluation.memory import PeakMemory
 from speech_mtp.evaluation.questions import Question, digest, read_questions
 from speech_mtp.evaluation.tables import aligned
 from speech_mtp.evaluation.text_bench import report, speedup, text_bench
+from speech_mtp.evaluation.watch import Watch
 from speech_mtp.exports.deepseek import DeepSeek
+from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.plugins import MissingExtra
 from tests.text_tiny import tiny_head, tiny_text_lm
 
@@ -28,12 +35,18 @@ QUESTIONS = [Question("a", ("Hello there!", "Good morning.")), Question("b", ("t
 Log = list[tuple[str, tuple[int, ...], int]]
 
 
+def noted() -> Watch:
+    watch = Watch(CPU)
+    watch.note(1)
+    return watch
+
+
 def fake(name: str, log: Log, rule: str = "vanilla", said: tuple[int, ...] = (5, 6)) -> Contender:
     """Says the same to everything, and is written down."""
 
     def answer(prompts: peers.Prompts, count: int) -> Answers:
         log.append((name, tuple(prompts[0]), count))
-        return Answers([list(said)], Statistics(forwards=1, emitted=2, tried=[1, 1], kept=[1, 0]))
+        return Answers([list(said)], noted(), Statistics(forwards=1, emitted=2, tried=[1, 1], kept=[1, 0]))
 
     return Contender("speech_mtp", "fp32", None if rule == "vanilla" else name, rule, True, CPU, answer)
 
@@ -68,7 +81,7 @@ class TestInTurn:
         def interrupt(prompts: peers.Prompts, count: int) -> Answers:
             if len(log) == 5:
                 raise KeyboardInterrupt
-            return Answers([[1]], Statistics(1, 0, 1))
+            return Answers([[1]], noted(), Statistics(1, 0, 1))
 
         late = Contender("speech_mtp", "fp32", "late", "chain", True, CPU, interrupt)
         lm, contenders = tiny_text_lm(), [fake("x", log), late]
@@ -96,6 +109,8 @@ class TestFigures:
         slow = {"requests": 2, "identical": 2, "tokens": 20, "seconds": 4.0, "forwards": 20, "emitted": 20}
         fast = {"requests": 2, "identical": 1, "tokens": 20, "seconds": 1.0, "forwards": 10, "emitted": 20}
         fast |= {"tried": [10, 6], "kept": [6, 3], "peak_bytes": 2**20}
+        fast |= {"prompt_tokens": 50, "read_s": 0.25, "first_tokens": 3}
+        slow |= {"prompt_tokens": 50, "read_s": 4.0, "first_tokens": 20}  # answered in one step
         lines = [{"answers": {contenders[0].name: slow, contenders[1].name: fast}}]
         lines.append({"answers": {contenders[0].name: slow, contenders[1].name: {**fast, "tried": [10], "kept": [4]}}})
         vanilla, chain = report(contenders, lines)["rows"]
@@ -104,6 +119,9 @@ class TestFigures:
         assert chain["tokens_per_forward"] == 2
         assert chain["acceptance"] == [0.5, 0.5]
         assert (chain["identical_fraction"], chain["peak_memory_mb"], chain["tokens_per_s"]) == (0.5, 1, 20)
+        assert chain["reading"] == {"tokens": 100, "seconds": 0.5, "tokens_per_s": 200}
+        assert chain["decoding"] == {"tokens": 34, "seconds": 1.5, "tokens_per_s": pytest.approx(34 / 1.5)}
+        assert vanilla["decoding"]["tokens_per_s"] is None
         assert (vanilla["speedup_over_vanilla"], vanilla["acceptance"], vanilla["peak_memory_mb"]) == (1, [], None)
 
     def test_the_interval_is_that_of_the_questions(self) -> None:
@@ -139,6 +157,53 @@ class TestContenders:
         with torch.no_grad():
             next(head.parameters()).add_(1e-3)
         assert weights_of(head) != before
+
+
+class TestReadingAndDecoding:
+    """A clock that only forwards move: one second for each token read, a tenth for each step."""
+
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        at, forward = [0.0], LlamaForCausalLM.forward
+
+        def forwarding(model: LlamaForCausalLM, *given: Any, **more: Any) -> Any:
+            ids = more["input_ids"]
+            at[0] += ids.shape[1] if ids.shape[1] > 4 else 0.1
+            return forward(model, *given, **more)
+
+        def verifying(lm: TextLM, *given: Any) -> Any:
+            at[0] += 0.1
+            return verify(lm, *given)
+
+        def reading(lm: TextLM, state: Any, texts: list[list[int]], *more: Any) -> Any:
+            at[0] += len(texts[0])
+            return read(lm, state, texts, *more)
+
+        verify, read = TextLM.verify, TextLM.read
+        monkeypatch.setattr(LlamaForCausalLM, "forward", forwarding)
+        monkeypatch.setattr(TextLM, "verify", verifying)
+        monkeypatch.setattr(TextLM, "read", reading)
+        for module in (text_bench_module, watch_module):
+            monkeypatch.setattr(module, "now", lambda device: at[0])
+        return at
+
+    def test_of_ours_and_of_transformers(self, clock: list[float], tmp_path: Path) -> None:
+        lm = tiny_text_lm()
+        contenders = [*ours(lm, "fp32", {"medusa": tiny_head(lm)}, ["chain"]), *theirs(lm, "fp32")]
+        made = text_bench(lm, contenders, QUESTIONS, 9, journal(tmp_path))
+        plain, chain, peer, lookup = [*made["rows"], *made["peers"]]
+        for row in (plain, chain, peer, lookup):
+            reading, decoding = row["reading"], row["decoding"]
+            assert reading["seconds"] + decoding["seconds"] == pytest.approx(row["seconds"])
+            assert reading["tokens"] == plain["reading"]["tokens"] > 20
+            assert decoding["tokens_per_s"] == pytest.approx(decoding["tokens"] / decoding["seconds"])
+        assert plain["reading"]["seconds"] == pytest.approx(plain["reading"]["tokens"] + 3 * 0.1)
+        assert peer["reading"]["seconds"] == pytest.approx(peer["reading"]["tokens"])
+        for row in (plain, peer):
+            assert row["decoding"]["tokens"] == row["tokens"] - row["requests"]
+            assert row["decoding"]["tokens_per_s"] == pytest.approx(10)
+        assert chain["decoding"]["tokens"] <= chain["tokens"] - chain["requests"]
+        assert chain["decoding"]["tokens_per_s"] >= 10
 
 
 class TestPeers:
@@ -191,15 +256,19 @@ class TestPeers:
         monkeypatch.setitem(sys.modules, "llama_cpp", None)
         with pytest.raises(MissingExtra, match="llama-cpp-python"):
             llama_cpp(lm, tmp_path / "m.gguf")
-        end = lm.tokenizer.eos_token_id
+        end, clock = lm.tokenizer.eos_token_id, [0.0]
+        monkeypatch.setattr(watch_module, "now", lambda device: clock[0])
 
         class Llama:
             def __init__(self, **settings: object) -> None:
                 assert settings["n_ctx"] == 512
 
-            def generate(self, tokens: list[int], **settings: object) -> list[int]:
+            def generate(self, tokens: list[int], **settings: object) -> Iterator[int]:
                 assert settings == {"top_k": 1, "temp": 0.0, "repeat_penalty": 1.0}
-                return [*tokens, end, 9, 9]
+                clock[0] += len(tokens)
+                for token in (*tokens, end, 9, 9):
+                    yield token
+                    clock[0] += 0.1
 
         module = types.ModuleType("llama_cpp")
         module.Llama = Llama  # type: ignore[attr-defined]
@@ -207,6 +276,8 @@ class TestPeers:
         peer = llama_cpp(lm, tmp_path / "m.gguf")
         assert peer.answer([[7, 8], [4]], 2).tokens == [[7, 8], [4, end]]
         assert (peer.program, peer.dtype) == ("llama.cpp", "m.gguf")
+        watch = peer.answer([[7, 8, 6]], 3).watch
+        assert (watch.seconds, watch.tokens) == (3, 1)
 
 
 class TestTies:
