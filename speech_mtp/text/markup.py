@@ -23,10 +23,12 @@ PARTLY_NUMBERED = re.compile(r"(?:\d{1,3}|[A-Za-z](?=\)|$))(?:[.)][ \t]*)?")
 HEADING = re.compile(r"#{1,6}[ \t]+")
 RULE = re.compile(r"[-=*_|: \t+]{3,}")
 FENCE = re.compile(r"`{3,}|~{3,}")
-TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]{0,15}(?:\s[^<>\n]{0,180})?/?>|<!--[^\n>]{0,180}-->")
+TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]{0,15}(?:[ \t][^<>\n]{0,180})?/?>|<!--[^\n>]{0,180}-->")
 AUTOLINK = re.compile(r"<((?:https?://|mailto:)?[A-Za-z0-9][^\s<>]{0,180}[.@][^\s<>]{1,180})>")
 ENTITY = re.compile(r"&(?:[A-Za-z]{2,8}|#\d{1,6});")
-TARGET = re.compile(r"\((/[^/()\n]{1,200}/|[^()\s]{0,1000}(?:\([^()\s]{0,200}\)[^()\s]{0,200})?)(?:\s\"[^\"\n]{0,99}\")?\)")
+TARGET = re.compile(
+    r"\((/[^/()\n]{1,200}/|[^()\s]{0,1000}(?:\([^()\s]{0,200}\)[^()\s]{0,200})?)(?:\s\"[^\"\n]{0,99}\")?\)"
+)
 
 
 class Markup:
@@ -117,7 +119,9 @@ class Markup:
     def _marked_line(self, line: str, whole: bool) -> tuple[int, str] | None:
         if RULE.fullmatch(line[:LINE_LOOK]) or (not whole and RULE.fullmatch(line.ljust(3, "-"))):
             return (len(line[:LINE_LOOK]), "\n\n") if whole else None
-        undecided = PARTLY_NUMBERED.fullmatch(line) or re.fullmatch(r"#{1,6}[ \t]*|[-*+>•◦▪‣·]\s*(?:\[[ xX]?\]?\s*)?", line)
+        undecided = PARTLY_NUMBERED.fullmatch(line) or re.fullmatch(
+            r"#{1,6}[ \t]*|>[ \t]*=?[ \t]*|[-*+•◦▪‣·]\s*(?:\[[ xX]?\]?\s*)?", line
+        )
         if undecided and not whole:
             return None
         if line[0] == ">" and not re.match(r">[ \t]{0,9}=?[ \t]{0,9}\d", line):
