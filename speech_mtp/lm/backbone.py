@@ -4,7 +4,7 @@ A backbone reads text and gives one hidden state per token, taken from a layer o
 one are not computed. Every text is read as the assistant's own turn of the model's chat format. Supported are
 decoders with attention in every layer and a KV cache; recurrent and hybrid models are refused by name.
 
-The backbone knows nothing of phonemes, codes or speech.
+The backbone knows nothing of phonemes, codes or speech; phonemes written in a text are left out of it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging
+
+from speech_mtp.text import inline
 
 MODEL_TYPES = (
     "gemma",
@@ -168,8 +170,9 @@ class Backbone(nn.Module):
     def _tokenize(self, text: str) -> tuple[list[int], list[Span]]:
         if not text:
             return [], []
-        read = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return list(read["input_ids"]), [(int(a), int(b)) for a, b in read["offset_mapping"]]
+        at = inline.places(text)  # phonemes that are written in the text are not for the language model
+        read = self.tokenizer(inline.written(text), add_special_tokens=False, return_offsets_mapping=True)
+        return list(read["input_ids"]), [(at[a], at[b - 1] + 1 if b > a else at[b]) for a, b in read["offset_mapping"]]
 
 
 def load_causal_lm(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -28,6 +28,7 @@ from speech_mtp.lm.cache import HuggingFaceCache, KVCache
 from speech_mtp.lm.decode import DecodeState, GroupLM, GroupLMConfig, behind_text, causal_mask
 from speech_mtp.lm.embeddings import GroupFusion
 from speech_mtp.lm.output import build_output
+from speech_mtp.text import inline
 from speech_mtp.types import Kind, LMOutput, Positions, TextUnits
 
 VOICE = -1
@@ -188,7 +189,10 @@ class TokenMaker:
     def make(self, texts: list[str]) -> TextUnits:
         """Units of whole texts, padded with 0."""
         units = token_units(
-            [self._start + list(self.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
+            [
+                self._start + list(self.tokenizer(inline.written(t), add_special_tokens=False)["input_ids"])
+                for t in texts
+            ]
         )
         units.characters = torch.tensor([len(text) for text in texts])
         return units

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 
-from speech_mtp.text import measures
+from speech_mtp.text import measures, tables
 from speech_mtp.text import numbers as say
-from speech_mtp.text import tables
 from speech_mtp.text.names import CASELESS, Rule, rule
 
 NUM = r"(?:\d{1,3}(?:,\d{3}){1,5}(?!\d)|\d{1,40})(?:\.\d{1,40})?"
@@ -69,6 +68,8 @@ def _scientific(m: re.Match[str]) -> str:
 
 
 def _power(m: re.Match[str]) -> str:
+    if re.search(rf"(?:\d ?|/)(?:{UNIT})$", m.string[max(0, m.start() - 8) : m.start()]):
+        return m[0]  # of a unit: square meters
     unit = f" {measures.UNITS[m[2]][1]}" if m[2] else ""
     return f" {say.exponent(m[1])}{unit} "
 
@@ -92,9 +93,6 @@ def _slash(m: re.Match[str]) -> str:
 
 
 MONEY: tuple[Rule, ...] = (
-    rule(
-        rf"(?P<sign>{SIGN}) ?(?P<low>{NUM}) ?- ?(?P<high>{NUM})(?: ?(?P<big>{BIG})\b)?(?![\w%])", _money_range, CASELESS
-    ),
     rule(rf"\b([Aa]n?) (?P<sign>[$€£¥₹]) ?(?P<amount>{NUM})(?: ?(?P<big>{BIG})\b)?(?= [a-z])(?<!\.\d\d)", _priced),
     rule(rf"()(?P<sign>[$€£¥₹])(?P<amount>{NUM})(?P<big>)(?= (?:note|bill|coin)s?\b)", _priced),
     rule(rf"(?P<minus>(?<![\w)])-)?(?P<sign>{SIGN}) ?(?P<amount>{NUM})(?: ?(?P<big>{BIG})\b)?", _money, CASELESS),
@@ -109,14 +107,13 @@ SIGNS: tuple[Rule, ...] = (
     rule(r">=|≥", " ≥ "),
     rule(r"!=|<>|≠", " ≠ "),
     rule(r"={2,3}", " = "),
-    rule(r"(?<=[\w)]) {1,3}([≤≥≠≈<>]) ?(?=[\w(+.$€£-])", r" is \1 "),
+    rule(r"(?<=[\w)]) {1,3}([≤≥≠≈<>]) ?(?=[\w(+.$€£-])", lambda m: f" is {measures.SYMBOLS[m[1]]} "),
     rule(r"(?<=\bis is) ", " "),
     rule(r"(?<![\w<]) ?> ?(?=[$€£]?\d)", " more than "),
     rule(r"(?<=\d) ?/ (?=\d)|(?<=\d) / ?(?=\d)|(?<=\w) / (?=\d)", " divided by "),
     rule(r"(?<=\w) \* (?=\w)", " times "),
     rule(rf"{START}({NUM})[eE]([+-]?\d{{1,3}})(?!\w)", _scientific),
     rule(rf"\^\(?([+-]?\d{{1,3}})\)?(?: ?({PER})(?![\w/]))?(?!\d)", _power),
-    rule(r"\^(?=\w)", " to the power of "),
     rule(r"~ ?(?=[$€£]?\d)", " about "),
 )
 
@@ -131,7 +128,10 @@ NUMBERS: tuple[Rule, ...] = (
     rule(r"(?<=\d) - " + EQUATION, " minus "),
     rule(r"(?<=\d) ?[x×] ?(?=\d)" + EQUATION, " times "),
     rule(r"(?<=\d)[x×](?=\d)|(?<=\d) [x×] (?=\d[\d.]{0,9} ?(?:cm|mm|m|ft|in|inches|px|feet|meters)\b)", " by "),
-    rule(r"(?<=\d) ?- ?(?=[$€£]?\d)|(?<=[%°CFkm]) ?- ?(?=[$€£]?\d)", " to "),
+    rule(
+        rf"(?P<sign>{SIGN}) ?(?P<low>{NUM}) ?- ?(?P<high>{NUM})(?: ?(?P<big>{BIG})\b)?(?![\w%])", _money_range, CASELESS
+    ),
+    rule(r"(?<=\d) ?- ?(?=[$€£]?\d)|(?:(?<=[%°])|(?<=°[CF])|(?<=\d[km])) ?- ?(?=[$€£]?\d)", " to "),
     rule(r"(?<=\d):(?=\d)", " to "),
     *MONEY,
     rule(r"(?<![\w)'])-(?=\.?\d)", " minus "),
@@ -140,7 +140,11 @@ NUMBERS: tuple[Rule, ...] = (
     rule(r"\b(\d{1,3}(?:,\d{3}){1,4}|\d{1,15})(?:st|nd|rd|th)\b", lambda m: say.ordinal(int(m[1].replace(",", "")))),
     rule(rf"(?:{START}({NUM}) ?|(?<![\w/.]))({PER}|°C)(\^?[23])?/({PER})(\^?[23])?(?![\w/])", _rate),
     rule(rf"{START}({NUM})-({PER})()(?= [a-z])", lambda m: f"{say.number(m[1])} {measures.UNITS[m[2]][0]}"),
-    rule(r"(?<![\w.])([2-9]|1[0-6])K\b", r"\1 K"),
+    rule(
+        r"\b([Aa]partment|[Rr]oom|[Ss]uite|[Uu]nit|[Gg]ate|[Ss]eat) (\d{1,4})([A-Z])\b",
+        lambda m: f"{m[1]} {say.number(m[2])} {m[3]}",
+    ),
+    rule(r"(?<![\w.])([2-9]|1[0-6])K\b", lambda m: f"{say.number(m[1])} K"),
     rule(rf"{START}({NUM})[kK](?!\w)", lambda m: f"{say.number(m[1])} thousand"),
     rule(rf"{START}({NUM}) ?(M|B)(?!\w)", lambda m: f"{say.number(m[1])} {measures.MAGNITUDES[m[2].lower()]}"),
     rule(rf"{START}({NUM}) ?({UNIT})(\^?[23](?!\d))?(?![A-Za-z\d/])", _unit),
@@ -154,6 +158,7 @@ NUMBERS: tuple[Rule, ...] = (
     rule(rf"\b({tables.PAIRED}) ([1-9]\d{{2,3}})\b(?![.,]\d)", lambda m: f"{m[1]} {say.in_pairs(m[2])}"),
     rule(r"\b[vV](?=\d{1,4}(?:\.\d|\b))", "version "),
     rule(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.]\d|\d)(?<!version \d\.\d\.\d\.\d)", _internet_address),
+    rule(r"\^(?=\w)", " to the power of "),
     rule(r"\d{1,40}(?:\.\d{1,40}){2,10}", lambda m: " point ".join(say.number(p) for p in m[0].split("."))),
     rule(rf"(?<!\d)\.\d{{1,40}}|{NUM}", lambda m: f" {say.integer_or_year(m[0])} "),
 )

@@ -88,7 +88,7 @@ class Markup:
 
     def _boundary(self) -> str:
         """The end of a sentence that is a whole line."""
-        return ".\n\n" if self._last.isalnum() or self._last in "\"')]”’`%" and self._last else "\n\n"
+        return ".\n\n" if self._last.isalnum() or (self._last in "\"')]”’`%" and self._last) else "\n\n"
 
     # -- lines ----------------------------------------------------------------------------------------------------
     def _open_line(self, final: bool) -> tuple[int, str] | None:

@@ -180,7 +180,7 @@ DATES: tuple[Rule, ...] = (
 )
 
 NAMES: tuple[Rule, ...] = (
-    rule(r"[A-Z]{2,}(?:[^\w.]{1,4}(?:[A-Z]{1,40}|[A-Z]+'[A-Z]+)(?![\w.])){3,400}", _no_shouting),
+    rule(r"(?<!\w)[A-Z]{1,40}(?:[^\w.]{1,4}[A-Z]{1,40}(?:'[A-Z]{1,5})?(?![\w.])){3,400}", _no_shouting),
     rule(r"(?<![\w/])(?:" + "|".join(map(re.escape, tables.SLASHED)) + r")(?![\w/])", lambda m: tables.SLASHED[m[0]]),
     rule(r"(?<=\w) v\. (?=[A-Z])", " versus "),
     rule(

@@ -36,7 +36,7 @@ JOINING = frozenset(
         tables.STATES,
         measures.UNITS,
         measures.MAGNITUDES,
-        "to and or of the a an v vs etc is through square cubic sq cu".split(),
+        ["to", "and", "or", "of", "the", "a", "an", "v", "vs", "etc", "is", "through", "square", "cubic", "sq", "cu"],
     )
     for word in listed
 )
@@ -46,14 +46,7 @@ def check_text(text: str, max_chars: int = 10_000) -> None:
     """Raise ValueError, in one sentence, unless ``text`` holds something to say in at most ``max_chars``."""
     if len(text) > max_chars:
         raise ValueError(f"The text has {len(text)} characters, more than the {max_chars} allowed; split it.")
-    if not text.strip():
-        raise ValueError("The text is empty; there is nothing to say.")
-    if not any(c.isalnum() for c in text):
-        symbol = next((c for c in text if unicodedata.category(c) in ("So", "Sk", "Sc", "Sm", "Cs", "Co", "Cn")), None)
-        if symbol:
-            name = unicodedata.name(symbol, f"U+{ord(symbol):04X}")
-            raise ValueError(f"The text holds only emoji or symbols (first: {name}); there are no words to say.")
-        raise ValueError("The text holds only punctuation; there are no words to say.")
+    _check_words(text)
     shown = plain(text)
     if not any(c.isalnum() for c in shown):
         raise ValueError("The text holds only markup; there are no words to say.")
@@ -66,8 +59,7 @@ def normalize(text: str) -> str:
     Idempotent. Raises ValueError for text with nothing to say and for scripts other than Latin, naming the
     script and the first characters.
     """
-    if not text.strip():
-        raise ValueError("The text is empty; there is nothing to say.")
+    _check_words(text)
     forms = [m[0] for m in inline.FORM.finditer(text)] if "](/" in text else []
     text = _plain_characters(inline.FORM.sub(HELD, text.replace(HELD, " ")) if forms else text.replace(HELD, " "))
     for _ in range(8):  # what was cleared away can, rarely, leave a new abbreviation or address behind
@@ -77,6 +69,17 @@ def normalize(text: str) -> str:
     if not text:
         raise ValueError("The text holds no letters or numbers that can be spoken; there is nothing to say.")
     return re.sub(HELD, lambda _: forms.pop(0), text) if forms else text
+
+
+def _check_words(text: str) -> None:
+    if not text.strip():
+        raise ValueError("The text is empty; there is nothing to say.")
+    if not any(c.isalnum() for c in text):
+        symbol = next((c for c in text if unicodedata.category(c) in ("So", "Sk", "Sc", "Sm", "Cs", "Co", "Cn")), None)
+        if symbol:
+            name = unicodedata.name(symbol, f"U+{ord(symbol):04X}")
+            raise ValueError(f"The text holds only emoji or symbols (first: {name}); there are no words to say.")
+        raise ValueError("The text holds only punctuation; there are no words to say.")
 
 
 def joins(word: str) -> bool:
