@@ -39,6 +39,7 @@ from speech_mtp.storage import dequantise_state as dequantise_state
 from speech_mtp.storage import load_checkpoint as load_checkpoint
 from speech_mtp.storage import quantise_state as quantise_state
 from speech_mtp.storage import save_checkpoint as save_checkpoint
+from speech_mtp.text.lexicon import Lexicon, read_lexicon
 from speech_mtp.threads import SPEECH, use_threads
 from speech_mtp.types import Sampling
 
@@ -452,15 +453,20 @@ def save_model(
 
 
 def load(
-    name_or_path: str | Path = DEFAULT_MODEL, backbone: str | None = None, threads: int | None = None
+    name_or_path: str | Path = DEFAULT_MODEL,
+    backbone: str | None = None,
+    threads: int | None = None,
+    lexicon: str | Path | None = None,
 ) -> SpeechModel:
-    """A model that speaks, with everything it needs; ``backbone`` names another copy of a talker's language model.
+    """A model that speaks, with everything it needs; ``backbone`` names another copy of a talker's language model,
+    ``lexicon`` a file of words and how to read them (:mod:`speech_mtp.text.lexicon`).
 
     From now on torch computes with ``threads`` in the whole process (:func:`speech_mtp.threads.use_threads`; None: the
     environment variable ``SPEECH_MTP_THREADS``, else one).
 
     Raises ValueError or FileNotFoundError, in one sentence, for whatever is missing, damaged or does not fit.
     """
+    words = read_lexicon(lexicon) if lexicon is not None else {}
     use_threads(threads, SPEECH)
     folder = find_model(name_or_path)
     config, voices = _model_settings(folder)
@@ -470,7 +476,11 @@ def load(
         raise ValueError(f"{folder / CONFIG} has settings that this version does not know: {error}.") from error
     if config["form"] == DIRECT and backbone is not None:
         raise ValueError(f"The model in {folder} is its own language model; leave --backbone out.")
+    if config["form"] == DIRECT and lexicon is not None:
+        raise ValueError(f"The model in {folder} reads letters, not phonemes; leave --lexicon out.")
     maker, lm = _direct_parts(folder) if config["form"] == DIRECT else _talker_parts(folder, config, backbone)
+    if isinstance(maker, UnitMaker):
+        maker.g2p = Lexicon(maker.g2p, words)
     ordered = {name: voices[name] for name in config["voices"]}
     return SpeechModel(str(name_or_path), maker, lm, load_codec(folder / "codec"), ordered, sampling)
 

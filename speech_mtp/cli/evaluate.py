@@ -11,6 +11,7 @@ import typer
 
 from speech_mtp.cli.shared import (
     Backbone,
+    Lexicon,
     Model,
     Seed,
     Temperature,
@@ -40,6 +41,7 @@ def eval_speech(
     reference: Annotated[Path | None, typer.Option(help="A recording of the voice, to compare speakers with.")] = None,
     model: Model = "tiny-en",
     backbone: Backbone = None,
+    lexicon: Lexicon = None,
     seed: Seed = None,
     temperature: Temperature = None,
     threads: Threads = None,
@@ -53,7 +55,7 @@ def eval_speech(
     texts = read_lines(sentences)
     check_texts(texts, sentences)
     recording = audio.read(reference, mono=True) if reference else None
-    loaded = load_model(model, backbone, threads=threads)
+    loaded = load_model(model, backbone, threads=threads, lexicon=lexicon)
     if voice is not None:
         loaded.timbre(voice)
     sampling = sampling_of(loaded, seed, temperature)

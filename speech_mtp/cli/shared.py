@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Option(help="Packaged name, folder or hub id.")]
 Backbone = Annotated[str | None, typer.Option(help="Folder or hub id of the language model, if not found by itself.")]
 Voice = Annotated[str | None, typer.Option(help="Name of a voice; by default the model's first.")]
+Lexicon = Annotated[Path | None, typer.Option(help="A file of words and how to read them: word TAB phonemes.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same audio.")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy.")]
 Threads = Annotated[
@@ -95,10 +96,16 @@ def check_output(path: Path, suffixes: Iterable[str] | None = None, folder_exist
         raise OSError(f"Cannot write {path}: the folder {path.parent} is not writable; choose another.")
 
 
-def load_model(model: str, backbone: str | None, group: int | None = None, threads: int | None = None) -> SpeechModel:
+def load_model(
+    model: str,
+    backbone: str | None,
+    group: int | None = None,
+    threads: int | None = None,
+    lexicon: Path | None = None,
+) -> SpeechModel:
     from speech_mtp import hub
 
-    loaded: SpeechModel = hub.load(model, backbone=backbone, threads=threads)
+    loaded: SpeechModel = hub.load(model, backbone=backbone, threads=threads, lexicon=lexicon)
     made_for = loaded.lm.config.frames_per_group
     if group is not None and group != made_for:
         raise ValueError(f"Model {model} decodes {made_for} frames per step, not {group}; use --group {made_for}.")

@@ -13,6 +13,7 @@ import typer
 
 from speech_mtp.cli.shared import (
     Backbone,
+    Lexicon,
     Model,
     Seed,
     Temperature,
@@ -39,6 +40,7 @@ def say(
     voice: Voice = None,
     model: Model = "tiny-en",
     backbone: Backbone = None,
+    lexicon: Lexicon = None,
     group: Annotated[int | None, typer.Option(help="Frames per step; the model must be made for it.")] = None,
     seed: Seed = None,
     temperature: Temperature = None,
@@ -58,7 +60,7 @@ def say(
     from speech_mtp.streaming.timed import say as speak
     from speech_mtp.streaming.timed import warm_up
 
-    loaded = load_model(model, backbone, group, threads)
+    loaded = load_model(model, backbone, group, threads, lexicon)
     sampling = sampling_of(loaded, seed, temperature)
     loaded.timbre(voice)
     warm_up(loaded)

@@ -4,7 +4,7 @@ A backbone reads text and gives one hidden state per token, taken from a layer o
 one are not computed. Every text is read as the assistant's own turn of the model's chat format. Supported are
 decoders with attention in every layer and a KV cache; recurrent and hybrid models are refused by name.
 
-The backbone knows nothing of phonemes, codes or speech.
+The backbone knows nothing of phonemes, codes or speech; phonemes written in a text are left out of it.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from speech_mtp.text import inline
+
 BLOCK = 8
 """Tokens that are read at a time: eight rows cost a CPU twice as much as one."""
 
@@ -148,5 +150,6 @@ class TextReader(ABC):
 
     def tokenize(self, text: str) -> tuple[list[int], list[Span]]:
         """The tokens of ``text`` and the characters of each."""
-        read = self.text_tokens.encode(text, add_special_tokens=False)
-        return list(read.ids), [(int(a), int(b)) for a, b in read.offsets]
+        at = inline.places(text)  # phonemes that are written in the text are not for the language model
+        read = self.text_tokens.encode(inline.written(text), add_special_tokens=False)
+        return list(read.ids), [(at[a], at[b - 1] + 1 if b > a else at[b]) for a, b in read.offsets]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtp.layouts.base import IGNORE
+from speech_mtp.text import inline
 from speech_mtp.types import TextUnits
 
 VOICE = -1
@@ -28,8 +29,9 @@ class TokenMaker:
 
     def make(self, texts: list[str]) -> TextUnits:
         """Units of whole texts, padded with 0."""
+        plain = [inline.written(text) for text in texts]
         units = token_units(
-            [self._start + list(self.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
+            [self._start + list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in plain]
         )
         units.characters = torch.tensor([len(text) for text in texts])
         return units

@@ -3,9 +3,10 @@
 A whole text is one piece. Every stage looks ahead by the text alone, so the same text gives the same words however it
 was cut:
 
-1. :class:`speech_mtp.text.split.SentenceBuffer` hands out words and says which end a sentence.
-2. :class:`Segments` gathers words that may be read together ("5" and "km", "Dr." and "Lee").
-3. :func:`speech_mtp.text.normalize.normalize` writes each segment out.
+1. :class:`speech_mtp.text.markup.Markup` turns markdown into plain text.
+2. :class:`speech_mtp.text.split.SentenceBuffer` hands out words and says which end a sentence.
+3. :class:`Segments` gathers words that may be read together ("5" and "km", "Dr." and "Lee").
+4. :func:`speech_mtp.text.normalize.normalize` writes each segment out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from speech_mtp.text.markup import Markup
 from speech_mtp.text.normalize import check_text, joins, normalize
 from speech_mtp.text.split import SentenceBuffer, Word
 
@@ -64,6 +66,7 @@ class Feed:
 
     def __init__(self, max_chars: int = MAX_CHARS, max_total: int = MAX_TOTAL) -> None:
         self.max_total = max_total
+        self._markup = Markup()
         self._buffer = SentenceBuffer(max_chars)
         self._segments = Segments()
         self._seen = 0
@@ -74,11 +77,11 @@ class Feed:
         self._seen += len(text)
         if self._seen > self.max_total:
             raise ValueError(f"The text stream is longer than {self.max_total} characters; speak it in parts.")
-        return self._pieces(self._buffer.push(text))
+        return self._pieces(self._buffer.push(self._markup.push(text)))
 
     def finish(self) -> list[Piece]:
         """The text ends here: the remaining pieces."""
-        return self._pieces(self._buffer.flush())
+        return self._pieces(self._buffer.push(self._markup.flush()) + self._buffer.flush())
 
     def _pieces(self, words: list[Word]) -> list[Piece]:
         return [self._piece(*segment) for word in words for segment in self._segments.push(word)]

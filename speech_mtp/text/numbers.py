@@ -70,3 +70,25 @@ def fraction(above: int, below: int) -> str:
 def is_one(text: str) -> bool:
     """Whether a written number takes the singular: "1 km" but "1.0 km" does not."""
     return text.replace(",", "").lstrip("0") == "1"
+
+
+def exponent(text: str) -> str:
+    """``"6"`` -> "to the sixth", ``"-3"`` -> "to the minus three", ``"2"`` -> "squared"."""
+    value = int(text)
+    if value in (2, 3):
+        return "squared" if value == 2 else "cubed"
+    return f"to the {ordinal(value)}" if value >= 0 else f"to the minus {cardinal(-value)}"
+
+
+def mixed(whole: str, above: int, below: int) -> str:
+    """``"2", 1, 2`` -> "two and a half"."""
+    part = fraction(above, below)
+    return f"{number(whole)} and {'a' + part.removeprefix('one') if above == 1 and below in (2, 4) else part}"
+
+
+def in_pairs(text: str) -> str:
+    """``"370"`` -> "three seventy", ``"101"`` -> "one oh one", ``"1815"`` -> "eighteen fifteen"."""
+    first, last = text[:-2], text[-2:]
+    if last == "00":
+        return f"{cardinal(int(first))} hundred"
+    return f"{cardinal(int(first))} {'oh ' if last[0] == '0' else ''}{cardinal(int(last))}"

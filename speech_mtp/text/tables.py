@@ -9,6 +9,8 @@ WEEKDAYS = {"Mon": "Monday", "Tue": "Tuesday", "Tues": "Tuesday", "Wed": "Wednes
     "Thur": "Thursday",
     "Thurs": "Thursday",
     "Fri": "Friday",
+    "Sat": "Saturday",
+    "Sun": "Sunday",
 }
 
 TITLES = {
@@ -69,6 +71,20 @@ ABBREVIATIONS = {
     "avg": "average",
     "govt": "government",
     "misc": "miscellaneous",
+    "assn": "association",
+    "bldg": "building",
+    "apt": "apartment",
+    "hwy": "highway",
+    "pkwy": "parkway",
+    "cf": "compare",
+    "ca": "circa",
+    "al": "al",
+    "esp": "especially",
+    "ed": "edition",
+    "eds": "editors",
+    "mtg": "meeting",
+    "hrs": "hours",
+    "lbs": "pounds",
 }
 """Read so when a full stop follows."""
 
@@ -86,108 +102,18 @@ BEFORE_NUMBER = {
     "Fig": "figure",
     "art": "article",
     "Art": "article",
+    "Vol": "volume",
+    "vol": "volume",
+    "Apt": "apartment",
+    "apt": "apartment",
+    "Ste": "suite",
+    "Eq": "equation",
+    "eq": "equation",
+    "Figs": "figures",
+    "Rm": "room",
+    "Bldg": "building",
 }
 """Read so when a full stop and a number follow."""
-
-CURRENCY = {
-    "$": ("dollar", "dollars", "cent", "cents"),
-    "€": ("euro", "euros", "cent", "cents"),
-    "£": ("pound", "pounds", "penny", "pence"),
-    "¥": ("yen", "yen", "sen", "sen"),
-    "₹": ("rupee", "rupees", "paisa", "paise"),
-    "¢": ("cent", "cents", "", ""),
-    "USD": ("dollar", "dollars", "cent", "cents"),
-    "EUR": ("euro", "euros", "cent", "cents"),
-    "GBP": ("pound", "pounds", "penny", "pence"),
-}
-MAGNITUDES = {"k": "thousand", "m": "million", "mn": "million", "b": "billion", "bn": "billion"} | {
-    word: word for word in ("hundred", "thousand", "million", "billion", "trillion")
-}
-
-UNITS = {
-    "km/h": ("kilometer per hour", "kilometers per hour"),
-    "kph": ("kilometer per hour", "kilometers per hour"),
-    "m/s": ("meter per second", "meters per second"),
-    "mph": ("mile per hour", "miles per hour"),
-    "km": ("kilometer", "kilometers"),
-    "cm": ("centimeter", "centimeters"),
-    "mm": ("millimeter", "millimeters"),
-    "µm": ("micrometer", "micrometers"),
-    "nm": ("nanometer", "nanometers"),
-    "m": ("meter", "meters"),
-    "mi": ("mile", "miles"),
-    "ft": ("foot", "feet"),
-    "yd": ("yard", "yards"),
-    "kg": ("kilogram", "kilograms"),
-    "mg": ("milligram", "milligrams"),
-    "µg": ("microgram", "micrograms"),
-    "g": ("gram", "grams"),
-    "lbs": ("pound", "pounds"),
-    "lb": ("pound", "pounds"),
-    "oz": ("ounce", "ounces"),
-    "ml": ("milliliter", "milliliters"),
-    "mL": ("milliliter", "milliliters"),
-    "l": ("liter", "liters"),
-    "L": ("liter", "liters"),
-    "ms": ("millisecond", "milliseconds"),
-    "µs": ("microsecond", "microseconds"),
-    "s": ("second", "seconds"),
-    "sec": ("second", "seconds"),
-    "min": ("minute", "minutes"),
-    "mins": ("minute", "minutes"),
-    "h": ("hour", "hours"),
-    "hr": ("hour", "hours"),
-    "hrs": ("hour", "hours"),
-    "Hz": ("hertz", "hertz"),
-    "kHz": ("kilohertz", "kilohertz"),
-    "MHz": ("megahertz", "megahertz"),
-    "GHz": ("gigahertz", "gigahertz"),
-    "KB": ("kilobyte", "kilobytes"),
-    "kB": ("kilobyte", "kilobytes"),
-    "MB": ("megabyte", "megabytes"),
-    "GB": ("gigabyte", "gigabytes"),
-    "TB": ("terabyte", "terabytes"),
-    "kWh": ("kilowatt hour", "kilowatt hours"),
-    "kW": ("kilowatt", "kilowatts"),
-    "W": ("watt", "watts"),
-    "V": ("volt", "volts"),
-    "dB": ("decibel", "decibels"),
-    "°C": ("degree Celsius", "degrees Celsius"),
-    "°F": ("degree Fahrenheit", "degrees Fahrenheit"),
-    "°": ("degree", "degrees"),
-    "%": ("percent", "percent"),
-    "x": ("times", "times"),
-}
-
-SYMBOLS = {
-    "&": "and",
-    "@": "at",
-    "+": "plus",
-    "=": "equals",
-    "%": "percent",
-    "×": "times",
-    "÷": "divided by",
-    "±": "plus or minus",
-    "≈": "approximately",
-    "≤": "less than or equal to",
-    "≥": "greater than or equal to",
-    "≠": "not equal to",
-    "∞": "infinity",
-    "√": "square root of",
-    "°": "degrees",
-    "§": "section",
-    "€": "euros",
-    "£": "pounds",
-    "$": "dollars",
-    "¥": "yen",
-    "₹": "rupees",
-    "¢": "cents",
-    "µ": "micro",
-    "²": "squared",
-    "³": "cubed",
-    "©": "copyright",
-}
-"""Read so wherever no rule read them before."""
 
 PUNCTUATION = {
     **dict.fromkeys("‘’‚‛`´ʼ′＇", "'"),
@@ -227,8 +153,62 @@ ADDRESS_WORDS = {
     ":": "colon",
 }
 
-ROMAN_AFTER = "Chapter|Part|Volume|Act|Book|Section|War|Type|Phase|Article|Bowl|Class|Level"
+ROMAN_AFTER = (
+    "Chapter|Part|Volume|Act|Book|Section|War|Type|Phase|Article|Bowl|Class|Level|Title|Appendix|Episode|Stage|Scene|"
+    "Grade|Category|Figure|Table|Unit|Mark|Season|Schedule|Tier|Factor"
+)
 MONARCHS = (
     "Henry|Louis|George|Edward|Charles|William|James|Richard|Elizabeth|Mary|Philip|Pius|Benedict|Francis|John Paul|"
-    "Frederick|Nicholas|Catherine|Napoleon|Leo|Alexander"
+    "Frederick|Nicholas|Catherine|Napoleon|Leo|Alexander|Ramses|Xerxes|Darius|Ivan|Peter|Paul|John|Wilhelm|Franz|"
+    "Leopold|Felipe|Alfonso|Ferdinand|Clement|Innocent|Gregory|Urban|Boniface|Sixtus|Julius|Adrian|Stephen|Robert|"
+    "David|Harald|Christian|Margrethe|Otto|Maximilian|Ptolemy|Cleopatra|Seti|Thutmose|Amenhotep|Mehmed|Selim|Murad|"
+    "Pedro|Manuel|Carlos|Victor|Constantine|Theodosius|Justinian|Baldwin|Malcolm|Thomas|Joseph|Michael"
 )
+PRONOUN_VERBS = (
+    "am|think|have|had|know|will|would|can|could|do|did|want|mean|guess|suppose|love|hope|need|feel|saw|said|told|met|"
+    "see|believe|like|should|might|must|went|got|found|say|ask|asked|thought|knew"
+)
+"""What "I" is the subject of, where a numeral could stand too."""
+
+PAIRED = "Flight|Room|Suite|Boeing|Highway|Interstate|Route|Channel|Bus"
+"""Their numbers are read in two parts: "Flight 370" is three seventy."""
+
+STATES = {
+    "AL": "Alabama", "AK": "Alaska", "AZ": "Arizona", "AR": "Arkansas", "CA": "California", "CO": "Colorado",
+    "CT": "Connecticut", "DE": "Delaware", "DC": "DC", "FL": "Florida", "GA": "Georgia", "HI": "Hawaii",
+    "ID": "Idaho", "IL": "Illinois", "IN": "Indiana", "IA": "Iowa", "KS": "Kansas", "KY": "Kentucky",
+    "LA": "Louisiana", "ME": "Maine", "MD": "Maryland", "MA": "Massachusetts", "MI": "Michigan", "MN": "Minnesota",
+    "MS": "Mississippi", "MO": "Missouri", "MT": "Montana", "NE": "Nebraska", "NV": "Nevada",
+    "NH": "New Hampshire", "NJ": "New Jersey", "NM": "New Mexico", "NY": "New York", "NC": "North Carolina",
+    "ND": "North Dakota", "OH": "Ohio", "OK": "Oklahoma", "OR": "Oregon", "PA": "Pennsylvania",
+    "RI": "Rhode Island", "SC": "South Carolina", "SD": "South Dakota", "TN": "Tennessee", "TX": "Texas",
+    "UT": "Utah", "VT": "Vermont", "VA": "Virginia", "WA": "Washington", "WV": "West Virginia", "WI": "Wisconsin",
+    "WY": "Wyoming",
+}  # fmt: skip
+WORDLIKE_STATES = "OK|HI|ME|OR|IN|OH|PA|MA|LA|MD|MS|DC|ID|AL|DE"
+"""Read as states only before a ZIP code."""
+STATE_ABBREVIATIONS = {
+    "Calif": "California", "Mass": "Massachusetts", "Fla": "Florida", "Conn": "Connecticut", "Ariz": "Arizona",
+    "Colo": "Colorado", "Tenn": "Tennessee", "Okla": "Oklahoma", "Penn": "Pennsylvania", "Minn": "Minnesota",
+    "Mich": "Michigan", "Wis": "Wisconsin", "Ill": "Illinois", "Va": "Virginia", "Ga": "Georgia", "Mo": "Missouri",
+    "Pa": "Pennsylvania", "Tex": "Texas", "Wash": "Washington", "Ore": "Oregon", "Ala": "Alabama", "Md": "Maryland",
+}  # fmt: skip
+"""Read so after a comma, when a full stop follows."""
+
+SLASHED = {
+    "w/o": "without", "w/": "with", "b/c": "because", "c/o": "care of", "n/a": "NA", "N/A": "NA", "and/or": "and or",
+    "a/c": "AC", "A/C": "AC",
+}  # fmt: skip
+
+EXTENSIONS = (
+    "pdf|txt|py|js|ts|tsx|jsx|html?|css|csv|json|xml|docx?|xlsx?|pptx?|jpe?g|png|gif|mp3|mp4|zip|exe|md|sh|cpp|hpp|h|c|"
+    "java|rs|go|rb|php|ya?ml|toml|ini|log|svg|wav|flac|tar|gz|sql|bat|dll|ipynb|cfg|conf"
+)
+READ_AS_WORDS = "json|zip|log|java|go|bat|tar|toml|text|conf"
+GREEK = {
+    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "θ": "theta", "λ": "lambda", "μ": "mu",
+    "π": "pi", "ρ": "rho", "σ": "sigma", "τ": "tau", "φ": "phi", "χ": "chi", "ψ": "psi", "ω": "omega", "Δ": "delta",
+    "Σ": "sigma", "Ω": "omega", "Φ": "phi", "Γ": "gamma", "Θ": "theta", "Λ": "lambda", "Π": "pi", "Ψ": "psi",
+    "η": "eta", "ζ": "zeta", "κ": "kappa", "ν": "nu", "ξ": "xi",
+}  # fmt: skip
+"""Greek letters that stand alone are signs."""

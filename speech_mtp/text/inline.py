@@ -1,0 +1,42 @@
+"""Phonemes written in the text: ``[Kokoro](/kˈOkəɹO/)``, the form of misaki and Kokoro.
+
+The form is one token without white space in all of the package: a space in the word is a hyphen, one in the
+phonemes an underscore. Only a target that holds a stress mark or a phoneme outside ASCII is read as phonemes, so
+that the link ``[help](/help/)`` stays a link.
+"""
+
+from __future__ import annotations
+
+import re
+
+from speech_mtp.text.phonemes import ALIASES, BLANK, ID, PAUSES, STRESS
+
+FORM = re.compile(r"\[([^\W\d_]{1,60}(?:['’-][^\W\d_]{1,60}){0,8})\]\(/([^/()\[\]\s]{1,200})/\)")
+"""A written form: its word and its phonemes."""
+
+
+def is_phonemes(text: str) -> bool:
+    """Whether ``text`` can only be phonemes: all of it in the alphabet, and not all of it ASCII letters."""
+    known = all(c in " _" or c in STRESS or (ALIASES.get(c, c) in ID and ALIASES.get(c, c) not in PAUSES) for c in text)
+    return known and not text.isascii()
+
+
+def token(word: str, phonemes: str) -> str:
+    """The form of ``word`` as one token; an empty string if the two are no form."""
+    made = f"[{'-'.join(word.split())}](/{BLANK.join(phonemes.split())}/)"
+    found = FORM.fullmatch(made)
+    return made if found and is_phonemes(found[2]) else ""
+
+
+def written(text: str) -> str:
+    """``text`` with every form replaced by its word."""
+    return FORM.sub(lambda m: m[1], text) if "](/" in text else text
+
+
+def places(text: str) -> list[int]:
+    """Where each character of ``written(text)`` stands in ``text``, and the end of ``text`` at last."""
+    found, last = [], 0
+    for form in FORM.finditer(text) if "](/" in text else ():
+        found += [*range(last, form.start()), *range(*form.span(1))]
+        last = form.end()
+    return [*found, *range(last, len(text) + 1)]
