@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def encode(stage: EncodeRun) -> dict[str, Any]:
     if not isinstance(codec, Decoupled):
         raise ValueError(f"The codec {stage.codec} has no phoneme head to align with; train one by recipes/tokenizer.")
     store = AudioStore(stage.data)
-    rows = [[row.id, row.samples, row.phonemes] for row in store.rows]
+    rows = [asdict(row) for row in store.rows]
     parts = Parts(stage.out, [digest_of(codec), rows, stage.batch, stage.part])
     if (report := parts.report()) is not None:
         return report

@@ -41,7 +41,11 @@ class Parts:
         return report if made["digest"] == self.digest else None
 
     def make(self, count: int, write: Callable[[int, Path], None], title: str) -> list[Path]:
-        """The folders of all parts; ``write(number, folder)`` fills each of the ``count`` that is missing."""
+        """The folders of all parts; ``write(number, folder)`` fills each of the ``count`` that is missing.
+
+        What an earlier job has made in ``out`` no longer counts as complete.
+        """
+        (self.out / MADE).unlink(missing_ok=True)
         paths = [self.folder / f"{number:06d}" for number in range(count)]
         for number, path in enumerate(tqdm(paths, desc=title, mininterval=5)):
             if not path.is_dir():

@@ -231,6 +231,15 @@ def test_the_parts_of_a_job_that_was_given_up_go_when_another_is_done(tmp_path: 
     assert given_up.report() is None
 
 
+def test_a_job_that_is_begun_ends_the_one_before_it(tmp_path: Path) -> None:
+    """Its outputs may be half those of the other when it is killed."""
+    first, second = Parts(tmp_path, ["a"]), Parts(tmp_path, ["b"])
+    first.make(1, lambda number, folder: None, "parts")
+    first.finish({})
+    second.make(1, lambda number, folder: None, "parts")
+    assert first.report() is None
+
+
 # -- package ----------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def to_package(folder: Path) -> Path:
