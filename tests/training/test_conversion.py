@@ -87,8 +87,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def save_codec(folder: Path, seed: int) -> None:
-    torch.manual_seed(seed)
     config = DecoupledConfig(**{**Decoupled.tiny().config.__dict__, "num_symbols": len(SYMBOLS)})
+    torch.manual_seed(seed)
     hub.save_codec(Decoupled(config), folder)
 
 
