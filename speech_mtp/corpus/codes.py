@@ -8,7 +8,6 @@ A *packed* folder holds the same in one compressed file ``codes.npz``, a third o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.corpus.align import unit_of_frame
@@ -130,22 +128,25 @@ def save_codes(corpus: CodeCorpus, folder: Path) -> None:
         path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in corpus.rows), encoding="utf-8")
 
 
-@torch.inference_mode()
 def encode_store(
     codec: Decoupled, store: AudioStore, batch: int = 16, device: str = "cpu", part: tuple[int, int] = (0, 1)
 ) -> CodeCorpus:
-    """Encode and align every utterance of a store, shortest first; those that cannot be aligned are left out.
+    """Encode and align the batches of :func:`batches_of`."""
+    return encode_batches(codec, store, batches_of(store, batch, part), device)
 
-    ``part`` (i, n) takes every n-th batch from the i-th on, so that n processes share the work.
-    """
+
+@torch.inference_mode()
+def encode_batches(codec: Decoupled, store: AudioStore, batches: list[list[int]], device: str = "cpu") -> CodeCorpus:
+    """Encode and align ``batches`` of rows of a store; those that cannot be aligned are left out."""
     phonemes = codec.phonemes
     if phonemes is None:
         raise ValueError("This codec has no phoneme head, so its codes cannot be aligned; use the training checkpoint.")
     codec = codec.to(device).eval()
     rows: list[CodeRow] = []
-    frames, units, timbres = [], [], []
+    frames = [torch.zeros(len(codec.spec.codebook_sizes), 0, dtype=torch.long)]
+    units, timbres = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, codec.spec.timbre_dim)]
     total = 0
-    for indices in _batches(store, batch, *part):
+    for indices in batches:
         waves = [store.wave(i) for i in indices]
         lengths = torch.tensor([len(w) for w in waves], device=device)
         wave = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True).unsqueeze(1).to(device)
@@ -162,12 +163,16 @@ def encode_store(
             frames.append(codes.frames[b, :, :n].cpu())
             units.append(unit)
             assert codes.timbre is not None
-            timbres.append(codes.timbre[b].cpu())
+            timbres.append(codes.timbre[b, None].cpu())
             total += n
-    return CodeCorpus(rows, torch.cat(frames, 1), torch.cat(units), torch.stack(timbres))
+    return CodeCorpus(rows, torch.cat(frames, 1), torch.cat(units), torch.cat(timbres))
 
 
-def _batches(store: AudioStore, batch: int, first: int, every: int) -> Iterator[list[int]]:
+def batches_of(store: AudioStore, batch: int, part: tuple[int, int] = (0, 1)) -> list[list[int]]:
+    """Batches of the store's rows, shortest first.
+
+    ``part`` (i, n) takes every n-th batch from the i-th on, so that n processes share the work.
+    """
+    first, every = part
     order = sorted(range(len(store)), key=lambda i: store.rows[i].samples)
-    for at in tqdm(range(first * batch, len(order), every * batch), desc="encode", mininterval=5):
-        yield order[at : at + batch]
+    return [order[at : at + batch] for at in range(first * batch, len(order), every * batch)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -70,6 +71,26 @@ def load_script(sources: list[TextSource], rules: SentenceRules, coverage_words:
 def split_of(sentence: str, dev_fraction: float) -> str:
     """``dev`` for a stable ``dev_fraction`` of all sentences, ``train`` for the others."""
     return "dev" if stable_fraction(f"split:{key_of(sentence)}") < dev_fraction else "train"
+
+
+class Spoken(Protocol):
+    """A row of a corpus: the sentence and the split that it was given."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+
+
+def rows_of(rows: Sequence[Spoken], split: str) -> list[int]:
+    """The numbers of the rows of ``split``; a sentence that is ``dev`` in any row is in no other split.
+
+    Corpora that are joined may have divided their sentences differently, and a sentence may be there in several voices.
+    """
+    held_out = {key_of(row.text) for row in rows if row.split == "dev"}
+    return [
+        i for i, row in enumerate(rows) if row.split == split and (split == "dev" or key_of(row.text) not in held_out)
+    ]
 
 
 def stable_fraction(text: str) -> float:

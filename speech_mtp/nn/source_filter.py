@@ -13,6 +13,7 @@ is final once every window over it was added; ``delay_samples`` is the sum of bo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from speech_mtp.nn.conv import CausalBlock, CausalConv, last_valid
 from speech_mtp.nn.source import fixed_noise, pulse_train
 from speech_mtp.nn.spectral import minimum_phase
+
+Run = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -150,16 +153,9 @@ class SourceFilterDecoder(nn.Module):
             y, state.caches[i] = layer(x, *args, state.caches[i], count)
             return y
 
-        exact = self.pitch_out.weight.dtype
-        p = run(self.pitch_in, prosody.to(exact), lengths)
-        for block in self.pitch_slow:
-            p = run(block, p, lengths)
-        p = self.pitch_up(p).unflatten(-1, (self.steps, -1)).flatten(1, 2)
-        for block in self.pitch_fast:
-            p = run(block, p, steps)
-        deviation, voicing = self.pitch_out(p).unbind(-1)
-        predicted = Pitch((self.pitch_mean(state.timbre.to(exact)) + deviation).clamp(3.9, 6.7), voicing)
-        pitch = given or Pitch(predicted.log_f0, (voicing > 0).to(voicing.dtype))
+        with torch.autocast(prosody.device.type, enabled=False):  # bf16 would round pitch to half semitones
+            predicted = self._pitch(run, state.timbre, prosody, lengths)
+        pitch = given or Pitch(predicted.log_f0, (predicted.voiced > 0).to(predicted.voiced.dtype))
 
         x = run(self.slow_in, torch.cat([content, prosody], -1), lengths)
         for block in self.slow:
@@ -174,6 +170,18 @@ class SourceFilterDecoder(nn.Module):
         pulses, noise = self._sources(state, pitch, steps)
         shaped = self._shape(harmonic, pulses) + self._shape(noisy, noise, zero_phase=True)
         return self._overlap_add(state, shaped, steps), predicted
+
+    def _pitch(self, run: Run, timbre: Tensor, prosody: Tensor, lengths: Tensor) -> Pitch:
+        """Predicted pitch in the precision of the branch's weights; ``run`` calls a causal layer with its cache."""
+        exact = self.pitch_out.weight.dtype
+        p = run(self.pitch_in, prosody.to(exact), lengths)
+        for block in self.pitch_slow:
+            p = run(block, p, lengths)
+        p = self.pitch_up(p).unflatten(-1, (self.steps, -1)).flatten(1, 2)
+        for block in self.pitch_fast:
+            p = run(block, p, lengths * self.steps)
+        deviation, voicing = self.pitch_out(p).unbind(-1)
+        return Pitch((self.pitch_mean(timbre.to(exact)) + deviation).clamp(3.9, 6.7), voicing)
 
     def _sources(self, state: SourceFilterState, pitch: Pitch, steps: Tensor) -> tuple[Tensor, Tensor]:
         """Pulses and noise with their past: both ``[B, tail + 4 F * hop]``."""

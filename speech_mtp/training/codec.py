@@ -12,18 +12,16 @@ The total is a weighted sum of named terms (weights in the recipe):
 * ``critic``, ``feature``: optional multi-resolution spectrogram critics (least-squares GAN, feature matching).
 
 The timbre vector comes from *another* utterance of the same voice, so it cannot carry content, and the content
-encoder hears a randomly warped frequency axis, so it cannot rely on the vocal tract.
+encoder hears a randomly warped frequency axis, so it cannot rely on the vocal tract. A voice at another speed or on a
+warped axis is a new one: the adversary is not told that it is the voice that it was made from.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from speech_mtp.codecs.decoupled import Decoupled
@@ -32,52 +30,9 @@ from speech_mtp.nn.conv import Block
 from speech_mtp.nn.critics import SpectrogramCritics, critic_loss, generator_loss
 from speech_mtp.nn.source_filter import Pitch
 from speech_mtp.nn.spectral import SpectralLoss
-from speech_mtp.text.phonemes import parse
 from speech_mtp.training.base import Task
+from speech_mtp.training.codec_data import NOBODY, CodecBatch, CodecData, CodecTaskConfig, warp_frequency
 from speech_mtp.training.distributed import Workers
-
-_RATIOS = ((10, 9), (9, 10), (11, 10), (10, 11), (8, 7), (7, 8))
-
-
-@dataclass(frozen=True)
-class CodecWeights:
-    """Weights of the terms; ``critic`` 0 trains without discriminators."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    stft: float = 1.0
-    convergence: float = 1.0
-    mel: float = 1.0
-    heard: float = 2.0
-    ctc: float = 0.25
-    pitch: float = 2.0
-    voicing: float = 0.3
-    energy: float = 0.3
-    adversary: float = 0.1
-    critic: float = 0.0
-    feature: float = 2.0
-
-
-@dataclass(frozen=True)
-class CodecTaskConfig:
-    """``crop_frames`` codec frames are decoded per utterance; ``resample`` is the share of utterances whose
-    speed, pitch and formants are shifted together to make new voices; ``warp`` the spread of the frequency warp.
-    With ``keep_codes`` the encoders stand still and only the decoder learns, on codes as they are spoken (no warp, no
-    other speed): codes made before stay good, and so does a talker trained on them."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    batch: int = 8
-    crop_frames: int = 32
-    max_seconds: float = 4.5
-    reference_s: float = 1.5
-    resample: float = 0.3
-    warp: float = 0.12
-    amp: bool = True
-    keep_codes: bool = False
-    critic_from: int = 0
-    seed: int = 0
-    weights: CodecWeights = field(default_factory=CodecWeights)
 
 
 class ReverseGradient(torch.autograd.Function):
@@ -117,94 +72,6 @@ class EnergyHead(nn.Module):
         return self.net(values).flatten(1)
 
 
-@dataclass
-class CodecBatch:
-    """``wave [B, S]``, ``lengths [B]``, ``pitch [B, S / hop]`` Hz, ``phonemes`` concatenated with ``phoneme_lengths``,
-    ``voice [B]``, ``reference [B, S']`` of the same voice, ``crop [B]`` first frame of the decoded crop."""
-
-    wave: Tensor
-    lengths: Tensor
-    pitch: Tensor
-    phonemes: Tensor
-    phoneme_lengths: Tensor
-    voice: Tensor
-    reference: Tensor
-    crop: Tensor
-
-    def to(self, device: torch.device) -> CodecBatch:
-        return CodecBatch(**{k: v.to(device) for k, v in self.__dict__.items()})
-
-
-class CodecData:
-    """Batches of an audio store by number: ``batch(n)`` is a pure function of the seed and ``n``."""
-
-    def __init__(self, store: AudioStore, codec: Decoupled, config: CodecTaskConfig, split: str = "train") -> None:
-        self.store, self.config, self.spec = store, config, codec.spec
-        self.hop = codec.config.hop
-        limit = int(config.max_seconds * codec.spec.sample_rate)
-        least = (config.crop_frames + 4) * codec.spec.samples_per_frame
-        rows = enumerate(store.rows)
-        self.indices = [i for i, r in rows if r.split == split and least < r.samples <= limit]
-        if not self.indices:
-            raise ValueError(f"The corpus has no {split} utterance between {least} and {limit} samples.")
-        self.voices = sorted({r.voice for r in store.rows})
-        self.by_voice = {v: [i for i in self.indices if store.rows[i].voice == v] for v in self.voices}
-        self.by_voice = {v: rows for v, rows in self.by_voice.items() if rows}
-        self.phonemes = [[u.id for u in parse(r.phonemes)] for r in store.rows]
-
-    def batch(self, number: int) -> CodecBatch:
-        """Voices are drawn evenly, utterances evenly within a voice."""
-        rng = np.random.default_rng((self.config.seed, number))
-        voices = [list(self.by_voice)[i] for i in rng.integers(len(self.by_voice), size=self.config.batch)]
-        picks = [(v, *rng.choice(self.by_voice[v], 2)) for v in voices]
-        waves, pitches, references = [], [], []
-        for _, index, other in picks:
-            wave, pitch = self.store.wave(index), self.store.pitch(index)
-            reference = self.store.wave(other)[: int(self.config.reference_s * self.spec.sample_rate)]
-            if not self.config.keep_codes and rng.random() < self.config.resample:
-                up, down = _RATIOS[rng.integers(len(_RATIOS))]
-                wave, pitch = shift_voice(wave, pitch, up, down, self.hop)
-                reference, _ = shift_voice(reference, pitch, up, down, self.hop)
-            gain = float(rng.uniform(0.6, 1.3))
-            waves.append(wave * gain)
-            references.append(reference * gain)
-            pitches.append(pitch)
-        size, crop = self.spec.samples_per_frame, self.config.crop_frames
-        frames = [-(-len(w) // size) for w in waves]
-        longest = -(-max(frames) // 16) * 16 * size  # few distinct shapes: CPU kernels are compiled per shape
-        pad = nn.functional.pad
-        return CodecBatch(
-            wave=torch.stack([pad(w, (0, longest - len(w))) for w in waves]),
-            lengths=torch.tensor([len(w) for w in waves]),
-            pitch=torch.stack([pad(p, (0, longest // self.hop - len(p))) for p in pitches]),
-            phonemes=torch.tensor([p for _, i, _ in picks for p in self.phonemes[i]]),
-            phoneme_lengths=torch.tensor([len(self.phonemes[i]) for _, i, _ in picks]),
-            voice=torch.tensor([self.voices.index(v) for v, _, _ in picks]),
-            reference=nn.utils.rnn.pad_sequence(references, batch_first=True),
-            crop=torch.tensor([int(rng.integers(0, max(1, f - crop - 1))) for f in frames]),
-        )
-
-
-def shift_voice(wave: Tensor, pitch: Tensor, up: int, down: int, hop: int) -> tuple[Tensor, Tensor]:
-    """Play ``wave [S]`` at ``down / up`` of its speed: tempo, pitch (Hz, ``[S / hop]``) and formants move together."""
-    import torchaudio
-
-    shifted = torchaudio.functional.resample(wave, down, up)
-    steps = -(-len(shifted) // hop)
-    at = ((torch.arange(steps) + 1) * down / up - 1).round().long().clamp(0, len(pitch) - 1)
-    return shifted, pitch[at] * down / up
-
-
-def warp_frequency(mel: Tensor, factors: Tensor) -> Tensor:
-    """Stretch the mel axis of ``mel [B, F, mels]`` by ``factors [B]`` (vocal tract length perturbation)."""
-    bands = mel.shape[-1]
-    at = (torch.arange(bands, device=mel.device) * factors[:, None]).clamp(0, bands - 1.001)
-    low = at.floor().long()
-    part = (at - low)[:, None]
-    index = low[:, None].expand(-1, mel.shape[1], -1)
-    return mel.gather(2, index) * (1 - part) + mel.gather(2, index + 1) * part
-
-
 class CodecTask(Task):
     """Trains a :class:`Decoupled` codec that has a phoneme head."""
 
@@ -222,6 +89,7 @@ class CodecTask(Task):
         self.codec = codec.to(device).train()
         self.config, self.device = config, device
         self.data = CodecData(store, codec, config)
+        self.dev_data = CodecData(store, codec, config, "dev")
         dims = len(codec.config.content_levels), len(codec.config.prosody_levels)
         voices = len(self.data.voices)
         helpers: dict[str, nn.Module] = {
@@ -276,14 +144,13 @@ class CodecTask(Task):
         """
         codec, c = self.codec, self.config
         with torch.autocast(self.device.type, torch.bfloat16, enabled=c.amp):
-            mel, low, mask = codec.features(batch.wave, batch.lengths)
-            count = torch.full_like(batch.lengths, batch.reference.shape[-1])
-            reference, _, reference_mask = codec.features(batch.reference, count)
+            reference, _, reference_mask = codec.features(batch.reference, batch.reference_lengths)
             timbre = codec.timbre(reference, reference_mask).float()
-            if not c.keep_codes:
-                mel = warp_frequency(mel, 1 + c.warp * torch.randn(len(mel), device=mel.device).clamp(-2, 2))
-            (content, _), (prosody, _) = codec.quantise(mel, low, mask, timbre)
-        terms = {} if c.keep_codes else self.stream_terms(batch, content, prosody, low[..., -1], mask)
+        terms: dict[str, Tensor] = {}
+        if c.keep_codes:
+            content, prosody = codec.values(codec.encode(batch.wave[:, None], batch.lengths).frames)
+        else:
+            content, prosody, terms = self.encode(batch, timbre)
         fake, real, pitch_terms = self.decode_crop(batch, content, prosody, timbre)
         terms |= pitch_terms
         terms["stft"], terms["convergence"] = self.spectral(fake, real)
@@ -294,14 +161,38 @@ class CodecTask(Task):
             terms["heard"] = (self.heard(fake) - expected).abs().mean()
         return terms, fake, real
 
+    def encode(self, batch: CodecBatch, timbre: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Values of content and prosody ``[B, F, D]``, some heard on a warped frequency axis, and their terms."""
+        c = self.config
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=c.amp):
+            mel, low, mask = self.codec.features(batch.wave, batch.lengths)
+            warped = torch.rand(len(mel), device=mel.device) < c.warp_share
+            spread = c.warp * torch.randn(len(mel), device=mel.device).clamp(-2, 2)
+            mel = warp_frequency(mel, 1 + spread * warped)
+            (content, _), (prosody, _) = self.codec.quantise(mel, low, mask, timbre)
+        voices = {"content": batch.voice.masked_fill(warped, NOBODY), "prosody": batch.voice}
+        return content, prosody, self.stream_terms(batch, content, prosody, low[..., -1], mask, voices)
+
     def stream_terms(
-        self, batch: CodecBatch, content: Tensor, prosody: Tensor, loudness: Tensor, mask: Tensor
+        self,
+        batch: CodecBatch,
+        content: Tensor,
+        prosody: Tensor,
+        loudness: Tensor,
+        mask: Tensor,
+        voices: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        """What the streams must and must not carry: phonemes, energy (``loudness [B, 4F]``) and no voice."""
+        """What the streams must and must not carry: phonemes, energy (``loudness [B, 4F]``) and no voice.
+
+        ``voices`` are the labels ``[B]`` of each stream, ``NOBODY`` where it holds a voice that no speaker has.
+        """
         codec = self.codec
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
             logits = codec.phonemes(content, mask).float()  # type: ignore[misc]
-            guesses = [self.helpers["content"](content, mask), self.helpers["prosody"](prosody, mask)]
+            guesses = {
+                "content": self.helpers["content"](content, mask),
+                "prosody": self.helpers["prosody"](prosody, mask),
+            }
             energy = self.helpers["energy"](prosody).float()
         fine = mask[..., 0].repeat_interleave(codec.config.steps_per_frame, 1)
         return {
@@ -312,7 +203,7 @@ class CodecTask(Task):
                 batch.phoneme_lengths,
                 zero_infinity=True,
             ),
-            "adversary": torch.stack([F.cross_entropy(g.float(), batch.voice) for g in guesses]).mean(),
+            "adversary": torch.stack([speaker_loss(g, voices[name]) for name, g in guesses.items()]).mean(),
             "energy": ((energy - loudness).abs() * fine).sum() / fine.sum(),
         }
 
@@ -362,11 +253,11 @@ class CodecTask(Task):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """The terms on fixed batches far from the training ones, and the share of codes in use."""
+        """The terms on fixed batches of sentences that are never trained on."""
         torch.manual_seed(0)
         sums: dict[str, float] = {}
         for number in range(4):
-            terms, _, _ = self.terms(self.data.batch(1_000_000_000 + number).to(self.device))
+            terms, _, _ = self.terms(self.dev_data.batch(number).to(self.device))
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(value) / 4
         return sums
@@ -375,6 +266,12 @@ class CodecTask(Task):
         from speech_mtp.hub import save_codec
 
         save_codec(self.codec, folder, dtype="fp32")
+
+
+def speaker_loss(guesses: Tensor, voices: Tensor) -> Tensor:
+    """Mean cross entropy of ``guesses [B, voices]`` over the rows whose voice has a label; 0 where none has."""
+    total = F.cross_entropy(guesses.float(), voices, ignore_index=NOBODY, reduction="sum")
+    return total / (voices != NOBODY).sum().clamp(min=1)
 
 
 def fill_unvoiced(hertz: Tensor) -> Tensor:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +15,9 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
-from speech_mtp.corpus.codes import CodeCorpus
+from speech_mtp.corpus.codes import CodeCorpus, CodeRow
+from speech_mtp.corpus.texts import rows_of
+from speech_mtp.files import replacing
 from speech_mtp.lm.decode import GroupLM
 from speech_mtp.lm.direct import DirectLM
 from speech_mtp.lm.speech_lm import SpeechLM
@@ -20,6 +25,7 @@ from speech_mtp.lm.token_maker import TokenMaker
 from speech_mtp.objectives.base import Objective
 from speech_mtp.objectives.direct import Direct, paper_weights
 from speech_mtp.objectives.ntp import NTP
+from speech_mtp.text.phonemes import SYMBOLS, parse
 from speech_mtp.training.base import Task
 from speech_mtp.training.distributed import Workers
 from speech_mtp.types import Codes, Kind, Positions, TextUnits
@@ -52,6 +58,9 @@ class TextStore(Protocol):
     def __contains__(self, text: str) -> bool: ...
     def units(self, texts: list[str]) -> TextUnits: ...
 
+    def check(self, row: CodeRow) -> None:
+        """Raises ValueError where the units of the row's text are not those that its codes are aligned with."""
+
 
 class TokenStore:
     """Text units of the direct form. Tokens cost nothing to make, so that any text is there and nothing is stored."""
@@ -61,6 +70,9 @@ class TokenStore:
 
     def __contains__(self, text: str) -> bool:
         return True
+
+    def check(self, row: CodeRow) -> None:
+        """Tokens need no alignment."""
 
     def units(self, texts: list[str]) -> TextUnits:
         """A padded batch."""
@@ -75,6 +87,7 @@ class UnitStore:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         meta = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         self.index: dict[str, list[int]] = meta["texts"]
         self.dim: int = meta["dim"]
@@ -83,6 +96,18 @@ class UnitStore:
 
     def __contains__(self, text: str) -> bool:
         return text in self.index
+
+    def check(self, row: CodeRow) -> None:
+        first, end, _, _ = self.index[row.text]
+        stored = [SYMBOLS[i] for i in self._units[0, first:end]]
+        aligned = [unit.phoneme for unit in parse(row.phonemes)]
+        if stored != aligned:
+            pairs = zip_longest(stored, aligned, fillvalue="nothing")
+            at, (ours, theirs) = next((at, pair) for at, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+            raise ValueError(
+                f"The units of {row.text!r} in {self.folder} do not fit the codes of {row.id}: phoneme {at} is {ours} "
+                f"in the units and {theirs} in the codes; remove {self.folder} and make units with the corpus's G2P."
+            )
 
     def units(self, texts: list[str]) -> TextUnits:
         """A padded batch."""
@@ -102,13 +127,12 @@ class UnitStore:
         )
 
 
-def write_units(folder: Path, batches: list[tuple[list[str], TextUnits]]) -> None:
-    """Store units made elsewhere: ``batches`` of (texts, units)."""
+def write_units(folder: Path, batches: Iterable[tuple[list[str], TextUnits]]) -> None:
+    """Store units made elsewhere: ``batches`` of (texts, units), of which one at a time is held."""
     folder.mkdir(parents=True, exist_ok=True)
     texts: dict[str, list[int]] = {}
-    columns: list[np.ndarray] = []
-    at_unit = at_token = 0
-    dim = 0
+    columns = [np.zeros((4, 0), np.int32)]
+    at_unit = at_token = dim = 0
     with (folder / "hidden.f16").open("wb") as file:
         for names, units in batches:
             dim = units.hidden.shape[-1]
@@ -124,14 +148,42 @@ def write_units(folder: Path, batches: list[tuple[list[str], TextUnits]]) -> Non
     (folder / "index.json").write_text(json.dumps({"dim": dim, "texts": texts}), encoding="utf-8")
 
 
+def join_units(folder: Path, parts: list[Path]) -> int:
+    """Join what :func:`write_units` wrote in ``parts``; states are copied from disk to disk, the index comes last.
+
+    Returns the number of texts.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    texts: dict[str, list[int]] = {}
+    columns: list[np.ndarray] = []
+    at_unit = at_token = dim = 0
+    with replacing(folder / "hidden.f16") as path, path.open("wb") as file:
+        for part in parts:
+            meta = json.loads((part / "index.json").read_text(encoding="utf-8"))
+            dim, shift = max(dim, meta["dim"]), (at_unit, at_unit, at_token, at_token)
+            texts |= {t: [a + b for a, b in zip(at, shift, strict=True)] for t, at in meta["texts"].items()}
+            columns.append(np.load(part / "units.npy"))
+            with (part / "hidden.f16").open("rb") as states:
+                shutil.copyfileobj(states, file)
+            at_unit += columns[-1].shape[1]
+            at_token += max((tokens for *_, tokens in meta["texts"].values()), default=0)
+    with replacing(folder / "units.npy") as path:
+        np.save(path, np.concatenate(columns, 1))
+    with replacing(folder / "index.json") as path:
+        path.write_text(json.dumps({"dim": dim, "texts": texts}), encoding="utf-8")
+    return len(texts)
+
+
 class LMData:
     """Batches by number, utterances of like length together: a pure function of the seed and the number."""
 
     def __init__(self, corpus: CodeCorpus, units: TextStore, config: LMTaskConfig, split: str) -> None:
         self.corpus, self.units, self.config = corpus, units, config
-        rows = [i for i, r in enumerate(corpus.rows) if r.split == split and r.text in units]
+        rows = [i for i in rows_of(corpus.rows, split) if corpus.rows[i].text in units]
         if not rows:
             raise ValueError(f"The code corpus has no {split} utterance whose text has stored units.")
+        for i in rows:
+            units.check(corpus.rows[i])
         self.rows = np.array(rows)
         self.frames = np.array([corpus.rows[i].frames for i in rows])
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])

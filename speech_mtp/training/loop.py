@@ -22,7 +22,11 @@ from speech_mtp.training.distributed import Workers
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """``learning_rate`` warms up linearly over ``warmup`` steps and falls by a cosine to ``final_fraction`` of it."""
+    """``learning_rate`` warms up linearly over ``warmup`` steps and falls by a cosine to ``final_fraction`` of it.
+
+    A run that is resumed may have other ``steps`` (the cosine is then stretched from there on) and may log, evaluate,
+    save and stop at other times; every other setting must be the one that it was begun with.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -35,6 +39,20 @@ class LoopConfig:
     save_every_s: float = 180.0
     max_time_s: float | None = None
     seed: int = 0
+
+
+MAY_CHANGE = {"steps", "log_every", "evaluate_every", "save_every_s", "max_time_s"}
+"""Settings of the loop that may be others when a run is resumed."""
+
+
+def check_settings(config: LoopConfig, begun_with: dict[str, Any], folder: Path) -> None:
+    """Raises ValueError where a setting that must not change differs from what the run in ``folder`` has."""
+    for name, value in config.__dict__.items():
+        if name not in MAY_CHANGE and begun_with[name] != value:
+            raise ValueError(
+                f"The run in {folder} was begun with loop.{name} {begun_with[name]}, not {value}; restore that "
+                "setting, or give another folder to start afresh."
+            )
 
 
 def learning_rate(config: LoopConfig, step: int) -> float:
@@ -51,12 +69,13 @@ def train(task: Task, config: LoopConfig, folder: Path, workers: Workers | None 
     Every step seeds torch from ``(seed, step)``, so an interrupted run continues on the very same curve. With
     ``max_time_s`` the run stops early, saved, and the next call goes on. Of several processes the main one alone
     writes, and its clock decides when time is up; all of them start from its weights, and none returns before the
-    last checkpoint is complete.
+    last checkpoint is complete. Raises ValueError where the run was begun with other settings.
     """
     workers = workers or Workers()
     main_process = workers.main
     folder.mkdir(parents=True, exist_ok=True)
-    state = checkpoint.load(task, folder) or {"step": 0}
+    state = checkpoint.load(task, folder) or {"step": 0, "config": config.__dict__}
+    check_settings(config, state["config"], folder)
     workers.share(task.modules.values())  # also: nobody writes a checkpoint while another process still reads one
     start = time.monotonic()
     saved = start

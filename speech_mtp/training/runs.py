@@ -3,57 +3,51 @@
 ``store`` lays a corpus out for training, ``codec`` trains a codec on it, ``encode`` turns it into aligned codes,
 ``units`` stores the backbone's states of every text, ``lm`` trains a talker (or the backbone itself),
 ``text_encoder`` our own reader of spelling, ``package`` joins them into a model that speaks. ``answers`` lets a
-language model answer prompts and ``text_mtp`` trains heads on that. ``store``, ``answers`` and all training go on
-after a kill; the others take minutes.
+language model answer prompts and ``text_mtp`` trains heads on that. Every stage goes on after a kill: training from its
+last checkpoint, the others with what is missing; ``package`` and ``package_head`` take seconds and begin again, and a
+model that is there stays whole until the new one takes its place.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from speech_mtp import hub, plugins
 from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
 from speech_mtp.corpus import answers
-from speech_mtp.corpus.codes import encode_store, load_codes, save_codes
+from speech_mtp.corpus.codes import load_codes
 from speech_mtp.corpus.store import AudioStore, store_manifest
-from speech_mtp.lm.backbone import Backbone, load_causal_lm, load_tokenizer
+from speech_mtp.lm.backbone import Backbone, load_causal_lm
 from speech_mtp.lm.decode import GroupLMConfig
 from speech_mtp.lm.direct import DirectConfig, DirectLM
 from speech_mtp.lm.speech_lm import SpeechLM, SpeechLMConfig
 from speech_mtp.lm.text_encoder import TextEncoder, TextEncoderConfig
 from speech_mtp.lm.text_lm import TextLM
-from speech_mtp.lm.units import UnitMaker
 from speech_mtp.text.phonemes import SYMBOLS
+from speech_mtp.training import conversion
 from speech_mtp.training.answer_data import split
 from speech_mtp.training.base import Task
 from speech_mtp.training.codec import CodecTask
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.inputs import check_inputs
-from speech_mtp.training.lm import LMTask, TextStore, TokenStore, UnitStore, write_units
+from speech_mtp.training.lm import LMTask, TextStore, TokenStore, UnitStore
 from speech_mtp.training.loop import train
 from speech_mtp.training.stages import (
     AnswersRun,
     CodecRun,
-    EncodeRun,
     LMRun,
     PackageHeadRun,
-    PackageRun,
     StoreRun,
     TextEncoderRun,
     TextMTPRun,
     TrainConfig,
-    UnitsRun,
 )
 from speech_mtp.training.text_encoder import StoredStates, TextEncoderTask, read_texts
 from speech_mtp.training.text_mtp import TextMTPTask, build_head
-from speech_mtp.types import TextUnits
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -62,11 +56,11 @@ def run(config: TrainConfig) -> dict[str, Any]:
     stages: dict[str, Callable[[Any], dict[str, Any]]] = {
         "store": _store,
         "codec": _codec,
-        "encode": _encode,
-        "units": _units,
+        "encode": conversion.encode,
+        "units": conversion.units,
         "lm": _lm,
         "text_encoder": _text_encoder,
-        "package": _package,
+        "package": conversion.package,
         "answers": _answers,
         "text_mtp": _text_mtp,
         "package_head": _package_head,
@@ -215,86 +209,3 @@ def _finish(task: Task, stage: CodecRun | LMRun | TextEncoderRun | TextMTPRun, w
     if workers.main:
         task.export(stage.out / "export")
     return {"out": str(stage.out), **scores}
-
-
-def _encode(stage: EncodeRun) -> dict[str, Any]:
-    codec = hub.load_codec(stage.codec)
-    if not isinstance(codec, Decoupled):
-        raise ValueError(f"The codec {stage.codec} has no phoneme head to align with; train one by recipes/tokenizer.")
-    corpus = encode_store(codec, AudioStore(stage.data), stage.batch, str(stage.torch_device()), stage.part)
-    save_codes(corpus, stage.out)
-    meta = {
-        "codebook_sizes": codec.spec.codebook_sizes,
-        "frame_rate_hz": codec.spec.frame_rate_hz,
-        "timbre_dim": codec.spec.timbre_dim,
-    }
-    (stage.out / "codec.json").write_text(json.dumps(meta), encoding="utf-8")
-    return {"utterances": len(corpus), "hours": corpus.frames.shape[1] / codec.spec.frame_rate_hz / 3600}
-
-
-def _units(stage: UnitsRun) -> dict[str, Any]:
-    folder = hub.resolve_backbone(stage.backbone["sha256"], stage.backbone, None)
-    backbone = Backbone.from_folder(folder, torch.bfloat16, hidden_layer=stage.hidden_layer)
-    maker = UnitMaker(backbone.to(stage.torch_device()), plugins.build("text.g2p", stage.g2p))
-    spoken = {row.text for row in load_codes(*stage.codes).rows} if stage.codes else set()
-    texts = sorted(spoken | set(read_texts(stage.texts)), key=len)
-    if not texts:
-        raise ValueError("There is no text to make units of; name code corpora (codes) or text files (texts).")
-    batches = []
-    for at in tqdm(range(0, len(texts), stage.batch), desc="units", mininterval=5):
-        part = texts[at : at + stage.batch]
-        with torch.inference_mode():
-            try:
-                batches.append((part, maker.make(part).to("cpu")))
-            except ValueError:  # a text that the G2P cannot read costs itself, not the others
-                batches += [([text], units) for text in part if (units := _units_of(maker, text)) is not None]
-    write_units(stage.out, batches)
-    stored = sum(len(part) for part, _ in batches)
-    return {"texts": stored, "refused": len(texts) - stored}
-
-
-def _units_of(maker: UnitMaker, text: str) -> TextUnits | None:
-    try:
-        return maker.make([text]).to("cpu")
-    except ValueError as error:
-        print(f"left out: {error}", file=sys.stderr)
-        return None
-
-
-def _package(stage: PackageRun) -> dict[str, Any]:
-    lm, tokenizer = hub.load_any_lm(stage.lm), None
-    entries: dict[str, Any] = {"backbone": stage.backbone, "sampling": stage.sampling.__dict__}
-    if isinstance(lm, SpeechLM):
-        entries |= {"hidden_layer": stage.hidden_layer, "g2p": stage.g2p}
-    elif stage.text_encoder:
-        raise ValueError("The direct form reads its text by itself; leave text_encoder out.")
-    else:
-        tokenizer = load_tokenizer(hub.resolve_backbone(stage.backbone["sha256"], stage.backbone, None))
-    hub.save_model(
-        stage.out,
-        codec=hub.load_codec(stage.codec),
-        lm=lm,
-        voices=_timbres(stage),
-        entries=entries,
-        storage=stage.storage,
-        text_encoder=hub.load_text_encoder(stage.text_encoder) if stage.text_encoder else None,
-        tokenizer=tokenizer,
-        card=stage.card.read_text(encoding="utf-8"),
-    )
-    for name, recording in stage.references.items():
-        (stage.out / "voices").mkdir(exist_ok=True)
-        shutil.copyfile(recording, stage.out / "voices" / f"{name}{recording.suffix}")
-    return {"out": str(stage.out), "voices": list(stage.voices)}
-
-
-def _timbres(stage: PackageRun) -> dict[str, torch.Tensor]:
-    """Each voice's mean timbre in the code corpus."""
-    corpus = load_codes(*stage.codes)
-    voices = {}
-    for name, voice in stage.voices.items():
-        mine = [i for i, row in enumerate(corpus.rows) if row.voice == voice]
-        if not mine:
-            hint = plugins.nearest(voice, {row.voice for row in corpus.rows})
-            raise ValueError(f"No utterance of the code corpus has the voice {voice!r}; {hint}.")
-        voices[name] = corpus.timbre[mine].float().mean(0)
-    return voices

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from speech_mtp.codecs.decoupled import DecoupledConfig
 from speech_mtp.corpus import answers
-from speech_mtp.training.codec import CodecTaskConfig
+from speech_mtp.training.codec_data import CodecTaskConfig
 from speech_mtp.training.lm import LMTaskConfig
 from speech_mtp.training.loop import LoopConfig
 from speech_mtp.training.text_encoder import TextEncoderTaskConfig

@@ -27,7 +27,7 @@ from speech_mtp.lm.backbone import assistant_prefix
 from speech_mtp.lm.direct import DirectConfig, DirectLM
 from speech_mtp.lm.token_maker import VOICE, TokenMaker, next_tokens, token_units
 from speech_mtp.objectives.direct import Direct, paper_weights
-from speech_mtp.training.lm import LMTask, LMTaskConfig, UnitStore, write_units
+from speech_mtp.training.lm import LMTask, LMTaskConfig, TokenStore
 from speech_mtp.types import Codes, Draft, Sampling
 from tests.lm.tiny import tiny_config, tiny_tokenizer
 from tests.replay import greedy_tokens, shortfall
@@ -194,10 +194,9 @@ def test_a_talker_has_no_text_term() -> None:
         next(objective.terms(lm, None, None))
 
 
-def toy_task(folder: Path) -> LMTask:
+def toy_task() -> LMTask:
     """Four sentences, each with codes that its length and the place in it decide."""
     texts = [*TEXTS, "the lazy fox"]
-    write_units(folder, [(texts, maker().make(texts))])
     rows, frames = [], []
     for i, text in enumerate([*texts, texts[0]]):
         n, start = 8 + 2 * i % 8, sum(f.shape[1] for f in frames)
@@ -209,11 +208,11 @@ def toy_task(folder: Path) -> LMTask:
     )
     lm = direct_lm()
     config = LMTaskConfig(batch=2, noise=0.0, timbre_noise=0.0, amp=False, weights=paper_weights(lm))
-    return LMTask(lm, corpus, UnitStore(folder), config, torch.device("cpu"), objective=Direct())
+    return LMTask(lm, corpus, TokenStore(maker()), config, torch.device("cpu"), objective=Direct())
 
 
 def test_the_backbone_learns_a_toy_corpus_and_speaks_it(tmp_path: Path) -> None:
-    task = toy_task(tmp_path / "units")
+    task = toy_task()
     before = task.evaluate()
     assert before.keys() == {"text", "control", "stream0", "stream1"}
     trunk = task.lm.trunk.layers[0].mlp.up_proj.weight.detach().clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,22 +13,33 @@ from torch import Tensor
 from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
 from speech_mtp.corpus.store import AudioStore, AudioStoreWriter
 from speech_mtp.text.phonemes import SYMBOLS
-from speech_mtp.training.codec import CodecBatch, CodecTask, CodecTaskConfig, CodecWeights
+from speech_mtp.training import codec as training
+from speech_mtp.training.codec import CodecTask, speaker_loss
+from speech_mtp.training.codec_data import (
+    NOBODY,
+    CodecBatch,
+    CodecData,
+    CodecTaskConfig,
+    CodecWeights,
+    shift_voice,
+    warp_frequency,
+)
 
 RATE, HOP = 24_000, 240
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> AudioStore:
-    """Two voices that hum, four times each for about a second."""
+    """Two voices that hum, six times each for a second and more; two sentences of each are held out."""
     folder = tmp_path_factory.mktemp("store")
     writer = AudioStoreWriter(folder)
-    for i in range(8):
+    for i in range(12):
         voice, hertz = ("low", 110.0) if i % 2 else ("high", 220.0)
         samples = RATE + 2_400 * i
         wave = 0.3 * np.sign(np.sin(2 * np.pi * hertz * np.arange(samples) / RATE))
         pitch = np.full(-(-samples // HOP), hertz, np.float32)
-        writer.append(str(i), voice, "hello", "həlˈO", "train", wave.astype(np.float32), pitch)
+        text, split = f"Hello {'abcdef'[i // 2]}.", "dev" if i >= 8 else "train"
+        writer.append(str(i), voice, text, "həlˈO", split, wave.astype(np.float32), pitch)
     writer.close()
     return AudioStore([folder])
 
@@ -80,19 +92,272 @@ def test_with_kept_codes_only_the_decoder_learns(store: AudioStore) -> None:
 def test_with_kept_codes_the_decoder_hears_content_as_it_is_encoded(store: AudioStore) -> None:
     """No other speed and no warped frequencies, however much of both the settings ask for."""
     task = task_of(store, keep_codes=True, resample=1.0, warp=0.3)
-    decode, heard = task.decode_crop, []
-
-    def spy(batch: CodecBatch, content: Tensor, *more: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        heard.append(content)
-        return decode(batch, content, *more)
-
-    task.decode_crop = spy  # type: ignore[method-assign]
     batch = task.data.batch(0)
-    task.terms(batch)
-    for content, wave, length in zip(heard[0], batch.wave, batch.lengths.tolist(), strict=True):
+    heard, _ = streams_of(task, batch)
+    for content, wave, length in zip(heard, batch.wave, batch.lengths.tolist(), strict=True):
         expected, _ = task.codec.values(codes_of(task.codec, wave[:length]))
         torch.testing.assert_close(content[: expected.shape[1]], expected[0], atol=1e-5, rtol=1e-5)
     assert set(batch.lengths.tolist()) <= {row.samples for row in store.rows}
+
+
+def streams_of(task: CodecTask, batch: CodecBatch) -> tuple[Tensor, Tensor]:
+    """Content and prosody as the decoder gets them in training."""
+    decode, heard = task.decode_crop, []
+
+    def spy(batch: CodecBatch, content: Tensor, prosody: Tensor, timbre: Tensor) -> Any:
+        heard.append((content.detach(), prosody.detach()))
+        return decode(batch, content, prosody, timbre)
+
+    task.decode_crop = spy  # type: ignore[method-assign]
+    task.terms(batch)
+    return heard[0]
+
+
+def test_kept_codes_are_those_of_encode_in_mixed_precision_too(store: AudioStore) -> None:
+    task = task_of(store, keep_codes=True, amp=True, batch=8)
+    batch = task.data.batch(0)
+    encoded = task.codec.encode(batch.wave[:, None], batch.lengths)
+    for ours, theirs in zip(streams_of(task, batch), task.codec.values(encoded.frames), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+# -- what is trained on -----------------------------------------------------------------------------------------------
+def picked(data: CodecData, batches: int = 30) -> list[tuple[int, int]]:
+    """The rows that utterances and their references come from, in so many batches."""
+    speech, seen = data._speech, []
+
+    def spy(rng: np.random.Generator, index: int, other: int) -> Any:
+        seen.append((int(index), int(other)))
+        return speech(rng, index, other)
+
+    data._speech = spy  # type: ignore[method-assign]
+    for number in range(batches):
+        data.batch(number)
+    return seen
+
+
+def test_dev_sentences_are_never_trained_on(store: AudioStore) -> None:
+    task = task_of(store)
+    training_rows = {i for pair in picked(task.data) for i in pair}
+    assert training_rows == set(range(8))
+    seen = picked(task.dev_data, 0)
+    task.data.batch = None  # type: ignore[method-assign, assignment]
+    dev = task.dev_data.batch
+    task.dev_data.batch = lambda number: dev(number)  # type: ignore[method-assign]
+    task.evaluate()
+    assert {i for pair in seen for i in pair} <= set(range(8, 12))
+    assert len(seen) == 8
+
+
+def test_a_sentence_held_out_in_one_store_is_held_out_in_all(store: AudioStore, tmp_path: Path) -> None:
+    writer = AudioStoreWriter(tmp_path)
+    for i in range(3):
+        wave, pitch = np.zeros(RATE, np.float32), np.zeros(RATE // HOP, np.float32)
+        writer.append(f"more{i}", "low", f"hello, {'bef'[i]}", "həlˈO", "train", wave, pitch)
+    writer.close()
+    joined = AudioStore([store_folder(store), tmp_path])
+    assert {i for pair in picked(task_of(joined).data) for i in pair} == {*range(8), 12}
+
+
+def store_folder(store: AudioStore) -> Path:
+    return Path(str(store._parts[0][0].filename)).parent
+
+
+def test_a_corpus_without_dev_sentences_is_refused(tmp_path: Path, store: AudioStore) -> None:
+    writer = AudioStoreWriter(tmp_path)
+    for i in range(3):
+        wave, pitch = np.zeros(RATE, np.float32), np.zeros(RATE // HOP, np.float32)
+        writer.append(f"{i}", "low", f"hello {i}", "həlˈO", "train", wave, pitch)
+    writer.close()
+    with pytest.raises(ValueError, match="no voice with two dev utterances"):
+        task_of(AudioStore([tmp_path]))
+
+
+def test_the_reference_is_another_utterance_of_the_voice(store: AudioStore) -> None:
+    pairs = picked(task_of(store).data, 100)
+    assert all(index != other and index % 2 == other % 2 for index, other in pairs)
+
+
+def test_padding_is_no_speech_in_the_reference(store: AudioStore) -> None:
+    task = task_of(store, batch=8, reference_s=3.0, resample=0.0)
+    batch = task.data.batch(0)
+    assert len(set(batch.reference_lengths.tolist())) > 1
+    decode, given = task.decode_crop, []
+
+    def spy(batch: CodecBatch, content: Tensor, prosody: Tensor, timbre: Tensor) -> Any:
+        given.append(timbre)
+        return decode(batch, content, prosody, timbre)
+
+    task.decode_crop = spy  # type: ignore[method-assign]
+    task.terms(batch)
+    for timbre, wave, length in zip(given[0], batch.reference, batch.reference_lengths.tolist(), strict=True):
+        mel, _, mask = task.codec.features(wave[None, :length], torch.tensor([length]))
+        torch.testing.assert_close(timbre, task.codec.timbre(mel, mask)[0], atol=1e-4, rtol=1e-4)
+
+
+# -- the speaker adversary --------------------------------------------------------------------------------------------
+def test_a_voice_at_another_speed_is_nobody(store: AudioStore) -> None:
+    data = task_of(store, batch=8, resample=0.5).data
+    pairs, batch = picked(data, 0), data.batch(0)
+    for (index, _), length, label in zip(pairs, batch.lengths.tolist(), batch.voice.tolist(), strict=True):
+        as_spoken = length == store.rows[index].samples
+        assert label == (data.voices.index(store.rows[index].voice) if as_spoken else NOBODY)
+    assert 0 < (batch.voice == NOBODY).sum() < 8
+
+
+def test_a_voice_on_a_warped_axis_is_nobody_in_content_alone(
+    store: AudioStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(store, batch=8, resample=0.0)
+    factors: list[Tensor] = []
+    labels: list[Tensor] = []
+
+    def warp(mel: Tensor, given: Tensor) -> Tensor:
+        factors.append(given)
+        return warp_frequency(mel, given)
+
+    def loss(guesses: Tensor, voices: Tensor) -> Tensor:
+        labels.append(voices)
+        return speaker_loss(guesses, voices)
+
+    monkeypatch.setattr(training, "warp_frequency", warp)
+    monkeypatch.setattr(training, "speaker_loss", loss)
+    torch.manual_seed(0)
+    batch = task.data.batch(0)
+    task.terms(batch)
+    warped = factors[0] != 1
+    assert 0 < warped.sum() < 8
+    content, prosody = labels
+    assert torch.equal(content, batch.voice.masked_fill(warped, NOBODY))
+    assert torch.equal(prosody, batch.voice)
+
+
+def test_rows_without_a_label_add_nothing_to_the_speaker_loss() -> None:
+    guesses = torch.randn(4, 3, requires_grad=True)
+    loss = speaker_loss(guesses, torch.tensor([1, NOBODY, 2, NOBODY]))
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(guesses[[0, 2]], torch.tensor([1, 2])))
+    loss.backward()
+    assert guesses.grad is not None
+    assert not guesses.grad[[1, 3]].any()
+    assert float(speaker_loss(guesses.detach(), torch.full((4,), NOBODY))) == 0.0
+
+
+def test_the_classifier_learns_the_voice_and_the_streams_unlearn_it(store: AudioStore) -> None:
+    """A small step against its gradient lowers the loss for the classifier, and raises it for the streams."""
+    task = task_of(store, batch=8)
+    batch = task.data.batch(0)
+    torch.manual_seed(0)
+    frames = batch.wave.shape[1] // task.codec.spec.samples_per_frame
+    sizes = len(task.codec.config.content_levels), len(task.codec.config.prosody_levels)
+    streams = [torch.randn(8, frames, size, requires_grad=True) for size in sizes]
+    mask, loudness = torch.ones(8, frames, 1), torch.zeros(8, 4 * frames)
+    voices = {"content": torch.arange(8) % 2, "prosody": torch.arange(8) % 2}
+
+    def adversary(content: Tensor, prosody: Tensor) -> Tensor:
+        return task.stream_terms(batch, content, prosody, loudness, mask, voices)["adversary"]
+
+    loss = adversary(*streams)
+    loss.backward()
+    for stream in streams:
+        assert stream.grad is not None
+        moved = [s - 100 * s.grad if s is stream else s for s in streams]  # type: ignore[operator]
+        assert float(adversary(*moved)) > float(loss) + 1e-4
+    with torch.no_grad():
+        for parameter in task.helpers.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.1 * parameter.grad
+    assert float(adversary(*streams)) < float(loss) - 1e-4
+
+
+# -- voices, axes, crops ----------------------------------------------------------------------------------------------
+def peak_hz(wave: Tensor) -> float:
+    power = torch.fft.rfft(wave * torch.hann_window(len(wave))).abs()
+    return float(power.argmax()) * RATE / len(wave)
+
+
+@pytest.mark.parametrize(("up", "down"), [(10, 9), (7, 8)])
+def test_another_speed_moves_tempo_pitch_and_formants_together(up: int, down: int) -> None:
+    """A hum that glides, as its pitch track says, below a steady tone that stands for a formant."""
+    time = torch.arange(2 * RATE) / RATE
+    hum, formant = (
+        0.1 * torch.sin(2 * torch.pi * (150 * time + 25 * time.square())),
+        torch.sin(2 * torch.pi * 2_000 * time),
+    )
+    pitch = 150 + 50 * (torch.arange(200) + 1) / 100
+    factor = down / up
+    shifted, track = shift_voice(hum + formant, pitch, up, down, HOP)
+    assert len(shifted) == pytest.approx(len(time) / factor, abs=2)
+    assert len(track) == -(-len(shifted) // HOP)
+    assert peak_hz(shifted) == pytest.approx(2_000 * factor, rel=2e-3)
+    for step in (50, 100, 150):
+        around = shifted[(step + 1) * HOP - RATE // 10 : (step + 1) * HOP + RATE // 10]
+        power = torch.fft.rfft(around * torch.hann_window(len(around)), 8 * len(around)).abs()
+        low = power[: int(600 * 8 * len(around) / RATE)].argmax() * RATE / (8 * len(around))
+        assert float(track[step]) == pytest.approx(float(low), rel=2e-2)
+
+
+def test_an_unvoiced_step_stays_unvoiced_at_another_speed() -> None:
+    pitch = torch.tensor([0.0] * 50 + [100.0] * 50)
+    _, track = shift_voice(torch.zeros(RATE), pitch, 10, 9, HOP)
+    assert sorted(set(track.tolist())) == pytest.approx([0.0, 90.0])
+    assert int((track == 0).sum()) == pytest.approx(len(track) / 2, abs=1)
+
+
+def test_a_warped_axis_moves_every_band_by_the_factor_of_its_row() -> None:
+    bands = torch.arange(80.0)
+    mel = torch.exp(-0.5 * ((bands - 40) / 2).square()).expand(3, 5, 80)
+    warped = warp_frequency(mel, torch.tensor([1.0, 1.25, 0.8]))
+    torch.testing.assert_close(warped[0], mel[0])
+    expected = torch.stack([torch.exp(-0.5 * ((bands * f - 40) / 2).square()) for f in (1.25, 0.8)])
+    torch.testing.assert_close(warped[1:], expected[:, None].expand(-1, 5, -1), atol=0.03, rtol=0.0)
+    assert warped[1:, 0].argmax(1).tolist() == [32, 50]
+
+
+def test_a_decoded_crop_is_that_crop_of_the_whole_decoded() -> None:
+    """At 100 Hz a frame is four periods, so pulses of a crop fall where those of the whole do; noise is silenced."""
+    codec = tiny_codec().train()
+    decoder, size, frames, n, context = codec.decoder, codec.spec.samples_per_frame, 40, 16, 9
+    decoder.noise.zero_()
+    torch.manual_seed(1)
+    content, prosody = torch.rand(2, frames, 4) * 2 - 1, torch.rand(2, frames, 3) * 2 - 1
+    timbre, wave = torch.randn(2, 8), torch.randn(2, frames * size)
+    hertz = torch.where(torch.rand(2, 4 * frames) < 0.6, 100.0, 0.0)
+    batch = CodecBatch(wave, *[torch.tensor([0])] * 7, crop=torch.tensor([7, 20]))  # type: ignore[arg-type]
+    batch.pitch = hertz
+    task = CodecTask.__new__(CodecTask)
+    task.codec, task.config, task.device = codec, CodecTaskConfig(crop_frames=n, amp=False), torch.device("cpu")
+    with torch.no_grad():
+        fake, real, _ = task.decode_crop(batch, content, prosody, timbre)
+        state = decoder.open(2, torch.device("cpu"))
+        state.timbre, state.f0 = timbre, torch.full((2,), 100.0, dtype=torch.float64)
+        late = torch.nn.functional.pad(hertz, (4, 0))[:, : 4 * frames]
+        truth = training.Pitch(torch.full_like(late, 100.0).log(), (late > 0).float())
+        raw, _ = decoder(state, content, prosody, torch.full((2,), frames), truth)
+    whole = raw[:, decoder.delay_samples :]
+    for row, at in enumerate([7, 20]):
+        assert torch.equal(real[row], wave[row, at * size : (at + n) * size])
+        expected = whole[row, (at + context) * size : (at + n) * size]
+        error = fake[row, context * size :] - expected
+        assert float(error.square().mean()) < 1e-5 * float(expected.square().mean())
+
+
+def test_pitch_is_predicted_in_full_precision_under_autocast() -> None:
+    """In bf16 neighbours of log Hz near 5 are half a semitone apart."""
+    decoder = tiny_codec().train().decoder
+    torch.manual_seed(0)
+    content, prosody, lengths = torch.rand(2, 12, 4), torch.rand(2, 12, 3), torch.full((2,), 12)
+
+    def predicted() -> Any:
+        state = decoder.open(2, torch.device("cpu"))
+        state.timbre = torch.linspace(-1, 1, 16).view(2, 8)
+        return decoder(state, content, prosody, lengths)[1]
+
+    exact = predicted()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = predicted()
+    assert mixed.log_f0.dtype == mixed.voiced.dtype == torch.float32
+    torch.testing.assert_close(mixed.log_f0, exact.log_f0, atol=1e-6, rtol=0)
+    torch.testing.assert_close(mixed.voiced, exact.voiced, atol=1e-6, rtol=0)
 
 
 def test_batches_are_a_function_of_their_number(store: AudioStore) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +15,11 @@ from torch import nn
 
 from speech_mtp.corpus.codes import CodeCorpus, CodeRow
 from speech_mtp.lm.units import UnitMaker
+from speech_mtp.text.phonemes import render
 from speech_mtp.training import checkpoint
 from speech_mtp.training.base import Task
 from speech_mtp.training.lm import LMTask, LMTaskConfig, UnitStore, write_units
-from speech_mtp.training.loop import LoopConfig, learning_rate, train
+from speech_mtp.training.loop import MAY_CHANGE, LoopConfig, learning_rate, train
 from tests.lm.tiny import Letters, tiny_backbone
 from tests.tiny import tiny_lm
 
@@ -100,6 +104,29 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(tmp_path: Path) -> None
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("change", [{"learning_rate": 0.1}, {"warmup": 9}, {"final_fraction": 0.5}, {"seed": 1}])
+def test_a_run_is_not_resumed_with_another_curve(tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(Killed):
+        train(Line(5), CONFIG, tmp_path)
+    before = losses(tmp_path)
+    name, value = next(iter(change.items()))
+    with pytest.raises(ValueError, match=rf"begun with loop\.{name} .*, not {value};") as error:
+        train(Line(), replace(CONFIG, **change), tmp_path)
+    assert "\n" not in str(error.value)
+    assert losses(tmp_path) == before
+
+
+def test_a_run_may_be_made_longer_and_watched_otherwise(tmp_path: Path) -> None:
+    train(Line(), CONFIG, tmp_path)
+    longer = replace(CONFIG, steps=14, log_every=2, evaluate_every=7, save_every_s=5.0, max_time_s=60.0)
+    train(Line(), longer, tmp_path)
+    assert [step for step, _ in losses(tmp_path)] == [*range(13), 13]
+
+
+def test_every_setting_of_the_loop_either_may_change_or_is_compared() -> None:
+    assert set(CONFIG.__dict__) - MAY_CHANGE == {"learning_rate", "warmup", "final_fraction", "seed"}
+
+
 def test_time_that_is_up_saves_and_the_next_call_goes_on(tmp_path: Path) -> None:
     train(Line(), CONFIG, tmp_path / "whole")
     hasty = LoopConfig(**{**CONFIG.__dict__, "max_time_s": 0.0, "save_every_s": 1e9})
@@ -118,18 +145,21 @@ def test_the_rate_warms_up_and_falls() -> None:
 
 # -- the speech LM ----------------------------------------------------------------------------------------------------
 TEXTS = ["hello there.", "the quick brown fox jumps.", "good morning", "it is a lazy dog."]
+DEV_TEXT = "a dog jumps over the fox."
 
 
 def tiny_task(folder: Path, **settings: object) -> LMTask:
     maker = UnitMaker(tiny_backbone(), Letters())
-    write_units(folder, [(TEXTS[:2], maker.make(TEXTS[:2])), (TEXTS[2:], maker.make(TEXTS[2:]))])
+    rest = [*TEXTS[2:], DEV_TEXT]
+    write_units(folder, [(TEXTS[:2], maker.make(TEXTS[:2])), (rest, maker.make(rest))])
     store = UnitStore(folder)
     rng = torch.Generator().manual_seed(0)
     rows, frames, unit = [], [], []
-    for i, text in enumerate([*TEXTS, TEXTS[0]]):
+    for i, text in enumerate([*TEXTS, DEV_TEXT]):
         n = 3 * int(store.units([text]).lengths[0])
         start = sum(f.shape[1] for f in frames)
-        rows.append(CodeRow(f"{i}", "low", text, "", "dev" if i == 4 else "train", start, n))
+        phonemes, split = render(Letters().phonemize(text)), "dev" if i == 4 else "train"
+        rows.append(CodeRow(f"{i}", "low", text, phonemes, split, start, n))
         frames.append(torch.stack([torch.randint(0, size, (n,), generator=rng) for size in (1000, 200)]))
         unit.append(torch.arange(n) // 3)
     timbre = torch.randn(5, 8, generator=rng)
@@ -147,6 +177,28 @@ def test_stored_units_are_those_that_were_made(tmp_path: Path) -> None:
         assert torch.equal(getattr(read, name), getattr(made, name)), name
     tokens = int(read.token.max()) + 1
     torch.testing.assert_close(read.hidden[:, :tokens], made.hidden[:, :tokens], atol=2e-3, rtol=2e-3)
+
+
+def test_stored_units_that_do_not_fit_the_codes_are_refused(tmp_path: Path) -> None:
+    task = tiny_task(tmp_path)
+    rows = task.train_data.corpus.rows
+    rows[1] = replace(rows[1], phonemes=rows[1].phonemes.replace("k", "t"))
+    said = (
+        f"The units of 'the quick brown fox jumps.' in {tmp_path} do not fit the codes of 1: phoneme 5 is k in the "
+        f"units and t in the codes; remove {tmp_path} and make units with the corpus's G2P."
+    )
+    with pytest.raises(ValueError, match=re.escape(said)):
+        LMTask(tiny_lm(), task.train_data.corpus, UnitStore(tmp_path), task.config, torch.device("cpu"))
+    rows[1] = replace(rows[1], phonemes=render(Letters().phonemize(rows[1].text))[:-1])
+    with pytest.raises(ValueError, match=r"is \. in the units and nothing in the codes"):
+        LMTask(tiny_lm(), task.train_data.corpus, UnitStore(tmp_path), task.config, torch.device("cpu"))
+
+
+def test_a_dev_sentence_is_not_trained_on_in_another_voice(tmp_path: Path) -> None:
+    corpus = tiny_task(tmp_path).train_data.corpus
+    corpus.rows[0] = replace(corpus.rows[4], split="train", voice="high")
+    task = LMTask(tiny_lm(), corpus, UnitStore(tmp_path), LMTaskConfig(batch=2), torch.device("cpu"))
+    assert sorted(task.train_data.rows.tolist()) == [1, 2, 3]
 
 
 def test_a_talker_learns_four_sentences_by_heart(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from speech_mtp.corpus.codes import CodeCorpus, CodeRow, load_codes, save_codes
 from speech_mtp.lm.units import UnitMaker
+from speech_mtp.text.phonemes import parse, render
 from speech_mtp.training.lm import LMTask, LMTaskConfig, UnitStore, write_units
 from speech_mtp.training.loop import LoopConfig, train
 from tests.lm.tiny import Letters, tiny_backbone
@@ -24,19 +25,22 @@ from tests.tiny import tiny_lm
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["hello there.", "the quick brown fox jumps.", "good morning", "it is a lazy dog."]
+DEV_TEXT = "a dog jumps over the fox."
 LOOP = LoopConfig(steps=40, learning_rate=3e-3, warmup=5, log_every=1, evaluate_every=15, save_every_s=0.2)
 
 
 def write_corpus(folder: Path) -> None:
     """Eleven utterances of random codes, and their units."""
     maker = UnitMaker(tiny_backbone(), Letters())
-    units = maker.make(TEXTS)
-    write_units(folder / "units", [(TEXTS, units)])
+    texts = [*TEXTS, DEV_TEXT]
+    write_units(folder / "units", [(texts, maker.make(texts))])
     rng = torch.Generator().manual_seed(0)
     rows, frames, unit, total = [], [], [], 0
     for i in range(11):
-        n = 3 * int(units.lengths[i % 4])
-        rows.append(CodeRow(f"{i}", "low", TEXTS[i % 4], "", "dev" if i == 10 else "train", total, n))
+        text = DEV_TEXT if i == 10 else TEXTS[i % 4]
+        phonemes = render(Letters().phonemize(text))
+        n = 3 * len(parse(phonemes))
+        rows.append(CodeRow(f"{i}", "low", text, phonemes, "dev" if i == 10 else "train", total, n))
         frames.append(torch.stack([torch.randint(0, size, (n,), generator=rng) for size in (1000, 200)]))
         unit.append(torch.arange(n) // 3)
         total += n

@@ -1,0 +1,162 @@
+"""What the codec's task is trained on: its settings, and batches of utterances from an audio store.
+
+The timbre vector comes from *another* utterance of the same voice. Some utterances are played at another speed, which
+makes new voices: such a voice is nobody's, so it has no label.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from pydantic import ConfigDict
+from torch import Tensor, nn
+
+from speech_mtp.codecs.decoupled import Decoupled
+from speech_mtp.corpus.store import AudioStore
+from speech_mtp.corpus.texts import rows_of
+from speech_mtp.text.phonemes import parse
+
+NOBODY = -100
+"""The label of a voice that no speaker has; ``cross_entropy`` leaves it out."""
+_RATIOS = ((10, 9), (9, 10), (11, 10), (10, 11), (8, 7), (7, 8))
+
+
+@dataclass(frozen=True)
+class CodecWeights:
+    """Weights of the terms; ``critic`` 0 trains without discriminators."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    stft: float = 1.0
+    convergence: float = 1.0
+    mel: float = 1.0
+    heard: float = 2.0
+    ctc: float = 0.25
+    pitch: float = 2.0
+    voicing: float = 0.3
+    energy: float = 0.3
+    adversary: float = 0.1
+    critic: float = 0.0
+    feature: float = 2.0
+
+
+@dataclass(frozen=True)
+class CodecTaskConfig:
+    """``crop_frames`` codec frames are decoded per utterance; ``resample`` is the share of utterances whose
+    speed, pitch and formants are shifted together to make new voices; ``warp_share`` the share whose frequency axis is
+    warped before the content encoder hears it, and ``warp`` the spread of that warp. The speaker adversary learns from
+    the others alone, so ``warp_share`` 1 leaves it without content. With ``keep_codes`` the encoders stand still and
+    only the decoder learns, on the codes that ``encode`` gives (no warp, no other speed): codes made before stay good,
+    and so does a talker trained on them."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    batch: int = 8
+    crop_frames: int = 32
+    max_seconds: float = 4.5
+    reference_s: float = 1.5
+    resample: float = 0.3
+    warp: float = 0.12
+    warp_share: float = 0.5
+    amp: bool = True
+    keep_codes: bool = False
+    critic_from: int = 0
+    seed: int = 0
+    weights: CodecWeights = field(default_factory=CodecWeights)
+
+
+@dataclass
+class CodecBatch:
+    """``wave [B, S]``, ``lengths [B]``, ``pitch [B, S / hop]`` Hz, ``phonemes`` concatenated with ``phoneme_lengths``,
+    ``voice [B]`` (``NOBODY`` at another speed), ``reference [B, S']`` of the same voice with ``reference_lengths [B]``,
+    ``crop [B]`` first frame of the decoded crop."""
+
+    wave: Tensor
+    lengths: Tensor
+    pitch: Tensor
+    phonemes: Tensor
+    phoneme_lengths: Tensor
+    voice: Tensor
+    reference: Tensor
+    reference_lengths: Tensor
+    crop: Tensor
+
+    def to(self, device: torch.device) -> CodecBatch:
+        return CodecBatch(**{k: v.to(device) for k, v in self.__dict__.items()})
+
+
+class CodecData:
+    """Batches of an audio store by number: ``batch(n)`` is a pure function of the seed and ``n``."""
+
+    def __init__(self, store: AudioStore, codec: Decoupled, config: CodecTaskConfig, split: str = "train") -> None:
+        self.store, self.config, self.spec = store, config, codec.spec
+        self.hop = codec.config.hop
+        limit = int(config.max_seconds * codec.spec.sample_rate)
+        least = (config.crop_frames + 4) * codec.spec.samples_per_frame
+        self.voices = sorted({r.voice for r in store.rows})
+        fitting = [i for i in rows_of(store.rows, split) if least < store.rows[i].samples <= limit]
+        by_voice = {v: [i for i in fitting if store.rows[i].voice == v] for v in self.voices}
+        self.by_voice = {v: np.array(rows) for v, rows in by_voice.items() if len(rows) > 1}
+        if not self.by_voice:
+            raise ValueError(
+                f"The corpus has no voice with two {split} utterances between {least} and {limit} samples; one is "
+                "spoken with the timbre of the other."
+            )
+
+    def batch(self, number: int) -> CodecBatch:
+        """Voices are drawn evenly, utterances evenly within a voice, and the reference among the voice's others."""
+        rng = np.random.default_rng((self.config.seed, number))
+        voices = [list(self.by_voice)[i] for i in rng.integers(len(self.by_voice), size=self.config.batch)]
+        picks = [rng.choice(self.by_voice[v], 2, replace=False) for v in voices]
+        waves, pitches, references, labels = zip(*(self._speech(rng, *pick) for pick in picks), strict=True)
+        size, crop = self.spec.samples_per_frame, self.config.crop_frames
+        frames = [-(-len(w) // size) for w in waves]
+        longest = -(-max(frames) // 16) * 16 * size  # few distinct shapes: CPU kernels are compiled per shape
+        phonemes = [[u.id for u in parse(self.store.rows[i].phonemes)] for i, _ in picks]
+        pad = nn.functional.pad
+        return CodecBatch(
+            wave=torch.stack([pad(w, (0, longest - len(w))) for w in waves]),
+            lengths=torch.tensor([len(w) for w in waves]),
+            pitch=torch.stack([pad(p, (0, longest // self.hop - len(p))) for p in pitches]),
+            phonemes=torch.tensor([p for row in phonemes for p in row]),
+            phoneme_lengths=torch.tensor([len(row) for row in phonemes]),
+            voice=torch.tensor(labels),
+            reference=nn.utils.rnn.pad_sequence(list(references), batch_first=True),
+            reference_lengths=torch.tensor([len(r) for r in references]),
+            crop=torch.tensor([int(rng.integers(0, max(1, f - crop - 1))) for f in frames]),
+        )
+
+    def _speech(self, rng: np.random.Generator, index: int, other: int) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Wave and pitch of the utterance ``index``, the reference from ``other``, and the label of their voice."""
+        wave, pitch = self.store.wave(index), self.store.pitch(index)
+        reference = self.store.wave(other)[: int(self.config.reference_s * self.spec.sample_rate)]
+        label = self.voices.index(self.store.rows[index].voice)
+        if not self.config.keep_codes and rng.random() < self.config.resample:
+            up, down = _RATIOS[rng.integers(len(_RATIOS))]
+            wave, pitch = shift_voice(wave, pitch, up, down, self.hop)
+            reference, _ = shift_voice(reference, pitch, up, down, self.hop)
+            label = NOBODY
+        gain = float(rng.uniform(0.6, 1.3))
+        return wave * gain, pitch, reference * gain, label
+
+
+def shift_voice(wave: Tensor, pitch: Tensor, up: int, down: int, hop: int) -> tuple[Tensor, Tensor]:
+    """Play ``wave [S]`` at ``down / up`` of its speed: tempo, pitch (Hz, ``[S / hop]``) and formants move together."""
+    import torchaudio
+
+    shifted = torchaudio.functional.resample(wave, down, up)
+    steps = -(-len(shifted) // hop)
+    at = ((torch.arange(steps) + 1) * down / up - 1).round().long().clamp(0, len(pitch) - 1)
+    return shifted, pitch[at] * down / up
+
+
+def warp_frequency(mel: Tensor, factors: Tensor) -> Tensor:
+    """Stretch the mel axis of ``mel [B, F, mels]`` by ``factors [B]`` (vocal tract length perturbation)."""
+    bands = mel.shape[-1]
+    at = (torch.arange(bands, device=mel.device) * factors[:, None]).clamp(0, bands - 1.001)
+    low = at.floor().long()
+    part = (at - low)[:, None]
+    index = low[:, None].expand(-1, mel.shape[1], -1)
+    return mel.gather(2, index) * (1 - part) + mel.gather(2, index + 1) * part
