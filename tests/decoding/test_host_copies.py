@@ -100,8 +100,12 @@ def test_a_static_tree_sends_its_indices_once(gpu: TextLM, monkeypatch: pytest.M
 def test_only_a_confident_chain_looks_at_every_level(gpu: TextLM) -> None:
     with pytest.raises(DataDependentOutputException):
         two_steps(run_of(gpu, "eagle", "chain", GREEDY, confidence=0.5))
+
+
+def test_a_confident_tree_does_not(gpu: TextLM) -> None:
+    run = run_of(gpu, "eagle", "tree", GREEDY, confidence=0.5)
     with NoTransfers():
-        two_steps(run_of(gpu, "eagle", "tree", GREEDY, confidence=0.5))
+        assert two_steps(run).device.type == "cuda"
 
 
 ALL, SOME, NONE = [True, True], [False, True], [False, False]
