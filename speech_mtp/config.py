@@ -167,7 +167,7 @@ def _keys_beside(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[st
     return [field for model in models for field in _fields(model)]
 
 
-def _fields(model: type) -> dict[int | str, Any]:
+def _fields(model: type) -> dict[Any, Any]:
     """The settings of a pydantic model or a dataclass, and their types."""
     if issubclass(model, BaseModel):
         return {name: field.annotation for name, field in model.model_fields.items()}

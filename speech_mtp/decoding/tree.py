@@ -127,7 +127,7 @@ class Tree(HeadRule):
             pool.append((tokens, total, place.repeat_interleave(width, 1)))
             chosen = torch.sort(total, dim=1, descending=True, stable=True).indices[:, :width]
             sure = total.gather(1, chosen)
-            if d + 1 == self.depth or (self.floor > float("-inf") and bool((sure <= self.floor).all())):
+            if d + 1 == self.depth or self._hopeless(sure):
                 break
             place, size = size + chosen, size + tokens.shape[1]
             scores = growth.expand(tokens.gather(1, chosen), number.gather(1, chosen // width))
@@ -135,6 +135,11 @@ class Tree(HeadRule):
             number = newest.expand(len(chosen), -1)
         tokens, total, parents = (torch.cat(part, 1) for part in zip(*pool, strict=True))
         return self._likeliest(state, tokens, total, parents)
+
+    def _hopeless(self, sure: Tensor) -> bool:
+        """Whether no node of the newest level, and so none below, is to be drafted. Asked on a CPU only: elsewhere the
+        answer would cost a copy at every level."""
+        return self.floor > float("-inf") and sure.device.type == "cpu" and bool((sure <= self.floor).all())
 
     def _likeliest(self, state: TextState, tokens: Tensor, sure: Tensor, parents: Tensor) -> Draft:
         """The likeliest ``nodes`` of a pool. A parent is at least as likely as its children and comes earlier, so a

@@ -25,7 +25,8 @@ from speech_mtp.types import Sampling
 from tests.decoding.test_text_lossless import make_head, make_rule, pairs, tiny_lm
 
 LOOKS = {"cascade"}
-"""Rules that look at their drafts on the host, to leave out what no row needs."""
+"""Looks once before it drafts, to leave the head out where lookups serve every row. The host needs the answer to know
+what to launch, and the device has just been waited for at the end of the step before, so the look is short."""
 
 ROWS = 2
 GREEDY = Sampling(temperature=0, repetition_penalty=1.2)
@@ -96,10 +97,40 @@ def test_a_static_tree_sends_its_indices_once(gpu: TextLM, monkeypatch: pytest.M
         two_steps(run)
 
 
-@pytest.mark.parametrize("rule", ["chain", "tree"])
-def test_only_confidence_looks_at_every_level(gpu: TextLM, rule: str) -> None:
+def test_only_a_confident_chain_looks_at_every_level(gpu: TextLM) -> None:
     with pytest.raises(DataDependentOutputException):
-        two_steps(run_of(gpu, "eagle", rule, GREEDY, confidence=0.5))
+        two_steps(run_of(gpu, "eagle", "chain", GREEDY, confidence=0.5))
+
+
+def test_a_confident_tree_does_not(gpu: TextLM) -> None:
+    run = run_of(gpu, "eagle", "tree", GREEDY, confidence=0.5)
+    with NoTransfers():
+        assert two_steps(run).device.type == "cuda"
+
+
+ALL, SOME, NONE = [True, True], [False, True], [False, False]
+"""Whether lookups serve all rows, and whether any."""
+HEADS = [head for head, rule in pairs() if rule in LOOKS]
+CASES = [*((head, SOME, GREEDY) for head in HEADS), *(("eagle", rows, DRAWN) for rows in (ALL, SOME, NONE))]
+
+
+@pytest.mark.parametrize(("head", "looked_up", "sampling"), CASES)
+def test_a_cascade_looks_once_a_step(
+    gpu: TextLM, head: str, looked_up: list[bool], sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[torch.Size] = []
+
+    def tolist(x: Tensor) -> list[bool]:
+        looks.append(x.shape)
+        return looked_up
+
+    run = run_of(gpu, head, "cascade", sampling)
+    monkeypatch.setattr(FakeTensor, "tolist", tolist)
+    with NoTransfers():
+        tokens = two_steps(run)
+    assert looks == [(2,)] * 2
+    assert tokens.device.type == "cuda"
+    assert tokens.shape[1] > 1
 
 
 def test_an_advance_copies_once(gpu: TextLM, monkeypatch: pytest.MonkeyPatch) -> None:
