@@ -24,6 +24,8 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging
 
+from speech_mtp.lm.cache import as_keyword
+
 MODEL_TYPES = (
     "gemma",
     "gemma2",
@@ -161,7 +163,7 @@ class Backbone(nn.Module):
 
     def _run(self, ids: Tensor, cache: DynamicCache | None = None) -> Tensor:
         use_cache = cache is not None
-        out = self._lower[0](input_ids=ids.to(self.device), past_key_values=cache, use_cache=use_cache)
+        out = self._lower[0](input_ids=ids.to(self.device), use_cache=use_cache, **as_keyword(self._lower[0], cache))
         hidden: Tensor = out.last_hidden_state.float()
         return hidden
 

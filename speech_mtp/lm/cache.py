@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from speech_mtp.nn.kv_cache import KVCache, ancestors_of
+from speech_mtp.nn.kv_cache import KVCache, ancestors_of, as_keyword
 
-__all__ = ["HuggingFaceCache", "KVCache", "ancestors_of"]
+__all__ = ["HuggingFaceCache", "KVCache", "ancestors_of", "as_keyword"]
 
 
 class HuggingFaceCache:

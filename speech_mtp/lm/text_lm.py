@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtp.lm.backbone import check_supported, fingerprint_of, load_causal_lm
-from speech_mtp.lm.cache import HuggingFaceCache, KVCache, ancestors_of
+from speech_mtp.lm.cache import HuggingFaceCache, KVCache, ancestors_of, as_keyword
 from speech_mtp.lm.decoder import Decoder
 from speech_mtp.lm.graphs import MOST_NODES, CudaRecorder, GraphedForward
 from speech_mtp.lm.output import OutputLayer, Pick
@@ -215,9 +215,9 @@ class TextLM(nn.Module):
             inputs_embeds=x,
             position_ids=index,
             attention_mask=additive,
-            past_key_values=None if cache is None else HuggingFaceCache(cache),
             use_cache=cache is not None,
             output_hidden_states=taps != (-1,),
+            **as_keyword(self.model.base_model, None if cache is None else HuggingFaceCache(cache)),
         )
         layers = [out.last_hidden_state if tap == -1 else out.hidden_states[tap] for tap in taps]
         return LMOutput(torch.stack(layers, 2), final=out.last_hidden_state)
