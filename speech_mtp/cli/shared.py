@@ -140,8 +140,11 @@ Device = Annotated[str, typer.Option(help="Where to compute, as torch names it: 
 Compile = Annotated[bool, typer.Option("--compile", help="Fuse small operations: faster after a slow start.")]
 
 
-def load_text_lm(backbone: str | None, dtype: str, device: str, compile: bool = False) -> TextLM:
-    """The causal LM in ``backbone`` (None: that of the default model)."""
+def load_text_lm(
+    backbone: str | None, dtype: str, device: str, compile: bool = False, keep_layers: bool = True
+) -> TextLM:
+    """The causal LM in ``backbone`` (None: that of the default model), loaded in ``dtype`` on ``device``.
+    ``keep_layers`` as for ``TextLM.prepare``."""
     if dtype not in DTYPES:
         raise ValueError(f"The dtype is {dtype!r}; use {', '.join(DTYPES)}.")
     precision = DTYPES[dtype]
@@ -158,8 +161,8 @@ def load_text_lm(backbone: str | None, dtype: str, device: str, compile: bool = 
         raise ValueError(
             f"The device {device!r} cannot be used here; use cpu, or cuda where there is a GPU."
         ) from error
-    lm: TextLM = TextLM.from_folder(hub.find_backbone(backbone), getattr(torch, precision.dtype))
-    return lm.to(place).prepare(compile=compile, invariant=precision.invariant)
+    lm: TextLM = TextLM.from_folder(hub.find_backbone(backbone), getattr(torch, precision.dtype), device=place)
+    return lm.prepare(keep_layers, compile=compile, invariant=precision.invariant)
 
 
 def is_invariant(dtype: object) -> bool:

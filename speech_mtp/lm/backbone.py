@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
-from transformers.utils import logging
+from transformers.utils import is_accelerate_available, logging
 
 from speech_mtp.lm.cache import as_keyword
 
@@ -174,17 +174,24 @@ class Backbone(nn.Module):
         return list(read["input_ids"]), [(int(a), int(b)) for a, b in read["offset_mapping"]]
 
 
-def load_causal_lm(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Model and tokenizer of ``folder``. Raises FileNotFoundError and ValueError as :meth:`Backbone.from_folder`."""
+def load_causal_lm(
+    folder: str | Path, dtype: torch.dtype | None, device: str | torch.device = "cpu"
+) -> tuple[Any, Any]:
+    """Model and tokenizer of ``folder``, in ``dtype`` (None: that of the file) on ``device``. Raises FileNotFoundError
+    and ValueError as :meth:`Backbone.from_folder`."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"There is no language model in {folder}: it has no config.json; check the path.")
     check_supported(AutoConfig.from_pretrained(folder, local_files_only=True))
-    fingerprint_of(folder)  # says in one sentence when the weights are missing
+    _check_weights(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    # With accelerate every tensor is read straight to its device; without, the model is read and moved.
+    there = {"device_map": {"": device}} if torch.device(device).type != "cpu" and is_accelerate_available() else {}
     with _without_bars():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
-    return model, tokenizer
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype or "auto", local_files_only=True, use_safetensors=True, **there
+        )
+    return model.to(device), tokenizer
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -245,10 +252,15 @@ def fingerprint_of(folder: Path) -> str:
     """
     if (folder / SOURCE).is_file():
         return str(json.loads((folder / SOURCE).read_text(encoding="utf-8"))["sha256"])
+    _check_weights(folder)
     digests = [sha256(path) for path in sorted(folder.glob("*.safetensors"))]
-    if not digests:
-        raise FileNotFoundError(f"There are no weights in {folder}: no *.safetensors file; download the model again.")
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _check_weights(folder: Path) -> None:
+    """Raise FileNotFoundError, in one sentence, unless ``folder`` holds weights."""
+    if not any(folder.glob("*.safetensors")):
+        raise FileNotFoundError(f"There are no weights in {folder}: no *.safetensors file; download the model again.")
 
 
 def sha256(path: Path) -> str:
