@@ -32,7 +32,7 @@ def uniform(seed: Tensor, position: Tensor, channel: int, purpose: int, count: i
 
 
 def row_seeds(seed: int, rows: int, device: torch.device) -> Tensor:
-    """A seed for every row ``[rows]``, int64: ``seed`` itself for row 0, a mixture of it with the row for the others."""
+    """A seed for every row ``[rows]``, int64: ``seed`` itself for row 0, mixed with the row for the others."""
     row = torch.arange(rows, device=device)
     given = torch.full_like(row, seed)
     return torch.where(row == 0, given, _scramble(_scramble(given * _MIX[0]) + row * _MIX[0]))

@@ -29,7 +29,6 @@ from speech_mtp.nn import packed
 from speech_mtp.nn.packed import PackedLinear, can_pack
 from speech_mtp.types import Draft, Sampling
 from tests.lm.tiny import tiny_tokenizer
-from tests.lm.tiny import tiny_tokenizer
 
 SIZES = {
     "vocab_size": 67,
