@@ -17,12 +17,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 from tqdm import tqdm
-from transformers import DynamicCache
 
 from speech_mtp.corpus.coverage import speakable_word
 from speech_mtp.corpus.manifest import JsonLines, read_lines
 from speech_mtp.corpus.sentences import frequent_words
-from speech_mtp.lm.cache import as_keyword
+from speech_mtp.lm.cache import as_keyword, growing_cache
 from speech_mtp.lm.chat import opening
 
 _MARK = "\u241e"  # stands for the user's words while a chat template is cut open
@@ -167,7 +166,7 @@ def sample_tokens(
     noise = torch.Generator(model.device).manual_seed(seed)
     written: list[list[int]] = [[] for _ in ids]
     rows = torch.arange(len(ids), device=ids.device)
-    cache = DynamicCache(config=model.config)
+    cache = growing_cache(model)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     for _ in range(drawing.max_new_tokens):
         out = model(
