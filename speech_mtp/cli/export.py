@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-FORMATS = "ntp, vllm-medusa, vllm-eagle3, speculators, deepseek, custom-generate"
+FORMATS = "ntp, medusa, vllm-medusa, vllm-eagle3, speculators, deepseek, custom-generate"
 
 
 def export(

@@ -152,9 +152,15 @@ Compile = Annotated[bool, typer.Option("--compile", help="Fuse small operations:
 
 
 def load_text_lm(
-    backbone: str | None, dtype: str, device: str, compile: bool = False, threads: int | None = None
+    backbone: str | None,
+    dtype: str,
+    device: str,
+    compile: bool = False,
+    keep_layers: bool = True,
+    threads: int | None = None,
 ) -> TextLM:
-    """The causal LM in ``backbone`` (None: that of the default model), decoding with ``threads``."""
+    """The causal LM in ``backbone`` (None: that of the default model), loaded in ``dtype`` on ``device``, decoding with
+    ``threads``. ``keep_layers`` as for ``TextLM.prepare``."""
     if dtype not in DTYPES:
         raise ValueError(f"The dtype is {dtype!r}; use {', '.join(DTYPES)}.")
     precision = DTYPES[dtype]
@@ -173,8 +179,8 @@ def load_text_lm(
         raise ValueError(
             f"The device {device!r} cannot be used here; use cpu, or cuda where there is a GPU."
         ) from error
-    lm: TextLM = TextLM.from_folder(hub.find_backbone(backbone), getattr(torch, precision.dtype))
-    return lm.to(place).prepare(compile=compile, invariant=precision.invariant)
+    lm: TextLM = TextLM.from_folder(hub.find_backbone(backbone), getattr(torch, precision.dtype), device=place)
+    return lm.prepare(keep_layers, compile=compile, invariant=precision.invariant)
 
 
 def is_invariant(dtype: object) -> bool:

@@ -62,7 +62,7 @@ def generate(
     asked = None if rule is None else _one(rule)
     if head not in (None, "none"):
         hub.find_head(head)  # before the model is loaded, which takes seconds
-    lm = load_text_lm(backbone, dtype, device, compile, threads)
+    lm = load_text_lm(backbone, dtype, device, compile, keep_layers=False, threads=threads)
     if head is None and (asked is None or not catalogue.fits(asked, None)):
         head = hub.default_head(lm.fingerprint)
     head = None if head == "none" else head

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from speech_mtp.codecs._rowwise import RowwiseCodec, load_pretrained, pick_streams, randomise, ready_model
 from speech_mtp.codecs._stages import Chain, Stage, seanet
+from speech_mtp.nn.kv_cache import as_keyword
 from speech_mtp.types import CodecSpec
 
 
@@ -94,7 +95,7 @@ class _CachedTransformer(Stage):
     def run(self, state: Any, x: Tensor, last: bool) -> Tensor:
         if not x.shape[-1]:
             return x
-        y: Tensor = self.model(x.transpose(1, 2), past_key_values=state, use_cache=True)[0]
+        y: Tensor = self.model(x.transpose(1, 2), use_cache=True, **as_keyword(self.model, state))[0]
         return y.transpose(1, 2)
 
 

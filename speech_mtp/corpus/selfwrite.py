@@ -21,6 +21,7 @@ from tqdm import tqdm
 from speech_mtp.corpus.coverage import speakable_word
 from speech_mtp.corpus.manifest import JsonLines, read_lines
 from speech_mtp.corpus.sentences import frequent_words
+from speech_mtp.lm.cache import as_keyword, growing_cache
 from speech_mtp.lm.chat import opening
 
 _MARK = "\u241e"  # stands for the user's words while a chat template is cut open
@@ -165,18 +166,18 @@ def sample_tokens(
     noise = torch.Generator(model.device).manual_seed(seed)
     written: list[list[int]] = [[] for _ in ids]
     rows = torch.arange(len(ids), device=ids.device)
-    cache: Any = None
+    cache = growing_cache(model)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     for _ in range(drawing.max_new_tokens):
         out = model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **as_keyword(model, cache),
         )
-        cache, logits = out.past_key_values, out.logits[:, -1]
+        logits = out.logits[:, -1]
         if drawing.temperature == 0:
             ids = logits.argmax(-1, keepdim=True)
         else:

@@ -53,7 +53,8 @@ def rejection_chain(tokens: Tensor, p: Tensor, q: Tensor | None, uniform: Tensor
     ``tokens [B, K]`` drafted, ``p [B, K + 1, V]`` the trunk's law before each and after the last, ``q [B, K, V]`` the
     law each was really drawn from (None: deterministic), ``uniform [B, K]``. Token k is kept with probability
     ``min(1, p / q)``. Returns how many are kept ``[B]`` and the law ``[B, V]`` of the bonus token: the residual
-    ``max(0, p - q)`` at the first rejection, ``p`` after the last token.
+    ``max(0, p - q)`` at the first rejection, ``p`` after the last token. Where rounding leaves nothing of the residual,
+    p and q are equal, and ``p`` stands in its place.
     """
     k = tokens.shape[1]
     mine = p[:, :k].gather(2, tokens[..., None])[..., 0]
@@ -68,7 +69,8 @@ def rejection_chain(tokens: Tensor, p: Tensor, q: Tensor | None, uniform: Tensor
         else:
             taken = q.gather(1, refused[:, None, None].expand(-1, 1, q.shape[-1]))[:, 0]
         rest = (law - taken).clamp(min=0)
-        law = torch.where((kept < k)[:, None], rest, law)
+        left = (rest > 0).any(1) & (kept < k)
+        law = torch.where(left[:, None], rest, law)
     return kept, law / law.sum(1, keepdim=True)
 
 

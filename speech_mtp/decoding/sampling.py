@@ -31,6 +31,13 @@ def uniform(seed: Tensor, position: Tensor, channel: int, purpose: int, count: i
     return ((((numbers >> 40) & 0xFFFFFF).float() + 0.5) / (1 << 24)).clamp(max=1 - 2**-24)
 
 
+def row_seeds(seed: int, rows: int, device: torch.device) -> Tensor:
+    """A seed for every row ``[rows]``, int64: ``seed`` itself for row 0, mixed with the row for the others."""
+    row = torch.arange(rows, device=device)
+    given = torch.full_like(row, seed)
+    return torch.where(row == 0, given, _scramble(_scramble(given * _MIX[0]) + row * _MIX[0]))
+
+
 def adjust(logits: Tensor, sampling: Sampling) -> Tensor:
     """The law of ``sampling``: ``logits [..., V]`` -> logits with -inf outside top-k and top-p, temperature applied.
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from speech_mtp.decoding.base import DecodingRule, seeds_of, sent
+from speech_mtp.decoding.base import DecodingRule, sent
 from speech_mtp.decoding.engine import step
 from speech_mtp.decoding.laws import TextLaw
+from speech_mtp.decoding.sampling import row_seeds
 from speech_mtp.decoding.vanilla import Vanilla
-from speech_mtp.lm.chat import first_stop
+from speech_mtp.lm.chat import StopSearch, first_stop
 from speech_mtp.lm.text_lm import TextLM, TextState
 from speech_mtp.types import Draft, Finish, Sampling, Verdict
 
@@ -80,6 +81,7 @@ class TextRun:
         self._ends = torch.tensor(sorted(self.lm.ends), device=self.lm.device)
         self._context: list[list[int]] = [[] for _ in self.state.last]
         self._cached = [0] * len(self._context)
+        self._searches: list[StopSearch] = []
 
     @torch.inference_mode()
     def say(self, texts: Sequence[Sequence[int]]) -> None:
@@ -107,6 +109,7 @@ class TextRun:
         self._cached = [len(c) - 1 for c in self._context]
         self.tokens = [[] for _ in texts]
         self.finish = [None] * len(texts)
+        self._searches = [StopSearch(self.lm.tokenizer, self.stops) for _ in texts] if self.stops else []
 
     @torch.inference_mode()
     def advance(self) -> list[list[int]] | None:
@@ -155,8 +158,7 @@ class TextRun:
         """End the row before the first stop string, if one has appeared."""
         said = self.tokens[b]
         for count in range(len(said) - new + 1, len(said) + 1):
-            text = self.lm.tokenizer.decode(said[:count], skip_special_tokens=True)
-            if any(stop in text for stop in self.stops):
+            if self._searches[b].push(said[count - 1]):
                 excess = len(said) - count
                 if excess:
                     del said[count:]
@@ -203,9 +205,10 @@ def start(
     stops: Sequence[str] = (),
     seeds: Tensor | None = None,
 ) -> TextRun:
-    """A run over ``prompts`` (token ids); ``seeds [B]`` default to the sampling's."""
+    """A run over ``prompts`` (token ids); ``seeds [B]`` default to :func:`row_seeds` of the sampling's, so that rows of
+    one prompt differ."""
     rule = rule or Vanilla()
-    law = TextLaw(lm, sampling, seeds_of(sampling, len(prompts), lm.device) if seeds is None else seeds)
+    law = TextLaw(lm, sampling, row_seeds(sampling.seed, len(prompts), lm.device) if seeds is None else seeds)
     state = lm.open(len(prompts))
     rule.begin(state)
     run = TextRun(lm, rule, law, state, max_new_tokens, tuple(stops))
@@ -220,8 +223,9 @@ def generate(
     rule: DecodingRule | None = None,
     max_new_tokens: int = 128,
     stops: Sequence[str] = (),
+    seeds: Tensor | None = None,
 ) -> Iterator[list[list[int]]]:
-    """The new tokens of every row, step by step."""
-    run = start(lm, prompts, sampling, rule, max_new_tokens, stops)
+    """The new tokens of every row, step by step; ``seeds [B]`` as for :func:`start`."""
+    run = start(lm, prompts, sampling, rule, max_new_tokens, stops, seeds)
     while (new := run.advance()) is not None:
         yield new

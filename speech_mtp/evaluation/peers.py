@@ -32,8 +32,11 @@ def transformers_greedy(lm: TextLM, lookup: int = 0, native: Path | None = None)
     Greedy, without any other processor that the model's own settings may ask for, and with the same end tokens as ours.
     Several prompts are padded on the left. ``lookup`` drafts so many tokens by its prompt lookup. ``native`` is a model
     in DeepSeek's layout with the same trunk (``speech-mtp export deepseek``), whose heads it then drafts with by
-    itself; the code in that folder is run. Both take one prompt at a time.
+    itself; the code in that folder is run. Both take one prompt at a time. Errors as for
+    :meth:`TextLM.check_layers`.
     """
+    if native is None:
+        lm.check_layers()
     ends, model = sorted(lm.ends), lm.model if native is None else _with_heads(native, lm)
 
     def answer(prompts: Prompts, max_new_tokens: int, watch: Watch | None = None) -> list[list[int]]:

@@ -26,7 +26,9 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.utils import cached_file
 
 PART = "custom_generate"
-UNDERSTOOD = {"attention_mask", "cache_position", "logits_to_keep", "past_key_values", "position_ids", "use_cache"}
+CACHE = ("cache", "past_key_values")
+"""What newer and older releases of transformers call the cache."""
+UNDERSTOOD = {"attention_mask", "cache_position", "logits_to_keep", "position_ids", "use_cache", *CACHE}
 EXTRAS = ("output_attentions", "output_hidden_states", "output_logits", "output_scores")
 
 
@@ -46,7 +48,7 @@ def generate(model: Any, *args: Any, **kwargs: Any) -> Any:
     ) -> Any:
         # The streamer of the call itself: not every release hands it on to here.
         _check(input_ids, generation_config, model_kwargs)
-        cache = model_kwargs["past_key_values"]
+        cache = _found(model_kwargs)
         run = _Decoding(model, drafter, cache, logits_processor, stopping_criteria, generation_config, shown)
         return run.text(input_ids)
 
@@ -140,17 +142,17 @@ class _Decoding:
         if self.streamer is not None:
             self.streamer.end()
         if self.config.return_dict_in_generate:
-            return GenerateDecoderOnlyOutput(sequences=self.ids, past_key_values=self.cache)
+            return GenerateDecoderOnlyOutput(sequences=self.ids, **_named(GenerateDecoderOnlyOutput, self.cache))
         return self.ids
 
     def _forward(self, tokens: Tensor, count: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """``tokens [1, M]`` behind the cache -> logits of the last ``count`` of them, states of all."""
         out = self.model(
             input_ids=tokens.to(self.model.device),
-            past_key_values=self.cache,
             use_cache=True,
             output_hidden_states=True,
             logits_to_keep=count,
+            **_named(self.model.forward, self.cache),
         )
         return out.logits.float(), out.hidden_states
 
@@ -203,9 +205,20 @@ class _Decoding:
             self.cache.crop(-count)
 
 
+def _found(model_kwargs: dict[str, Any]) -> Any:
+    """The cache among the arguments that ``generate`` has prepared, or None."""
+    return next((model_kwargs[name] for name in CACHE if model_kwargs.get(name) is not None), None)
+
+
+def _named(taker: Any, cache: Any) -> dict[str, Any]:
+    """``cache`` under the name that the signature of ``taker`` has for it."""
+    newer, older = CACHE
+    return {newer if newer in inspect.signature(taker).parameters else older: cache}
+
+
 def _check(ids: Tensor, config: Any, model_kwargs: dict[str, Any]) -> None:
     """Raise ValueError for what cannot be done, rather than leave it out."""
-    mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get("past_key_values")
+    mask, cache = model_kwargs.get("attention_mask"), _found(model_kwargs)
     asked = [name for name in EXTRAS if config.return_dict_in_generate and getattr(config, name, False)]
     unknown = sorted(name for name, value in model_kwargs.items() if name not in UNDERSTOOD and value is not None)
     if ids.shape[0] != 1 or config.num_beams > 1:

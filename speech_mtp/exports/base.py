@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig
 
 from speech_mtp.heads.base import Binding, MTPHead, TrunkShape
 from speech_mtp.heads.leap import Leap
@@ -155,15 +154,16 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 # -- trunks ---------------------------------------------------------------------------------------------------------
 def open_trunk(folder: str | Path) -> TextLM:
     """The trunk saved in ``folder``, in the precision that it is stored in. Errors as for ``TextLM.from_folder``."""
-    stored = getattr(AutoConfig.from_pretrained(folder, local_files_only=True), "dtype", None)
-    return TextLM.from_folder(folder, stored if isinstance(stored, torch.dtype) else torch.float32)
+    return TextLM.from_folder(folder, None)
 
 
 def save_trunk(folder: Path, lm: TextLM) -> None:
     """Write the trunk as an ordinary model with its tokenizer.
 
-    Its fingerprint goes along, so that heads that were trained on it know it in its new place.
+    Its fingerprint goes along, so that heads that were trained on it know it in its new place. Errors as for
+    :meth:`TextLM.check_layers`.
     """
+    lm.check_layers()
     lm.model.save_pretrained(folder)
     if lm.tokenizer is not None:
         lm.tokenizer.save_pretrained(folder)

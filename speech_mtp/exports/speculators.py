@@ -54,19 +54,20 @@ class Speculators(HeadExport):
             "transformer_layer_config": _eagle3.layer_config(head, lm),
             "draft_vocab_size": head.num_tokens,
             "target_hidden_size": None,
-            "norm_before_residual": False,
+            "norm_before_residual": _eagle3.norm_before_residual(head),
             "norm_before_fc": False,
-            "eagle_aux_hidden_state_layer_ids": list(head.taps),
+            _eagle3.IDS: _eagle3.written_taps(head)[0],
             "embed_requires_grad": False,
             "dtype": "float32",
         }
         save_json(folder / CONFIG, config)
 
     def read(self, folder: str | Path, lm: TextLM) -> MTPHead:
-        """The embedding is taken from ``lm``, not from the copy."""
+        """The embedding is that of ``lm``; the copy must not differ."""
         config, tensors = read_folder(folder)
         if config.get("speculators_model_type") != "eagle3":
             raise ValueError(f"{folder} holds no EAGLE-3 head of speculators; give the folder of one.")
-        steps = config["speculators_config"]["proposal_methods"][0]["speculative_tokens"]
-        layer, taps = config["transformer_layer_config"], config["eagle_aux_hidden_state_layer_ids"]
-        return _eagle3.head_of(Path(folder), config, layer, taps, tensors, lm, depth=steps)
+        methods = (config.get("speculators_config") or {}).get("proposal_methods") or [{}]
+        steps = methods[0].get("speculative_tokens")
+        layer = {"model_type": "qwen3", **config["transformer_layer_config"]}  # qwen3: what the library takes it for
+        return _eagle3.head_of(Path(folder), config, layer, tensors, lm, **({"depth": steps} if steps else {}))

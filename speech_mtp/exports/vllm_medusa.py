@@ -1,8 +1,9 @@
-"""The layout of vLLM's Medusa drafter (``vllm/model_executor/models/medusa.py``, ``configs/medusa.py``).
+"""The layout of the Medusa drafter that older releases of vLLM have (``vllm/model_executor/models/medusa.py``).
 
 ``vllm serve TRUNK --speculative-config '{"method": "medusa", "model": FOLDER, "num_speculative_tokens": N}'``, where N
-is the number of heads. Head i predicts ``x_{t+2+i}`` from ``h_t`` after the final norm. vLLM drafts the best token of
-each head, and loads the blocks' biases only where ``medusa_fc_bias`` is true.
+is the number of heads. vLLM 0.33 reads no Medusa heads at all: for it train an EAGLE-3 head, or serve Medusa's own
+layout (:mod:`speech_mtp.exports.medusa`) with another program. Head i predicts ``x_{t+2+i}`` from ``h_t`` after the
+final norm. vLLM drafts the best token of each head, and loads the blocks' biases only where ``medusa_fc_bias`` is true.
 """
 
 from __future__ import annotations

@@ -19,10 +19,12 @@ from speech_mtp.nn.transformer import Attention, SwiGLU
 
 
 class WideLayer(nn.Module):
-    """A block whose attention reads ``[embedding, state]``, twice as wide as what it adds to."""
+    """A block whose attention reads ``[embedding, state]``, twice as wide as what it adds to: the state, or the
+    normalised state with ``norm_before_residual``."""
 
-    def __init__(self, shape: TrunkShape, intermediate_size: int) -> None:
+    def __init__(self, shape: TrunkShape, intermediate_size: int, norm_before_residual: bool = False) -> None:
         super().__init__()
+        self.norm_before_residual = norm_before_residual
         self.input_layernorm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
         self.hidden_norm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
         self.self_attn = Attention(shape.block(2 * shape.dim))
@@ -30,8 +32,9 @@ class WideLayer(nn.Module):
         self.mlp = SwiGLU(shape.dim, intermediate_size)
 
     def forward(self, hidden: Tensor, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
-        both = torch.cat([self.input_layernorm(x), self.hidden_norm(hidden)], -1)
-        hidden = hidden + self.self_attn(both, index, mask, cache)
+        normed = self.hidden_norm(hidden)
+        both = torch.cat([self.input_layernorm(x), normed], -1)
+        hidden = (normed if self.norm_before_residual else hidden) + self.self_attn(both, index, mask, cache)
         out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return out
 
@@ -41,7 +44,8 @@ class Eagle3(RecursiveHead):
 
     ``private`` gives the head its own output layer over the draft vocabulary, started from the trunk's rows at
     :meth:`bind`; choose the vocabulary before. Otherwise it uses the trunk's. ``intermediate_size`` is that of the
-    feed-forward layer (default: the trunk's).
+    feed-forward layer (default: the trunk's). ``norm_before_residual`` is for heads that were trained elsewhere with
+    the normalised state as residual.
     """
 
     def __init__(
@@ -53,10 +57,11 @@ class Eagle3(RecursiveHead):
         feed: str = "concat",
         draft_vocab: int | None = None,
         intermediate_size: int | None = None,
+        norm_before_residual: bool = False,
     ) -> None:
         super().__init__(shape, depth, default_taps(shape.num_layers) if taps is None else taps, feed, draft_vocab)
         self.intermediate_size = intermediate_size or shape.intermediate_size
-        self.layer = WideLayer(shape, self.intermediate_size)
+        self.layer = WideLayer(shape, self.intermediate_size, norm_before_residual)
         self.norm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
         if private:
             self.private = PrivateUnembedding(1, shape.dim, self.num_tokens)

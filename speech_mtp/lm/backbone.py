@@ -18,9 +18,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
-from transformers.utils import logging
+from transformers.utils import is_accelerate_available, logging
 
-from speech_mtp.lm.fingerprint import fingerprint_of
+from speech_mtp.lm.cache import as_keyword
+from speech_mtp.lm.fingerprint import check_weights, fingerprint_of
 from speech_mtp.lm.reader import ReadingState, TextReader
 
 MODEL_TYPES = (
@@ -101,22 +102,29 @@ class Backbone(nn.Module, TextReader):
 
     def _run(self, ids: Tensor, cache: DynamicCache | None = None) -> Tensor:
         use_cache = cache is not None
-        out = self._lower[0](input_ids=ids.to(self.device), past_key_values=cache, use_cache=use_cache)
+        out = self._lower[0](input_ids=ids.to(self.device), use_cache=use_cache, **as_keyword(self._lower[0], cache))
         hidden: Tensor = out.last_hidden_state.float()
         return hidden
 
 
-def load_causal_lm(folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Model and tokenizer of ``folder``. Raises FileNotFoundError and ValueError as :meth:`Backbone.from_folder`."""
+def load_causal_lm(
+    folder: str | Path, dtype: torch.dtype | None, device: str | torch.device = "cpu"
+) -> tuple[Any, Any]:
+    """Model and tokenizer of ``folder``, in ``dtype`` (None: that of the file) on ``device``. Raises FileNotFoundError
+    and ValueError as :meth:`Backbone.from_folder`."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"There is no language model in {folder}: it has no config.json; check the path.")
     check_supported(AutoConfig.from_pretrained(folder, local_files_only=True))
-    fingerprint_of(folder)  # says in one sentence when the weights are missing
+    check_weights(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    # With accelerate every tensor is read straight to its device; without, the model is read and moved.
+    there = {"device_map": {"": device}} if torch.device(device).type != "cpu" and is_accelerate_available() else {}
     with _without_bars():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
-    return model, tokenizer
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype or "auto", local_files_only=True, use_safetensors=True, **there
+        )
+    return model.to(device), tokenizer
 
 
 def load_tokenizer(folder: str | Path) -> Any:

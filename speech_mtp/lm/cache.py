@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
+from transformers import DynamicCache
 
-from speech_mtp.nn.kv_cache import KVCache, ancestors_of
+from speech_mtp.nn.kv_cache import KVCache, ancestors_of, as_keyword
 
-__all__ = ["HuggingFaceCache", "KVCache", "ancestors_of"]
+__all__ = ["HuggingFaceCache", "KVCache", "ancestors_of", "as_keyword", "growing_cache"]
 
 
 class HuggingFaceCache:
@@ -25,3 +28,8 @@ class HuggingFaceCache:
         """Write ``[B, H, M, d]`` of one layer; returns all its keys and values ``[B, H, S, d]``."""
         dtype = self.inner.keys.dtype
         return self.inner.write(layer, keys.to(dtype), values.to(dtype))
+
+
+def growing_cache(model: Any) -> Any:
+    """An empty cache of the kind that ``transformers`` makes for ``model``."""
+    return DynamicCache(config=model.config)

@@ -53,6 +53,47 @@ def first_stop(text: str, stops: Sequence[str]) -> int | None:
     return min(found)[1] if found else None
 
 
+class _Pieces:
+    """The text of a growing answer, piece by piece. A token is decoded behind those of the piece before it alone, so
+    that an answer of n tokens is decoded in a time linear in n."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._known, self._told = 0, 0  # tokens [known:told] give the context in which new ones are decoded
+
+    def push(self, tokens: Sequence[int]) -> tuple[str, bool]:
+        """The text behind the earlier sure pieces after ``tokens`` more, and whether it is sure: later tokens may only
+        change a text that ends within a character."""
+        self._ids += tokens
+        piece = self._decoded(self._known)[len(self._decoded(self._known, self._told)) :]
+        sure = bool(piece) and not piece.endswith(_BROKEN)
+        if sure:
+            self._known, self._told = self._told, len(self._ids)
+        return piece, sure
+
+    def _decoded(self, start: int, end: int | None = None) -> str:
+        text: str = self._tokenizer.decode(self._ids[start:end], skip_special_tokens=True)
+        return text
+
+
+class StopSearch:
+    """Whether a growing answer holds one of ``stops``, which are not empty, token by token."""
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
+        self._pieces, self._stops = _Pieces(tokenizer), tuple(stops)
+        self._reach = max(map(len, stops)) - 1
+        self._tail = ""  # what a stop string that is not complete may have begun in
+
+    def push(self, token: int) -> bool:
+        """One token more: whether the text of all tokens now holds a stop string."""
+        piece, sure = self._pieces.push([token])
+        text = self._tail + piece
+        if sure:
+            self._tail = text[max(0, len(text) - self._reach) :]
+        return any(stop in text for stop in self._stops)
+
+
 class TextStream:
     """The text of a growing answer, piece by piece: whole characters, no special tokens, nothing from a stop on.
 
@@ -60,30 +101,18 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
-        self._tokenizer, self._stops = tokenizer, tuple(stops)
-        self._ids: list[int] = []
-        self._known, self._told = 0, 0  # tokens [known:told] give the context in which new ones are decoded
+        self._pieces, self._stops = _Pieces(tokenizer), tuple(stops)
         self._held = ""
         self._stopped = False
 
     def push(self, tokens: Sequence[int]) -> str:
         """The text that is sure after ``tokens`` more: what may still become a stop string is held back."""
-        self._ids += tokens
-        text = self._decoded(self._known)
-        before = self._decoded(self._known, self._told)
-        if text.endswith(_BROKEN) or len(text) <= len(before):
-            return ""
-        self._known, self._told = self._told, len(self._ids)
-        return self._released(text[len(before) :], final=False)
+        piece, sure = self._pieces.push(tokens)
+        return self._released(piece, final=False) if sure else ""
 
     def close(self) -> str:
         """The rest: the answer has ended."""
-        before = self._decoded(self._known, self._told)
-        return self._released(self._decoded(self._known)[len(before) :], final=True)
-
-    def _decoded(self, start: int, end: int | None = None) -> str:
-        text: str = self._tokenizer.decode(self._ids[start:end], skip_special_tokens=True)
-        return text
+        return self._released(self._pieces.push([])[0], final=True)
 
     def _released(self, piece: str, final: bool) -> str:
         text = "" if self._stopped else self._held + piece

@@ -9,7 +9,8 @@ there), and nothing is done that decoding does not need. Other families go throu
 *Invariant* decoding gives a node the same numbers whether it is verified alone, in a chain, in a tree, in a batch or
 read with a prompt, so that greedy text in bfloat16 does not depend on what drafts it. On a CPU it takes this:
 
-- No product sees a single row (:class:`speech_mtp.nn.packed.PackedLinear`; from two rows on, all are summed alike).
+- Products see rows in blocks of sizes that were tried to sum each row alike, never a single row
+  (:class:`speech_mtp.nn.packed.PackedLinear`).
 - Attention, whose sums change their order with the number of queries and with where the keys lie, is computed in
   float64, and so are the angles of the positions. Another order changes the last few of 53 bits, which rounding to the
   8 of bfloat16 hides: the odds of seeing it are about one in 2^40 a number, not none.
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from speech_mtp.nn.kv_cache import KVCache
 from speech_mtp.nn.packed import PackedLinear, is_invariant
@@ -111,34 +112,53 @@ class _Layer:
     down: PackedLinear
 
 
-class Decoder:
-    """``model`` is a Hugging Face causal LM of :data:`FAMILIES`; its weights are copied where they are packed.
+def _products(layer: Any) -> tuple[tuple[Any, ...], ...]:
+    """The linear layers of a layer of ``transformers`` in the order of use, those of one input together."""
+    attention, mlp = layer.self_attn, layer.mlp
+    qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
+    return qkv, (attention.o_proj,), (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,)
 
-    Raises ValueError if ``invariant`` decoding is asked for where it is not known to be: elsewhere than on a CPU, in
-    another precision than bfloat16, or where the processor's products depend on the number of rows all the same.
+
+class Decoder:
+    """``model`` is a Hugging Face causal LM of :data:`FAMILIES`; its weights are copied where they are packed, and
+    shared elsewhere. Without ``keep_layers`` every layer of ``model`` is let go as soon as its weights are here.
+    ``invariant`` is for models that pass :meth:`check_invariance`.
     """
 
-    def __init__(self, model: Any, invariant: bool = False) -> None:
+    def __init__(self, model: Any, invariant: bool = False, keep_layers: bool = True) -> None:
         decoder, c = model.base_model, model.config
         weight = model.get_input_embeddings().weight
         self.head_dim: int = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
         self.sizes = (c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads)
-        if invariant and (weight.device.type != "cpu" or weight.dtype != torch.bfloat16):
-            raise ValueError(
-                f"Invariant decoding is there for bfloat16 on a CPU, not for {weight.dtype} on {weight.device.type}."
-            )
         # Norms and residuals: float32 on a CPU, where that costs nothing; the model's own dtype elsewhere.
         self.dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
         self.invariant = invariant
         self.cache_dtype = torch.float64 if invariant else self.dtype
         """Of keys, values and attention."""
-        self.layers = [self._layer(layer) for layer in decoder.layers]
+        self.layers: list[_Layer] = []
+        for i in range(len(decoder.layers)):
+            self.layers.append(self._layer(decoder.layers[i]))
+            if not keep_layers:
+                decoder.layers[i] = nn.Identity()
         self.norm = Norm(decoder.norm, self.dtype)
         self.rotary = decoder.rotary_emb
         self._maths = _Maths(gated=_gated_alike) if invariant else _Maths()
-        first = self.layers[0]
-        if invariant and not all(map(is_invariant, (first.qkv, first.leave, first.gate_up, first.down))):
-            raise ValueError("On this processor a product depends on the number of rows, so decoding is not invariant.")
+
+    @staticmethod
+    def check_invariance(model: Any) -> None:
+        """Raise ValueError if ``model`` is not known to decode invariantly: elsewhere than on a CPU, in another
+        precision than bfloat16, or where the processor's products depend on the number of rows all the same."""
+        weight = model.get_input_embeddings().weight
+        if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
+            raise ValueError(
+                f"Invariant decoding is there for bfloat16 on a CPU, not for {weight.dtype} on {weight.device.type}."
+            )
+        first = model.base_model.layers[0]
+        for modules in _products(first):
+            if not is_invariant(PackedLinear(torch.cat([m.weight for m in modules]), None, True)):
+                raise ValueError(
+                    "On this processor a product depends on the number of rows, so decoding is not invariant."
+                )
 
     @torch.inference_mode()
     def compile(self) -> bool:
@@ -181,27 +201,29 @@ class Decoder:
         )
 
     def _layer(self, layer: Any) -> _Layer:
-        attention, mlp = layer.self_attn, layer.mlp
+        attention, (qkv, leave, gate_up, down) = layer.self_attn, _products(layer)
         q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
         return _Layer(
             Norm(layer.input_layernorm, self.dtype),
-            self._joined(attention.q_proj, attention.k_proj, attention.v_proj),
+            self._joined(*qkv),
             None if q_norm is None else Norm(q_norm, self.dtype),
             None if k_norm is None else Norm(k_norm, self.dtype),
-            self._joined(attention.o_proj),
+            self._joined(*leave),
             Norm(layer.post_attention_layernorm, self.dtype),
-            self._joined(mlp.gate_proj, mlp.up_proj),
-            self._joined(mlp.down_proj),
+            self._joined(*gate_up),
+            self._joined(*down),
         )
 
     def _joined(self, *modules: Any) -> PackedLinear:
         """Linear layers of one input as one, outputs in order."""
-        biases = [module.bias for module in modules]
-        return PackedLinear(
-            torch.cat([module.weight.detach() for module in modules]),
-            None if biases[0] is None else torch.cat([bias.detach() for bias in biases]),
-            self.invariant,
-        )
+        weights, biases = [module.weight.detach() for module in modules], [module.bias for module in modules]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
+        joined = PackedLinear(weight, bias, self.invariant)
+        if not joined.packed:  # the modules then read their weights where they now are
+            for module, part in zip(modules, weight.split([len(w) for w in weights]), strict=True):
+                module.weight.data = part
+        return joined
 
     def __call__(
         self,

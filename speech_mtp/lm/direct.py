@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from speech_mtp.layouts.prefix import Prefix
 from speech_mtp.lm.backbone import assistant_prefix, check_supported, untrained
-from speech_mtp.lm.cache import HuggingFaceCache, KVCache
+from speech_mtp.lm.cache import HuggingFaceCache, KVCache, as_keyword
 from speech_mtp.lm.decode import DecodeState, GroupLM, GroupLMConfig, behind_text, causal_mask
 from speech_mtp.lm.embeddings import GroupFusion
 from speech_mtp.lm.output import build_output
@@ -145,8 +145,8 @@ class DirectLM(GroupLM):
             inputs_embeds=x,
             position_ids=index,
             attention_mask=additive,
-            past_key_values=None if cache is None else HuggingFaceCache(cache),
             use_cache=cache is not None,
+            **as_keyword(self.trunk, None if cache is None else HuggingFaceCache(cache)),
         )
         return LMOutput(out.last_hidden_state.float()[:, :, None])
 

@@ -20,10 +20,15 @@ def fingerprint_of(folder: Path) -> str:
     """
     if (folder / SOURCE).is_file():
         return str(json.loads((folder / SOURCE).read_text(encoding="utf-8"))["sha256"])
+    check_weights(folder)
     digests = [sha256(path) for path in sorted(folder.glob("*.safetensors"))]
-    if not digests:
-        raise FileNotFoundError(f"There are no weights in {folder}: no *.safetensors file; download the model again.")
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def check_weights(folder: Path) -> None:
+    """Raise FileNotFoundError, in one sentence, unless ``folder`` holds weights."""
+    if not any(folder.glob("*.safetensors")):
+        raise FileNotFoundError(f"There are no weights in {folder}: no *.safetensors file; download the model again.")
 
 
 def sha256(path: Path) -> str:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtp.lm.backbone import check_supported, load_causal_lm
-from speech_mtp.lm.cache import HuggingFaceCache, KVCache, ancestors_of
+from speech_mtp.lm.cache import HuggingFaceCache, KVCache, ancestors_of, as_keyword
 from speech_mtp.lm.decoder import Decoder
 from speech_mtp.lm.fingerprint import fingerprint_of
 from speech_mtp.lm.graphs import MOST_NODES, CudaRecorder, GraphedForward
@@ -62,16 +62,18 @@ class Unembedding(OutputLayer):
         super().__init__((int(torch.as_tensor(layer.weight).shape[0]),))
         self._layer: tuple[Any, ...] = (layer,)  # in a tuple: shared, not owned
 
-    def pack(self, invariant: bool = False) -> None:
-        """Multiply packed weights from now on, without gradients; ``invariant`` as for :class:`PackedLinear`.
-
-        Raises ValueError where that cannot be had."""
+    def packed(self, invariant: bool = False) -> PackedLinear:
+        """The layer on packed weights, without gradients, for :meth:`replace`; ``invariant`` as for
+        :class:`PackedLinear`. Raises ValueError where that cannot be had."""
         layer = self._layer[0]
-        if not isinstance(layer, PackedLinear):
-            packed = PackedLinear(layer.weight, getattr(layer, "bias", None), invariant)
-            if invariant and not is_invariant(packed):
-                raise ValueError("On this processor the output layer depends on the number of rows.")
-            self._layer = (packed,)
+        packed = PackedLinear(layer.weight, getattr(layer, "bias", None), invariant)
+        if invariant and not is_invariant(packed):
+            raise ValueError("On this processor the output layer depends on the number of rows.")
+        return packed
+
+    def replace(self, layer: PackedLinear) -> None:
+        """Multiply by ``layer`` from now on."""
+        self._layer = (layer,)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., D]`` -> ``[..., V]``, in the model's precision."""
@@ -117,14 +119,15 @@ class TextLM(nn.Module):
     ) -> Self:
         """Make ready to decode fast: weights are packed. Training the model further needs to load it anew.
 
-        Without ``keep_layers`` the layers that decoding does not need are let go, and their memory with them.
+        Without ``keep_layers`` the layers that decoding does not need are let go one by one, so that their weights are
+        not in memory twice.
         ``graphs`` lets a GPU verify drafts by CUDA graphs (:mod:`speech_mtp.lm.graphs`; not for families that decode by
         their own layers). ``compile`` fuses what lies between the products, if there is a compiler
         (:meth:`speech_mtp.lm.decoder.Decoder.compile`). ``invariant`` gives every node the same numbers whatever it is
         verified with (:mod:`speech_mtp.lm.decoder`): greedy text in bfloat16 is then the same whatever drafts it.
 
         Raises ValueError, before anything is changed, for families that cannot be compiled, for what cannot be
-        invariant (:class:`speech_mtp.lm.decoder.Decoder`), and for both at once.
+        invariant (:meth:`speech_mtp.lm.decoder.Decoder.check_invariance`), and for both at once.
         """
         own = Decoder.fits(self.model)
         if compile and not own:
@@ -136,10 +139,12 @@ class TextLM(nn.Module):
         if invariant and self._decoder is not None and not self.invariant:
             raise ValueError("The model was prepared for decoding that is not invariant; load it anew.")
         if self._decoder is None:
-            decoder = Decoder(self.model, invariant) if own else None
-            self.output.pack(invariant)
-            self._decoder = decoder
-            if decoder is None:
+            if invariant:
+                Decoder.check_invariance(self.model)
+            output = self.output.packed(invariant)
+            self._decoder = Decoder(self.model, invariant, keep_layers) if own else None
+            self.output.replace(output)
+            if self._decoder is None:
                 pack_linears(self.model.base_model)
         if self._decoder is not None and not keep_layers:
             self.model.base_model.layers = nn.ModuleList()
@@ -151,10 +156,15 @@ class TextLM(nn.Module):
 
     @classmethod
     def from_folder(
-        cls, folder: str | Path, dtype: torch.dtype = torch.float32, fingerprint: str | None = None
+        cls,
+        folder: str | Path,
+        dtype: torch.dtype | None = torch.float32,
+        fingerprint: str | None = None,
+        device: str | torch.device = "cpu",
     ) -> Self:
-        """The causal LM saved in ``folder``. Errors as :meth:`speech_mtp.lm.backbone.Backbone.from_folder`."""
-        model, tokenizer = load_causal_lm(folder, dtype)
+        """The causal LM saved in ``folder``, in ``dtype`` (None: that of the file) on ``device``. Errors as for
+        :meth:`speech_mtp.lm.backbone.Backbone.from_folder`."""
+        model, tokenizer = load_causal_lm(folder, dtype, device)
         return cls(model, tokenizer, fingerprint or fingerprint_of(Path(folder)))
 
     def shape(self) -> dict[str, Any]:
@@ -210,21 +220,32 @@ class TextLM(nn.Module):
     def trunk_states(
         self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None, taps: tuple[int, ...] = (-1,)
     ) -> LMOutput:
-        """The model's own decoder: ``x [B, T, D]``, ``index [B, T]``, ``mask [B, 1, T, S]`` bool (True: may look)."""
+        """The model's own decoder: ``x [B, T, D]``, ``index [B, T]``, ``mask [B, 1, T, S]`` bool (True: may look).
+
+        Errors as for :meth:`check_layers`."""
+        self.check_layers()
         additive = _additive(mask, x.dtype)
         out = self.model.base_model(
             inputs_embeds=x,
             position_ids=index,
             attention_mask=additive,
-            past_key_values=None if cache is None else HuggingFaceCache(cache),
             use_cache=cache is not None,
             output_hidden_states=taps != (-1,),
+            **as_keyword(self.model.base_model, None if cache is None else HuggingFaceCache(cache)),
         )
         layers = [out.last_hidden_state if tap == -1 else out.hidden_states[tap] for tap in taps]
         return LMOutput(torch.stack(layers, 2), final=out.last_hidden_state)
 
+    def check_layers(self) -> None:
+        """Raise ValueError if :meth:`prepare` has let the model's own layers go."""
+        if len(self.model.base_model.layers) < self.num_layers:
+            raise ValueError(
+                "This model was prepared to decode only, and its layers were let go; load it anew, or keep its layers."
+            )
+
     def forward(self, tokens: Tensor, lengths: Tensor, taps: tuple[int, ...] = (-1,)) -> LMOutput:
-        """Teacher-forced states of right-padded ``tokens [B, T]``, for training: ``[B, T, taps, D]``."""
+        """Teacher-forced states of right-padded ``tokens [B, T]``, for training: ``[B, T, taps, D]``. Errors as for
+        :meth:`check_layers`."""
         index = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
         valid = index < lengths[:, None]
         causal = torch.ones(index.shape[1], index.shape[1], dtype=torch.bool, device=tokens.device).tril()

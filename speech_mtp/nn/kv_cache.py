@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass
@@ -142,3 +146,14 @@ def ancestors_of(parents: Tensor) -> Tensor:
         reach = (reach @ reach).clamp(max=1)
         steps *= 2
     return reach > 0
+
+
+def as_keyword(module: nn.Module, kept: Any) -> dict[str, Any]:
+    """``kept``, a cache or None, as the keyword argument under which ``module.forward`` takes a cache: ``cache``, or
+    ``past_key_values`` in models and releases of ``transformers`` that do not know the first."""
+    return {_cache_keyword(type(module).forward): kept}
+
+
+@cache
+def _cache_keyword(forward: Callable[..., Any]) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _ROWS = 8  # what the layout is chosen for: a draft is a handful of nodes
+_SMALL, _LARGE = 24, 256  # rows of the blocks of an invariant product
 
 
 @cache
@@ -40,8 +41,9 @@ class PackedLinear:
     ``torch.nn.functional.linear`` for a few rows (``recipes/text_mtp/RESULTS.md``); elsewhere that function runs on the
     weights themselves. The results of both differ by rounding.
 
-    A row that comes alone may be summed in another order than one among others. ``invariant`` computes it twice
-    instead, so that what a row gives does not depend on how many there are; :func:`is_invariant` tries that.
+    How many rows there are may decide in what order each is summed. ``invariant`` multiplies rows in blocks of the
+    sizes that :func:`is_invariant` tries and no others, and a row that comes alone twice, so that what a row gives does
+    not depend on how many there are.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, invariant: bool = False) -> None:
@@ -54,9 +56,23 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
-        if self.invariant and x.numel() == x.shape[-1]:
-            return self._product(x.expand(2, *x.shape))[0]
-        return self._product(x)
+        if not self.invariant:
+            return self._product(x)
+        rows = x.reshape(-1, x.shape[-1])
+        blocks = rows.split(self._blocks(len(rows)))
+        made = [self._product(b.expand(2, -1) if len(b) == 1 else b)[: len(b)] for b in blocks]
+        return (made[0] if len(made) == 1 else torch.cat(made)).view(*x.shape[:-1], self.shape[0])
+
+    @property
+    def largest(self) -> int:
+        """Rows of the largest block of an invariant product; many rows of a wide one take too long to try."""
+        return _LARGE if self.shape[0] <= 16_384 else _SMALL
+
+    def _blocks(self, rows: int) -> list[int]:
+        """The sizes of the blocks of ``rows`` rows: the largest, as many of the small size as fit, the rest."""
+        large, rest = divmod(rows, self.largest)
+        small, rest = divmod(rest, _SMALL)
+        return [self.largest] * large + [_SMALL] * small + ([rest] if rest or not rows else [])
 
     def _product(self, x: Tensor) -> Tensor:
         if self.packed:
@@ -65,11 +81,9 @@ class PackedLinear:
 
 
 def is_invariant(linear: PackedLinear) -> bool:
-    """Whether random rows give the very same numbers in pieces of every size that drafts have, and all at once."""
-    rows = 256 if linear.shape[0] <= 16_384 else 24
-    x = torch.randn(rows, linear.shape[1], generator=torch.Generator().manual_seed(0)).to(linear.dtype)
-    whole = linear(x)
-    sizes = [*range(1, 21), 33, 100]
+    """Whether random rows give the very same numbers in blocks of every size that an invariant product has."""
+    x = torch.randn(linear.largest, linear.shape[1], generator=torch.Generator().manual_seed(0)).to(linear.dtype)
+    whole, sizes = linear(x), range(1, _SMALL + 1)
     return all(torch.equal(torch.cat([linear(piece) for piece in x.split(size)]), whole) for size in sizes)
 
 

@@ -100,6 +100,16 @@ def test_nothing_drafted_is_the_trunk_s_own_law() -> None:
     assert torch.equal(rest, p[:, 0])
 
 
+@pytest.mark.parametrize("stochastic", [True, False])
+def test_a_residual_that_rounding_has_emptied_is_the_trunk_s_own_law(stochastic: bool) -> None:
+    """p and q differ in their last bit, or p in its sum from 1: a draft can be refused with nothing left to draw."""
+    p = torch.tensor([[[0.0, 1 - 2**-23, 0.0, 0.0], [0.25] * 4]])
+    q = torch.tensor([[[0.0, 1.0, 0.0, 0.0]]]) if stochastic else None
+    kept, rest = acceptance.rejection_chain(torch.tensor([[1]]), p, q, torch.full((1, 1), 1 - 2**-24))
+    assert kept.item() == 0
+    assert rest[0].tolist() == [0, 1, 0, 0]
+
+
 def random_laws(count: int, seed: int) -> Tensor:
     """``[count, 3]``: some with tokens that are excluded."""
     scores = torch.randn(count, 3, generator=torch.Generator().manual_seed(seed)) * 1.5

@@ -17,7 +17,7 @@ from speech_mtp.decoding.cascade import Cascade
 from speech_mtp.decoding.chain import Chain
 from speech_mtp.decoding.laws import TextLaw
 from speech_mtp.decoding.lookup import Lookup
-from speech_mtp.decoding.sampling import draw, uniform
+from speech_mtp.decoding.sampling import draw, row_seeds, uniform
 from speech_mtp.decoding.tree import Tree
 from speech_mtp.decoding.vanilla import Vanilla
 from speech_mtp.heads.dspark import DSpark
@@ -190,3 +190,20 @@ def test_noise_never_chooses_what_is_excluded() -> None:
     logits = torch.full((1, 16), float("-inf"))
     logits[0, 3] = 0.0
     assert draw(logits, PLAIN, seed, position, 0, TARGET).item() == 3
+
+
+def test_rows_of_one_prompt_differ_and_each_is_the_same_alone() -> None:
+    sampling = Sampling(seed=11)
+    together = text.start(LM, PROMPTS[:1] * 6, sampling, max_new_tokens=12).complete()
+    assert len({tuple(row) for row in together}) > 3
+    assert text.start(LM, PROMPTS[:1], sampling, max_new_tokens=12).complete() == together[:1]
+    seeds = row_seeds(sampling.seed, 6, LM.device)
+    assert int(seeds[0]) == sampling.seed
+    for row in range(6):
+        steps = text.generate(LM, PROMPTS[:1], sampling, max_new_tokens=12, seeds=seeds[row : row + 1])
+        assert [token for step in steps for token in step[0]] == together[row]
+
+
+def test_rows_of_two_runs_have_seeds_of_their_own() -> None:
+    every = torch.cat([row_seeds(seed, 64, LM.device) for seed in range(64)])
+    assert len(every.unique()) == 64 * 64

@@ -16,6 +16,7 @@ from tests.exports.tiny import assert_same, trained, trunk_folder
 
 FITTING: dict[str, dict[str, Any]] = {
     "ntp": {"name": "leap"},
+    "medusa": {"name": "medusa"},
     "vllm-medusa": {"name": "medusa"},
     "vllm-eagle3": {"name": "eagle3"},
     "speculators": {"name": "eagle3"},

@@ -130,7 +130,11 @@ def test_eagle3_is_what_vllm_reads(tmp_path: Path, lm: TextLM, spec: dict[str, A
         "draft_vocab_size": reduced or VOCAB,
         "target_hidden_size": DIM,
         "norm_before_residual": False,
-        "eagle_config": {"use_aux_hidden_state": True, "eagle_aux_hidden_state_layer_ids": list(head.taps)},
+        "eagle_aux_hidden_state_layer_ids": list(head.taps),
+        "eagle_config": {
+            "use_aux_hidden_state": True,
+            "eagle_aux_hidden_state_layer_ids": [tap - 1 for tap in head.taps],
+        },
     }
     assert {key: config[key] for key in wanted} == wanted
     assert_maps(head, tensors)
@@ -206,8 +210,8 @@ def test_the_numbers_are_those_of_the_published_layer(tmp_path: Path, lm: TextLM
 @pytest.mark.parametrize("name", TWO)
 def test_a_layer_that_is_not_ours_is_not_read(tmp_path: Path, lm: TextLM, name: str) -> None:
     config, _ = exported(name, trained(lm, name="eagle3"), lm, tmp_path / "out")
-    (tmp_path / "out" / "config.json").write_text(json.dumps({**config, "norm_before_residual": True}))
-    with pytest.raises(ValueError, match="has another layer than ours"):
+    (tmp_path / "out" / "config.json").write_text(json.dumps({**config, "norm_before_fc": True}))
+    with pytest.raises(ValueError, match="has another layer than ours: the settings norm_before_fc"):
         reader(name).read(tmp_path / "out", lm)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speech_mtp.lm.chat import TextStream, following, opening
+from speech_mtp.lm.chat import StopSearch, TextStream, following, opening
 from tests.lm.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -81,3 +81,30 @@ def test_nothing_is_told_from_a_stop_string_on(text: str, size: int, stops: list
 def test_only_what_may_become_a_stop_string_is_held_back() -> None:
     assert streamed(TOKENIZER("xay", add_special_tokens=False)["input_ids"], 1, ("ab",)) == ["x", "", "ay", ""]
     assert streamed(TOKENIZER("xa")["input_ids"], 1, ("ab",)) == ["x", "", "a"]
+
+
+@given(
+    st.lists(st.integers(0, 299), min_size=1, max_size=30),
+    st.lists(st.text("abh \ufffdü", min_size=1, max_size=3), min_size=1, max_size=3),
+)
+def test_a_stop_string_is_found_at_the_token_that_completes_it(tokens: list[int], stops: list[str]) -> None:
+    search = StopSearch(TOKENIZER, stops)
+    wholes = [TOKENIZER.decode(tokens[: n + 1], skip_special_tokens=True) for n in range(len(tokens))]
+    first = next((n for n, whole in enumerate(wholes) if any(stop in whole for stop in stops)), len(tokens))
+    assert [search.push(token) for token in tokens[: first + 1]] == [
+        n == first for n in range(len(tokens[: first + 1]))
+    ]
+
+
+def test_a_long_answer_is_not_decoded_anew_for_every_token() -> None:
+    decoded: list[int] = []
+
+    class Counting:
+        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            decoded.append(len(ids))
+            return str(TOKENIZER.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    tokens = TOKENIZER("the quick brown fox jumps over the lazy dog. " * 20)["input_ids"]
+    search = StopSearch(Counting(), ["never said"])
+    assert not any(search.push(token) for token in tokens)
+    assert sum(decoded) < 5 * len(tokens)

@@ -1,5 +1,9 @@
 """The fast decoder computes what the layers of transformers compute, for every family it names."""
 
+import weakref
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from transformers import (
@@ -16,10 +20,15 @@ from transformers import (
 )
 
 from speech_mtp.decoding.text import start
+from speech_mtp.evaluation.peers import transformers_greedy
+from speech_mtp.exports.base import save_trunk
+from speech_mtp.lm import backbone, decoder
 from speech_mtp.lm.decoder import FAMILIES, Decoder
 from speech_mtp.lm.text_lm import TextLM
+from speech_mtp.nn import packed
 from speech_mtp.nn.packed import PackedLinear, can_pack
 from speech_mtp.types import Draft, Sampling
+from tests.lm.tiny import tiny_tokenizer
 
 SIZES = {
     "vocab_size": 67,
@@ -136,3 +145,85 @@ def test_bfloat16_stays_near_float32() -> None:
         assert b.dtype == torch.bfloat16
         error = (a - b.float()).norm() / a.norm()
         assert float(error) < 0.05
+
+
+def test_without_its_layers_a_model_refuses_what_needs_them(tmp_path: Path) -> None:
+    lm = model("llama").prepare(keep_layers=False)
+    tokens = torch.tensor([[1, 2, 3]])
+    with pytest.raises(ValueError, match="its layers were let go"):
+        lm(tokens, torch.tensor([3]))
+    with pytest.raises(ValueError, match="its layers were let go"):
+        save_trunk(tmp_path, lm)
+    with pytest.raises(ValueError, match="its layers were let go"):
+        transformers_greedy(lm)
+    kept = model("llama").prepare()
+    assert kept(tokens, torch.tensor([3])).hidden.shape == (1, 3, 1, kept.dim)
+
+
+def test_a_layer_is_let_go_before_the_next_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, alive = model("llama"), []
+    theirs = [weakref.ref(layer.self_attn.q_proj.weight) for layer in lm.model.base_model.layers]
+
+    class Watched(PackedLinear):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            alive.append(sum(weight() is not None for weight in theirs))
+
+    monkeypatch.setattr(decoder, "PackedLinear", Watched)
+    lm.prepare(keep_layers=False)
+    assert alive == [3] * 4 + [2] * 4 + [1] * 4
+    assert not any(weight() is not None for weight in theirs)
+
+
+def test_where_nothing_is_packed_the_weights_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "can_pack", lambda dtype: False)
+    lm = model("llama")
+    before = states(lm, (1, -1))
+    lm.prepare()
+    assert lm._decoder is not None
+    for ours, layer in zip(lm._decoder.layers, lm.model.base_model.layers, strict=True):
+        attention, mlp = layer.self_attn, layer.mlp
+        for joined, modules in (
+            (ours.qkv, (attention.q_proj, attention.k_proj, attention.v_proj)),
+            (ours.leave, (attention.o_proj,)),
+            (ours.gate_up, (mlp.gate_proj, mlp.up_proj)),
+            (ours.down, (mlp.down_proj,)),
+        ):
+            places = {module.weight.untyped_storage().data_ptr() for module in modules}
+            assert places == {joined._weight.untyped_storage().data_ptr()}
+    out = lm(*given_text())
+    for a, b, c in zip(before, states(lm, (1, -1)), (out.hidden,), strict=False):
+        torch.testing.assert_close(b, a, atol=1e-4, rtol=1e-4)
+        assert c.isfinite().all()
+
+
+def test_weights_are_hashed_once_and_loaded_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model("llama").model.bfloat16().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    hashed, asked = [], []
+    sha256, load = backbone.sha256, backbone.AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(backbone, "sha256", lambda path: hashed.append(path) or sha256(path))
+
+    def loading(folder: Path, **settings: Any) -> Any:
+        asked.append(settings)
+        settings.pop("device_map", None)
+        return load(folder, **settings)
+
+    monkeypatch.setattr(backbone.AutoModelForCausalLM, "from_pretrained", loading)
+    lm = TextLM.from_folder(tmp_path, None)
+    assert lm.dtype == torch.bfloat16
+    assert [path.name for path in hashed] == ["model.safetensors"]
+    assert TextLM.from_folder(tmp_path, torch.float32, "known").dtype == torch.float32
+    assert len(hashed) == 1
+    assert [settings["dtype"] for settings in asked] == ["auto", torch.float32]
+
+
+def test_weights_are_read_straight_to_their_device(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    model("llama").model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert TextLM.from_folder(tmp_path, device="meta").device.type == "meta"
+
+
+def given_text() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor([[1, 2, 3]]), torch.tensor([3])

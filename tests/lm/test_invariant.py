@@ -10,7 +10,6 @@ from transformers import GemmaConfig, GemmaForCausalLM, Qwen2Config, Qwen2ForCau
 from speech_mtp.decoding import catalogue
 from speech_mtp.decoding.text import start
 from speech_mtp.lm.text_lm import TextLM, TextState
-from speech_mtp.nn import packed
 from speech_mtp.nn.packed import PackedLinear, is_invariant
 from speech_mtp.types import Draft, Sampling, Verdict
 from tests.decoding.test_text_lossless import make_head
@@ -140,18 +139,50 @@ def test_the_text_is_the_same_whatever_drafts_it(lm: TextLM, name: str | None, r
     assert start(lm, PROMPTS[1:2], greedy, catalogue.build(rule, head), 40).complete() == expected[1:2]
 
 
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of every product from now on."""
+    rows: list[int] = []
+    product = PackedLinear._product
+
+    def counting(linear: PackedLinear, x: Tensor) -> Tensor:
+        rows.append(x.numel() // x.shape[-1])
+        return product(linear, x)
+
+    monkeypatch.setattr(PackedLinear, "_product", counting)
+    return rows
+
+
 @needs_invariance
 def test_no_product_sees_a_single_row(lm: TextLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows: list[int] = []
-    multiply = packed._multiply
-
-    def counting(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        rows.append(x.numel() // x.shape[-1])
-        return multiply(x, weight, bias)
-
-    monkeypatch.setattr(packed, "_multiply", counting)
+    rows = counted(monkeypatch)
     start(lm, [[3]], Sampling(temperature=0), None, 2).complete()
     assert set(rows) == {2}
+
+
+@needs_invariance
+def test_prompts_of_any_length_are_products_of_tried_sizes(lm: TextLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = counted(monkeypatch)
+    for wide in (384, 20_000):
+        linear = PackedLinear(torch.ones(wide, 32, dtype=torch.bfloat16), invariant=True)
+        rows.clear()
+        is_invariant(linear)
+        tried = set(rows)
+        for length in (1, 2, 25, 57, 256, 257, 280, 511, 700):
+            rows.clear()
+            assert linear(torch.ones(1, length, 32)).shape == (1, length, wide)
+            assert set(rows) <= tried, length
+    assert linear(torch.ones(2, 0, 32)).shape == (2, 0, wide)
+
+
+@needs_invariance
+def test_a_long_prompt_whole_and_in_pieces(lm: TextLM) -> None:
+    prompt = torch.randint(61, (430,), generator=torch.Generator().manual_seed(7)).tolist()
+    whole, pieces = read(lm, [prompt]), read(lm, [prompt[:33]])
+    lm.read(pieces, [prompt[33:140]])
+    lm.read(pieces, [prompt[140:]])
+    tokens = torch.tensor([[prompt[-1], 6, 7]])
+    found = [states(lm, state, tokens, torch.tensor([[-1, 0, 1]])) for state in (whole, pieces)]
+    assert torch.equal(*found)
 
 
 def test_a_product_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
