@@ -71,13 +71,11 @@ COMMON = {
         " unde când acest această eu astăzi"
     ),
 }
-ENGLISH = frozenset(
-    (
-        "a about all an and are as at be been but by can could did do each english for from get go had has"
-        " have he her him his how i if in into is it its like look make many may me more my no not now of on"
-        " one or other our out said say see she so some than that the their them then there these they this"
-        " time to translate two up use was way we were what when which who will with would you your"
-    ).split()
+ENGLISH_WORDS = (
+    "a about all an and are as at be been but by can could did do each english for from get go had has"
+    " have he her him his how i if in into is it its like look make many may me more my no not now of on"
+    " one or other our out said say see she so some than that the their them then there these they this"
+    " time to translate two up use was way we were what when which who will with would you your"
 )
 LETTERS = {
     "German": "äöüß",
@@ -94,6 +92,7 @@ LETTERS = {
     "Romanian": "țșăâî",
 }
 """Words in small letters that hold one of these count as the language's own."""
+ENGLISH = frozenset(ENGLISH_WORDS.split())
 KNOWN = {name: frozenset(words.split()) for name, words in COMMON.items()}
 
 
