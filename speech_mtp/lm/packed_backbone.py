@@ -8,7 +8,8 @@ weights are read from safetensors in the dtype that they are stored in, and the 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,10 +149,24 @@ def _skeleton(weights: _Weights, config: Any, count: int) -> Any:
 
     heads, theta = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads, _theta(config)
     decoder = SimpleNamespace(
-        layers=map(layer, range(count)), norm=module("model.norm", norm=True), rotary_emb=_Rotary(heads, theta)
+        layers=_Layers(layer, count), norm=module("model.norm", norm=True), rotary_emb=_Rotary(heads, theta)
     )
     some = torch.zeros(1)  # the Decoder asks it for device and dtype
     return SimpleNamespace(base_model=decoder, config=config, get_input_embeddings=lambda: SimpleNamespace(weight=some))
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """``count`` layers, each read when it is asked for."""
+
+    read: Callable[[int], Any]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> Any:
+        return self.read(i)
 
 
 def _theta(config: Any) -> float:

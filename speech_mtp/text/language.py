@@ -14,35 +14,64 @@ WORD = re.compile(r"[^\W\d_]+")
 MIN_WORDS, MIN_KNOWN, MIN_SHARE = 4, 3, 0.22
 
 COMMON = {
-    "German": "der das und ist nicht ich ein eine einen einem zu mit auf für von den sie es auch sich dem wie wir aber"
-    " oder wird sind haben wurde kann mein dein sein ihr noch nach bei über heute sehr schön guten wenn dass im vom zum"
-    " zur weil gehen guten morgen habe möchte ja nein durch warum du er hat bitte danke wo alle",
-    "French": "comment allez vous ça va le la les et est je vous nous une des du que qui dans pour pas ne il elle ce cette sont avec sur mais"
-    " mon votre notre leur très où être aux au bonjour merci oui c'est tu suis aujourd hui quand comme fait un de en"
-    " ses tout j n qu",
-    "Spanish": "hola hoy estás quiero tengo eres soy el la los las es y que en un una por para con no se su lo como más pero está muy yo este esta son del"
-    " al hay también fue ser tiene todo cuando hola gracias qué cómo dónde mi mis tu buenos días de nos le ya",
-    "Italian": "sul nei stai sta il lo la gli le di che è e un una per non con sono del della dei nel nella questo questa come più ma"
-    " anche mi ti si ha ho molto buongiorno grazie ciao perché dove al alla i io noi oggi da in bene",
-    "Portuguese": "o os as um uma de que e é não em para com por mais como mas foi ao do da dos das no na ele ela você"
-    " isso este está são também muito eu meu sua seu se obrigado bom dia onde quando hoje nós",
-    "Dutch": "de het een en van ik je is dat niet op te voor met zijn er maar om hij ook aan heeft hebben bij dit wat"
-    " naar deze uit nog wel geen zij wij kan worden door goed dank hoe waar als mijn ben vandaag wordt",
-    "Swedish": "vill ha och att det som en är på av för med den till inte har jag om ett var vi men du han hon så kan från min"
-    " ska mycket idag tack hej vad hur när eller din detta här",
-    "Danish": "og at det som en er på af for med den til ikke har jeg om et var vi men du han hun så kan fra min skal"
-    " meget tak hej hvad hvordan når eller din dette her i dag også",
-    "Polish": "i w nie na się jest to że z do jak co ale tak za od po jego przez dla mnie czy ja są był być już tylko"
-    " bardzo dzień dobry dziękuję proszę gdzie kiedy ten dzisiaj o jestem",
-    "Turkish": "bir ve bu için çok ne da de ile var ben sen o mi değil ama gibi daha en olarak kadar sonra benim nasıl"
-    " merhaba teşekkür ederim bugün evet hayır güzel iyi neden nerede",
-    "Indonesian": "yang dan di ini itu dengan untuk tidak dari dalam akan pada saya kamu adalah ke juga ada bisa sudah"
-    " atau anda kami mereka apa selamat terima kasih hari sangat karena",
-    "Czech": "a je se na v že to s z do jsem jak ale pro tak by co jsou byl být nebo jeho jako velmi dobrý den děkuji"
-    " kde když dnes já ty není jsme má",
-    "Romanian": "și în de la nu un o este cu pe că pentru din care sunt mai ce se am fi ca dar foarte bună ziua"
-    " mulțumesc unde când acest această eu astăzi",
+    "German": (
+        "der das und ist nicht ich ein eine einen einem zu mit auf für von den sie es auch sich dem wie wir aber"
+        " oder wird sind haben wurde kann mein dein sein ihr noch nach bei über heute sehr schön guten wenn dass im"
+        " vom zum zur weil gehen morgen habe möchte ja nein durch warum du er hat bitte danke wo alle"
+    ),
+    "French": (
+        "comment allez vous ça va le la les et est je nous une des du que qui dans pour pas ne il elle ce cette"
+        " sont avec sur mais mon votre notre leur très où être aux au bonjour merci oui tu suis aujourd hui quand"
+        " comme fait un de en ses tout j n qu"
+    ),
+    "Spanish": (
+        "hola hoy estás quiero tengo eres soy el la los las es y que en un una por para con no se su lo como más"
+        " pero está muy yo este esta son del al hay también fue ser tiene todo cuando gracias qué cómo dónde mi mis"
+        " tu buenos días de nos le ya"
+    ),
+    "Italian": (
+        "sul nei stai sta il lo la gli le di che è e un una per non con sono del della dei nel nella questo questa"
+        " come più ma anche mi ti si ha ho molto buongiorno grazie ciao perché dove al alla i io noi oggi da in"
+        " bene"
+    ),
+    "Portuguese": (
+        "o os as um uma de que e é não em para com por mais como mas foi ao do da dos das no na ele ela você isso"
+        " este está são também muito eu meu sua seu se obrigado bom dia onde quando hoje nós"
+    ),
+    "Dutch": (
+        "de het een en van ik je is dat niet op te voor met zijn er maar om hij ook aan heeft hebben bij dit wat"
+        " naar deze uit nog wel geen zij wij kan worden door goed dank hoe waar als mijn ben vandaag wordt"
+    ),
+    "Swedish": (
+        "vill ha och att det som en är på av för med den till inte har jag om ett var vi men du han hon så kan"
+        " från min ska mycket idag tack hej vad hur när eller din detta här"
+    ),
+    "Danish": (
+        "og at det som en er på af for med den til ikke har jeg om et var vi men du han hun så kan fra min skal"
+        " meget tak hej hvad hvordan når eller din dette her i dag også"
+    ),
+    "Polish": (
+        "i w nie na się jest to że z do jak co ale tak za od po jego przez dla mnie czy ja są był być już tylko"
+        " bardzo dzień dobry dziękuję proszę gdzie kiedy ten dzisiaj o jestem"
+    ),
+    "Turkish": (
+        "bir ve bu için çok ne da de ile var ben sen o mi değil ama gibi daha en olarak kadar sonra benim nasıl"
+        " merhaba teşekkür ederim bugün evet hayır güzel iyi neden nerede"
+    ),
+    "Indonesian": (
+        "yang dan di ini itu dengan untuk tidak dari dalam akan pada saya kamu adalah ke juga ada bisa sudah atau"
+        " anda kami mereka apa selamat terima kasih hari sangat karena"
+    ),
+    "Czech": (
+        "a je se na v že to s z do jsem jak ale pro tak by co jsou byl být nebo jeho jako velmi dobrý den děkuji"
+        " kde když dnes já ty není jsme má"
+    ),
+    "Romanian": (
+        "și în de la nu un o este cu pe că pentru din care sunt mai ce se am fi ca dar foarte bună ziua mulțumesc"
+        " unde când acest această eu astăzi"
+    ),
 }
+<<<<<<< HEAD
 ENGLISH = frozenset(
     [
         "the",
@@ -139,12 +168,30 @@ ENGLISH = frozenset(
         "i'm",
         "don't",
     ]
+=======
+ENGLISH_WORDS = (
+    "a about all an and are as at be been but by can could did do each english for from get go had has"
+    " have he her him his how i if in into is it its like look make many may me more my no not now of on"
+    " one or other our out said say see she so some than that the their them then there these they this"
+    " time to translate two up use was way we were what when which who will with would you your"
+>>>>>>> speech-text
 )
 LETTERS = {
-    "German": "äöüß", "French": "çèêàœ", "Spanish": "ñáéíóú", "Italian": "àèìòù", "Portuguese": "ãõçáê", "Dutch": "ë",
-    "Swedish": "åäö", "Danish": "æøå", "Polish": "łąęńśźż", "Turkish": "ğşıçöü", "Czech": "řěůčšžýí", "Romanian": "țșăâî",
-}  # fmt: skip
+    "German": "äöüß",
+    "French": "çèêàœ",
+    "Spanish": "ñáéíóú",
+    "Italian": "àèìòù",
+    "Portuguese": "ãõçáê",
+    "Dutch": "ë",
+    "Swedish": "åäö",
+    "Danish": "æøå",
+    "Polish": "łąęńśźż",
+    "Turkish": "ğşıçöü",
+    "Czech": "řěůčšžýí",
+    "Romanian": "țșăâî",
+}
 """Words in small letters that hold one of these count as the language's own."""
+ENGLISH = frozenset(ENGLISH_WORDS.split())
 KNOWN = {name: frozenset(words.split()) for name, words in COMMON.items()}
 
 

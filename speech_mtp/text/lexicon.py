@@ -45,8 +45,8 @@ def read_lexicon(path: str | Path) -> dict[str, str]:
 
 
 def _entry(line: str) -> tuple[str, str]:
-    word, tab, reading = (part.strip() for part in line.partition("\t"))
-    if not tab or not word or not reading:
+    word, _, reading = (part.strip() for part in line.partition("\t"))
+    if not word or not reading:
         raise ValueError("write the word, a tab and its reading.")
     plain = normalize(word)
     if not WORD.fullmatch(plain):

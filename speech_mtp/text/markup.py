@@ -103,11 +103,9 @@ class Markup:
         line = rest if end < 0 else rest[:end]
         if rest[0] in "`~" and FENCE.match(line[:3].ljust(3, rest[0])) and not whole:
             return None
-        if fence := FENCE.match(line):
-            if self._fenced or fence[0][0] not in line[fence.end() :]:
-                self._fenced = not self._fenced
-                self._own = False
-                return len(line), "\n\n"
+        if (fence := FENCE.match(line)) and (self._fenced or fence[0][0] not in line[fence.end() :]):
+            self._fenced, self._own = not self._fenced, False
+            return len(line), "\n\n"
         if self._fenced:
             self._opening, self._own = False, True
             return 0, ""

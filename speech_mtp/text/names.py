@@ -190,7 +190,10 @@ NAMES: tuple[Rule, ...] = (
     rule(rf",? \b({STATE}),? (\d{{5}}(?:-\d{{4}})?)\b", _state),
     rule(rf"(?<=[a-z]), (?!{tables.WORDLIKE_STATES})({STATE})()(?![\w'.])", _state),
     rule(rf"\b({'|'.join(tables.TITLES)})\.? (?=[A-Z\ue000])", lambda m: f"{tables.TITLES[m[1]]} "),
-    rule(rf"\b({'|'.join(tables.BEFORE_NUMBER)})\. ?(?=\d)", lambda m: f"{tables.BEFORE_NUMBER[m[1]]} "),
+    rule(
+        rf"\b({'|'.join(tables.BEFORE_NUMBER)})(?:\. ?|(?<=Apt) |(?<=Ste) )(?=\d)",
+        lambda m: f"{tables.BEFORE_NUMBER[m[1]]} ",
+    ),
     rule(
         rf"(?<![\w.'])({'|'.join(re.escape(a) for a in tables.ABBREVIATIONS)})\.(?![A-Za-z\d])", _abbreviation, CASELESS
     ),
@@ -201,10 +204,11 @@ NAMES: tuple[Rule, ...] = (
     ),
     rule(r"(?<![\w.'])([A-HJ-Z])\. (?=[A-Z][a-z.])", r"\1 "),
     rule(
-        rf"\b({tables.ROMAN_AFTER}|(?:{tables.MONARCHS})(?: [A-Z][a-z]{{1,20}})?) ([IVXLC]{{2,8}}|[VX]|I(?! (?:{tables.PRONOUN_VERBS})\b))(?!\.\w|'(?:m|ve|ll|d)\b)\b",
+        rf"\b({tables.ROMAN_AFTER}|(?:{tables.MONARCHS})(?: [A-Z][a-z]{{1,20}})?) "
+        rf"([IVXLC]{{2,8}}|[VX]|I(?! (?:{tables.PRONOUN_VERBS})\b))(?!\.\w|'(?:m|ve|ll|d)\b)\b",
         _roman,
     ),
-    rule(r"\b([A-Z][a-z]{1,20}) (X{1,2}(?:IX|IV|V?I{0,3})|IX|IV|V?I{2,3}|VI)\b(?!\.\w)(?<!XX)", _roman),
+    rule(r"\b([A-Z][a-z]{1,20}) (X{1,2}(?:IX|IV|VI{0,3}|I{1,3})|IX|IV|V?I{2,3}|VI)\b(?!\.\w)(?<!XX)", _roman),
     rule(r"\b(Ph)\.? ?D\b\.?", lambda m: "PhD" + _stop_if_last(m)),
     rule(r"(?<=\w) '?[nN]' (?=\w)", " and "),
     rule(r"\b([A-Z])#(?!\w)", r"\1 sharp"),

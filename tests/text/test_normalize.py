@@ -25,8 +25,8 @@ CASES = [
     ("1,905 men", "one thousand nine hundred five men"),
     ("pages 10-20, 1914–1918", "pages ten to twenty, nineteen fourteen to nineteen eighteen"),
     ("1/2, 3/4, 2/3", "one half, three quarters, two thirds"),
-    ("2 1/2 cups, 3½ cups", "two and one half cups, three and one half cups"),
-    ("version 2.0.1", "version two dot zero dot one"),
+    ("2 1/2 cups, 3½ cups", "two and a half cups, three and a half cups"),
+    ("version 2.0.1", "version two point zero point one"),
     ("2+2=4, 5 - 3 = 2, -5", "two plus two equals four, five minus three equals two, minus five"),
     ("x^2", "x squared"),
     ("12345678901234567", "one two three four five six seven eight nine zero one two three four five six seven"),
@@ -105,13 +105,26 @@ def test_other_scripts_are_refused_by_name(text: str, script: str, shown: str) -
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("", "empty"), (" \n ", "empty"), ("...!?", "punctuation"), ("😀 🎉", "GRINNING FACE")],
+    [
+        ("", "empty"),
+        (" \n ", "empty"),
+        ("...!?", "punctuation"),
+        ("😀 🎉", "GRINNING FACE"),
+        ("$", "DOLLAR SIGN"),
+        ("%", "punctuation"),
+    ],
 )
 def test_text_without_words_is_refused(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         check_text(text)
     with pytest.raises(ValueError, match=reason):
         normalize(text)
+
+
+@pytest.mark.parametrize("text", ["![](cat.png)", "<b></b>", "[](http://a.org)"])
+def test_markup_without_words_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="only markup"):
+        check_text(text)
 
 
 def test_length_is_checked_with_the_count() -> None:
@@ -222,7 +235,15 @@ def test_every_number_is_spoken_in_words(value: int) -> None:
         "-" * 10_000 + "a",
         "a-" * 5_000,
         "a'" * 5_000,
-        "$" * 10_000,
+        "$" * 10_000 + "1",
+        "A " * 5_000,
+        "a_" * 5_000,
+        "5^" * 5_000,
+        "1e5" * 3_000,
+        "/a" * 5_000,
+        "#a" * 5_000,
+        "Mon, " * 2_000,
+        "5 m/s " * 1_600,
         "1/" * 5_000,
         "1:" * 5_000,
         "www." * 2_500,
