@@ -29,11 +29,9 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SpeechModel:
     """The model that every name means, and an empty working folder."""
     made = tiny_model()
 
-<<<<<<< HEAD
-    def load(name: str, backbone: str | None = None, threads: int | None = None) -> SpeechModel:
-=======
-    def load(name: str, backbone: str | None = None, lexicon: Path | None = None) -> SpeechModel:
->>>>>>> speech-text
+    def load(
+        name: str, backbone: str | None = None, threads: int | None = None, lexicon: Path | None = None
+    ) -> SpeechModel:
         if name != "tiny-en":
             raise ValueError(f"There is no model {name!r}.")
         return made
