@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from speech_mtp.text.language import LOOK, check_language
 from speech_mtp.text.markup import Markup
 from speech_mtp.text.normalize import check_text, joins, normalize
 from speech_mtp.text.split import SentenceBuffer, Word
@@ -69,6 +70,7 @@ class Feed:
         self._markup = Markup()
         self._buffer = SentenceBuffer(max_chars)
         self._segments = Segments()
+        self._beginning: str | None = ""  # by which the language is told; None when it was
         self._seen = 0
         self._begun = False  # whether something of the current sentence was handed out
 
@@ -77,11 +79,21 @@ class Feed:
         self._seen += len(text)
         if self._seen > self.max_total:
             raise ValueError(f"The text stream is longer than {self.max_total} characters; speak it in parts.")
-        return self._pieces(self._buffer.push(self._markup.push(text)))
+        return self._pieces(self._buffer.push(self._plain(self._markup.push(text), final=False)))
 
     def finish(self) -> list[Piece]:
         """The text ends here: the remaining pieces."""
-        return self._pieces(self._buffer.push(self._markup.flush()) + self._buffer.flush())
+        rest = self._plain(self._markup.flush(), final=True)
+        return self._pieces(self._buffer.push(rest) + self._buffer.flush())
+
+    def _plain(self, text: str, final: bool) -> str:
+        """``text`` without its markup, of which the beginning of the stream must be English."""
+        if self._beginning is not None:
+            self._beginning += text
+            if final or len(self._beginning) >= LOOK:
+                check_language(self._beginning)
+                self._beginning = None
+        return text
 
     def _pieces(self, words: list[Word]) -> list[Piece]:
         return [self._piece(*segment) for word in words for segment in self._segments.push(word)]

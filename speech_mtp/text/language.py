@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-LOOK = 600
+LOOK = 200
 """How many characters of the beginning are looked at."""
 WORD = re.compile(r"[^\W\d_]+")
 MIN_WORDS, MIN_KNOWN, MIN_SHARE = 4, 3, 0.22
@@ -96,6 +96,27 @@ ENGLISH = frozenset(ENGLISH_WORDS.split())
 KNOWN = {name: frozenset(words.split()) for name, words in COMMON.items()}
 
 
+HOMOGRAPHS = {
+    name: frozenset(words.split())
+    for name, words in {
+        "German": "in an so am war man die was hat bin art also",
+        "French": "on a an as son me car or par plus dire",
+        "Spanish": "a no me he has sin son van soy",
+        "Italian": "a in no me per come due o era fare",
+        "Portuguese": "a no do as me era for tem dos",
+        "Dutch": "in is was of we had men over of hem had",
+        "Swedish": "i en at man var an för under",
+        "Danish": "at for i en man var under",
+        "Polish": "i to do a no by on",
+        "Turkish": "on at an o ben",
+        "Indonesian": "di in an",
+        "Czech": "a to do on my by",
+        "Romanian": "a in o am are la",
+    }.items()
+}
+"""Words of a language that are English words too: they tell nothing."""
+
+
 def check_language(text: str) -> None:
     """Raise ValueError, naming the language, when the beginning of ``text`` is surely not English."""
     name = foreign_language(text)
@@ -110,7 +131,7 @@ def foreign_language(text: str) -> str | None:
     if len(written) < MIN_WORDS:
         return None
     name, own = max(((n, _own_words(words, n)) for n in KNOWN), key=lambda found: len(found[1]))
-    english = sum(w in ENGLISH and w not in KNOWN[name] for w in words)
+    english = sum(w in ENGLISH and w not in KNOWN[name] and w not in HOMOGRAPHS.get(name, ()) for w in words)
     telling = len(set(own) - ENGLISH)
     sure = telling >= MIN_KNOWN and len(own) >= MIN_SHARE * len(written) and len(own) >= 12 * english
     return name if sure else None

@@ -28,7 +28,7 @@ NEVER_LAST = _words(
     " e.g i.e approx dept est tel ext"
 )
 """Abbreviations that a sentence does not end with."""
-NUMBERED = _words("no nos p sec ch art")
+NUMBERED = _words("no nos p sec ch art apt ste rm bldg eq")
 """Abbreviations only before a number: "No. 5", but "No. I will not."."""
 SOMETIMES_LAST = _words(
     "etc inc ltd co corp jr sr bros ave blvd rd a.m p.m al jan feb mar apr jun jul aug sep sept oct nov dec"

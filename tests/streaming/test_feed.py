@@ -38,7 +38,7 @@ def test_letter_by_letter(text: str) -> None:
 
 def test_words_come_before_the_sentence_ends() -> None:
     pieces = Feed().push("the quick brown fox jumps over 12 ")
-    assert [piece.text for piece in pieces] == ["the", " quick", " brown", " fox", " jumps"]
+    assert [piece.text for piece in pieces] == ["the quick", " brown", " fox", " jumps"]
     assert not any(piece.end for piece in pieces)
 
 
@@ -46,7 +46,7 @@ def test_what_may_be_read_together_waits() -> None:
     feed = Feed()
     assert [piece.text for piece in feed.push("it took him 5 ")] == ["it", " took"]
     assert [piece.text for piece in feed.push("km and then ")] == []
-    assert [piece.text for piece in feed.push("he slept ")] == [" him five kilometers and", " then"]
+    assert [piece.text for piece in feed.push("he slept ")] == [" him five kilometers and then"]
 
 
 def test_a_long_sentence_is_closed_at_a_clause_end_and_loses_no_word() -> None:
@@ -59,3 +59,23 @@ def test_a_long_sentence_is_closed_at_a_clause_end_and_loses_no_word() -> None:
 def test_too_long_a_stream_is_refused() -> None:
     with pytest.raises(ValueError, match="longer than 10000"):
         closed(["word "] * 2001)
+
+
+GERMAN = "Guten Morgen, ich habe heute leider keine Zeit und kann nicht mit dir in die Stadt fahren. " * 4
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_another_language_is_refused_as_soon_as_it_is_told(size: int) -> None:
+    taken: list[str] = []
+    with pytest.raises(ValueError, match="German"):
+        for at in range(0, len(GERMAN), size):
+            taken.append(GERMAN[at : at + size])
+            list(pieces_of(taken))
+    assert len("".join(taken)) < 200 + size
+    with pytest.raises(ValueError, match="German"):
+        sentences(GERMAN)
+
+
+def test_markdown_is_read_as_it_arrives() -> None:
+    text = "# Plans\n\n1. **Wash** it\n2. Dry `it`\n\nSee [the page](https://x.org/a)."
+    assert closed([text]) == closed(list(text)) == ["Plans.", "one, Wash it.", "two, Dry it.", "See the page."]
