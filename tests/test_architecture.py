@@ -115,7 +115,7 @@ def test_the_contract_names_the_layers_of_the_architecture() -> None:
         ["objectives", "decoding"],
         ["lm", "heads"],
         ["codecs", "layouts"],
-        ["types", "plugins", "files", "storage", "audio", "text", "nn"],
+        ["types", "plugins", "files", "storage", "threads", "audio", "text", "nn"],
     ]
     assert layers["exhaustive"] is True
 

@@ -19,6 +19,9 @@ from speech_mtp.corpus.codes import CodeCorpus, CodeRow, save_codes
 from speech_mtp.evaluation import speech_report
 from speech_mtp.lm.backbone import fingerprint_of
 from speech_mtp.lm.text_lm import TextLM
+from speech_mtp.text.g2p.base import read_text
+from speech_mtp.text.g2p.hibari import Hibari
+from speech_mtp.text.phonemes import render
 from tests.cli.running import run
 from tests.test_readme import BLOCKS, ROOT
 from tests.text_tiny import tiny_folder, tiny_head
@@ -56,7 +59,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tiny_head(TextLM.from_folder(backbone), tmp_path / "heads" / hub.DEFAULT_HEAD, **head)
     monkeypatch.setattr(hub, "HEADS", tmp_path / "heads")
     monkeypatch.setattr(hub, "resolve_backbone", lambda *_: backbone)
-    monkeypatch.setattr(hub, "load", lambda name, backbone=None: speech, raising=False)
+    monkeypatch.setattr(hub, "load", lambda name, **settings: speech, raising=False)
     monkeypatch.setattr(hub, "load_codec", lambda name: speech.codec)
     monkeypatch.setattr(evaluate, "_recording_of", lambda model, voice: None)
     monkeypatch.setattr(speech_report, "speech_report", lambda say, texts, known: {"wer": float(say(texts[0]).seconds)})
@@ -70,7 +73,9 @@ def toy_codes(folder: Path) -> None:
     rows, units, start = [], [], 0
     for i, text in enumerate(texts):
         count = 3 * sum(c.isalpha() or c == "." for c in text)
-        rows.append(CodeRow(str(i), "low", text, "", "dev" if i > 5 else "train", start, count))
+        rows.append(
+            CodeRow(str(i), "low", text, render(read_text(Hibari(), text)), "dev" if i > 5 else "train", start, count)
+        )
         units.append(torch.arange(count) // 6)
         start += count
     frames = torch.stack([torch.randint(0, size, (start,)) for size in (1000, 200)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers import DynamicCache
 
 from speech_mtp.nn.kv_cache import KVCache, ancestors_of, as_keyword
 
@@ -32,4 +31,6 @@ class HuggingFaceCache:
 
 def growing_cache(model: Any) -> Any:
     """An empty cache of the kind that ``transformers`` makes for ``model``."""
+    from transformers import DynamicCache
+
     return DynamicCache(config=model.config)

@@ -16,6 +16,10 @@ PER = "|".join(re.escape(u) for u in sorted(measures.UNITS, key=len, reverse=Tru
 CODES = "USD|EUR|GBP|JPY|CHF|CAD|AUD|INR|CNY"
 SIGN_AFTER = rf"[€£¥₹¢₩₽₺₿₱₫]|\$(?!\d)|(?:{CODES})\b"
 SIGN = rf"(?:US|CA|AU|NZ|HK|\b[AC])?\$|[€£¥₹₩₽₺₿₱₫]|(?:{CODES})(?= ?\d)"
+PERIODS = {"hr": "hour", "wk": "week", "mo": "month", "yr": "year"} | {
+    word: word
+    for word in ("hour", "day", "week", "month", "year", "night", "minute", "person", "piece", "unit", "mile")
+}
 EQUATION = r"(?=[\d .,+x×*/-]{1,40}=)"
 
 
@@ -93,6 +97,7 @@ def _slash(m: re.Match[str]) -> str:
 
 
 MONEY: tuple[Rule, ...] = (
+    rule(rf"(?<=\d)( ?(?:{PER}))?/({'|'.join(PERIODS)})\b(?![/'-])", lambda m: f"{m[1] or ''} per {PERIODS[m[2]]}"),
     rule(rf"\b([Aa]n?) (?P<sign>[$€£¥₹]) ?(?P<amount>{NUM})(?: ?(?P<big>{BIG})\b)?(?= [a-z])(?<!\.\d\d)", _priced),
     rule(rf"()(?P<sign>[$€£¥₹])(?P<amount>{NUM})(?P<big>)(?= (?:note|bill|coin)s?\b)", _priced),
     rule(rf"(?P<minus>(?<![\w)])-)?(?P<sign>{SIGN}) ?(?P<amount>{NUM})(?: ?(?P<big>{BIG})\b)?", _money, CASELESS),

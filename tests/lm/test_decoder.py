@@ -22,7 +22,7 @@ from transformers import (
 from speech_mtp.decoding.text import start
 from speech_mtp.evaluation.peers import transformers_greedy
 from speech_mtp.exports.base import save_trunk
-from speech_mtp.lm import backbone, decoder
+from speech_mtp.lm import backbone, decoder, fingerprint
 from speech_mtp.lm.decoder import FAMILIES, Decoder
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.nn import packed
@@ -201,8 +201,8 @@ def test_weights_are_hashed_once_and_loaded_as_they_are(tmp_path: Path, monkeypa
     model("llama").model.bfloat16().save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     hashed, asked = [], []
-    sha256, load = backbone.sha256, backbone.AutoModelForCausalLM.from_pretrained
-    monkeypatch.setattr(backbone, "sha256", lambda path: hashed.append(path) or sha256(path))
+    sha256, load = fingerprint.sha256, backbone.AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(fingerprint, "sha256", lambda path: hashed.append(path) or sha256(path))
 
     def loading(folder: Path, **settings: Any) -> Any:
         asked.append(settings)

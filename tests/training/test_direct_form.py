@@ -136,7 +136,11 @@ def test_the_stage_trains_the_backbone_and_starts_from_another_training(stage: d
         ({"task": {"weights": {"control": 1.0}}}, r"'text' has no weight; add it to task\.weights"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(stage: dict[str, Any], changes: dict[str, Any], sentence: str) -> None:
+def test_settings_that_do_not_fit_are_refused(
+    stage: dict[str, Any], changes: dict[str, Any], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("units").mkdir()
     with pytest.raises(ValueError, match=sentence):
         trained(stage, **changes)
 
@@ -227,7 +231,7 @@ def test_the_commands_speak_and_judge_it(
     capsys.readouterr()
     monkeypatch.setattr(build, "build_corpus", write_with)
     said = running.refused(monkeypatch, capsys, "corpus", str(RECIPES.parent / "corpus/config.yaml"), "--model", name)
-    assert "does not write text" in said
+    assert "writes no text" in said
     said = running.refused(monkeypatch, capsys, "say", SPEECH, "--model", name, "--backbone", "x")
     assert "leave --backbone out" in said
 
@@ -264,6 +268,7 @@ def test_what_lacks_its_tokenizer_is_refused(packaged: Path) -> None:
 def test_parts_that_do_not_belong_together_are_not_packaged(stage: dict[str, Any], tmp_path: Path) -> None:
     trained(stage, loop={"steps": 1, "learning_rate": 1e-3})
     package = package_stage(stage, tmp_path)
+    (tmp_path / "text").mkdir()
     with pytest.raises(ValueError, match="leave text_encoder out"):
         trained(package, text_encoder=tmp_path / "text")
     lm, voices = hub.load_any_lm(tmp_path / "lm" / "export"), {"v": torch.zeros(CODEC.spec.timbre_dim)}
