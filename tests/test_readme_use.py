@@ -20,9 +20,9 @@ from speech_mtp.evaluation import speech_report
 from speech_mtp.lm.backbone import fingerprint_of
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.text.g2p.base import read_text
-from speech_mtp.text.g2p.hibari import Hibari
 from speech_mtp.text.phonemes import render
 from tests.cli.running import run
+from tests.lm.tiny import Letters
 from tests.test_readme import BLOCKS, ROOT
 from tests.text_tiny import tiny_folder, tiny_head
 from tests.tiny import tiny_model
@@ -74,7 +74,7 @@ def toy_codes(folder: Path) -> None:
     for i, text in enumerate(texts):
         count = 3 * sum(c.isalpha() or c == "." for c in text)
         rows.append(
-            CodeRow(str(i), "low", text, render(read_text(Hibari(), text)), "dev" if i > 5 else "train", start, count)
+            CodeRow(str(i), "low", text, render(read_text(Letters(), text)), "dev" if i > 5 else "train", start, count)
         )
         units.append(torch.arange(count) // 6)
         start += count
