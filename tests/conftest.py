@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as processors: one thread each, theirs too
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 from hypothesis import settings
 

@@ -12,6 +12,7 @@ from speech_mtp.cli.shared import (
     Compile,
     Device,
     TextBackbone,
+    Threads,
     check_output,
     is_invariant,
     listed,
@@ -57,6 +58,7 @@ def bench_text(
     backbone: TextBackbone = None,
     device: Device = "cpu",
     compile: Compile = False,
+    threads: Threads = None,
 ) -> None:
     """Tokens per forward, acceptance and speed (reading prompts and decoding apart too) of every head with every rule,
     and of others; can be interrupted."""
@@ -77,7 +79,7 @@ def bench_text(
         raise ValueError("--native is for transformers, which has no invariant dtype; add bf16 or fp32 to --dtypes.")
     contenders: list[Contender] = []
     weights: dict[str, str] = {}
-    for dtype, lm in _models(dtypes, backbone, device, compile).items():
+    for dtype, lm in _models(dtypes, backbone, device, compile, threads).items():
         loaded = _load_heads(named, lm, weights)
         contenders += ours(lm, dtype, loaded, chosen)
         if lm.invariant:
@@ -108,6 +110,7 @@ def bench_identity(
     batch: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 16,
     backbone: TextBackbone = None,
     device: Device = "cpu",
+    threads: Threads = None,
 ) -> int:
     """Greedy answers to the first turns against plain decoding and transformers. Exit code 1 for a fault; what bf16
     rounds otherwise is none."""
@@ -122,7 +125,7 @@ def bench_identity(
     chosen, named = _rules(rules), _named(heads)
     groups: list[Group] = []
     weights: dict[str, str] = {}
-    for dtype, lm in _models(dtypes, backbone, device).items():
+    for dtype, lm in _models(dtypes, backbone, device, threads=threads).items():
         pairs = ours(lm, dtype, _load_heads(named, lm, weights), chosen)
         peers = [] if lm.invariant else theirs(lm, dtype, lookup=False)
         references = {"vanilla": pairs[0], **{peer.program: peer for peer in peers}}
@@ -137,7 +140,7 @@ def bench_identity(
 
 
 @group.command("forward")
-def bench_forward(dtypes: Dtypes = "fp32,bf16", backbone: TextBackbone = None) -> None:
+def bench_forward(dtypes: Dtypes = "fp32,bf16", backbone: TextBackbone = None, threads: Threads = None) -> None:
     """Where the time of a forward goes on this CPU: parts of a layer as transformers does them, and as we do."""
     import torch
 
@@ -147,7 +150,7 @@ def bench_forward(dtypes: Dtypes = "fp32,bf16", backbone: TextBackbone = None) -
     if any(is_invariant(name) for name in listed("dtypes", dtypes)):
         raise ValueError("The parts of a forward are timed in fp32 and bf16; leave invariant dtypes out.")
     lines = []
-    for dtype, lm in _models(dtypes, backbone, "cpu").items():
+    for dtype, lm in _models(dtypes, backbone, "cpu", threads=threads).items():
         for row in forward_parts(lm.shape(), lm.dtype):
             times = (f"{row['plain_us']:.0f}", f"{row['ours_us']:.0f}")
             lines.append([str(row["part"]), str(row["rows"]), dtype, *times])
@@ -155,8 +158,11 @@ def bench_forward(dtypes: Dtypes = "fp32,bf16", backbone: TextBackbone = None) -
     print(aligned(["part", "rows", "dtype", "plain", "ours"], lines))
 
 
-def _models(dtypes: str, backbone: str | None, device: str, compile: bool = False) -> dict[str, TextLM]:
-    return {str(dtype): load_text_lm(backbone, str(dtype), device, compile) for dtype in listed("dtypes", dtypes)}
+def _models(
+    dtypes: str, backbone: str | None, device: str, compile: bool = False, threads: int | None = None
+) -> dict[str, TextLM]:
+    names = [str(dtype) for dtype in listed("dtypes", dtypes)]
+    return {name: load_text_lm(backbone, name, device, compile, threads=threads) for name in names}
 
 
 def _rules(rules: str) -> list[Any] | None:
