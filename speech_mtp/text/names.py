@@ -188,7 +188,10 @@ NAMES: tuple[Rule, ...] = (
         lambda m: f", {tables.STATE_ABBREVIATIONS[m[1]]}" + _stop_if_last(m),
     ),
     rule(rf",? \b({STATE}),? (\d{{5}}(?:-\d{{4}})?)\b", _state),
-    rule(rf"(?<=[a-z]), (?!{tables.WORDLIKE_STATES})({STATE})()(?![\w'.])", _state),
+    rule(
+        rf"\b([A-Z][a-z]{{1,20}}), (?!{tables.WORDLIKE_STATES})({STATE})(?![\w'.])",
+        lambda m: f"{m[1]}, {tables.STATES[m[2]]}",
+    ),
     rule(rf"\b({'|'.join(tables.TITLES)})\.? (?=[A-Z\ue000])", lambda m: f"{tables.TITLES[m[1]]} "),
     rule(
         rf"\b({'|'.join(tables.BEFORE_NUMBER)})(?:\. ?|(?<=Apt) |(?<=Ste) )(?=\d)",
