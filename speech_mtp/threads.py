@@ -39,7 +39,8 @@ def _quota(cgroup: Path) -> float:
 
 
 def number_of_threads(asked: int | None = None, default: int | None = None) -> int:
-    """``asked``, else the environment variable ``SPEECH_MTP_THREADS``, else ``default`` (None: :func:`processors`).
+    """``asked``, else the environment variable ``SPEECH_MTP_THREADS``, else ``default`` (None: :func:`processors`, or
+    ``OMP_NUM_THREADS`` where whoever started this process set that lower).
 
     Raises ValueError for anything but a positive number.
     """
@@ -50,7 +51,8 @@ def number_of_threads(asked: int | None = None, default: int | None = None) -> i
             raise ValueError(f"{VARIABLE} is {os.environ[VARIABLE]!r}; set it to a number of threads.") from error
     if asked is not None and asked < 1:
         raise ValueError(f"The number of threads is {asked}; it must be at least 1.")
-    return asked or default or processors()
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return asked or default or min(processors(), int(limit) if limit.isdigit() and int(limit) else processors())
 
 
 def use_threads(asked: int | None = None, default: int | None = None) -> int:

@@ -15,6 +15,7 @@ from speech_mtp.threads import number_of_threads, processors, use_threads
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPEECH_MTP_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
 
 
@@ -40,7 +41,9 @@ def test_processors_are_those_of_the_control_group(tmp_path: Path, files: dict[s
 
 def test_what_is_asked_goes_before_the_variable_and_that_before_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert number_of_threads(default=1) == 1
-    assert number_of_threads() == processors()
+    assert number_of_threads() == processors() > 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert number_of_threads() == 1
     monkeypatch.setenv("SPEECH_MTP_THREADS", "3")
     assert number_of_threads(default=1) == 3
     assert number_of_threads(2, default=1) == 2
