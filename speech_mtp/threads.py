@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 VARIABLE = "SPEECH_MTP_THREADS"
+MOST = 1024
 SPEECH = 1
 """Threads of speech where nothing is said."""
 CGROUP = Path("/sys/fs/cgroup")
@@ -49,10 +50,10 @@ def number_of_threads(asked: int | None = None, default: int | None = None) -> i
             asked = int(os.environ[VARIABLE])
         except ValueError as error:
             raise ValueError(f"{VARIABLE} is {os.environ[VARIABLE]!r}; set it to a number of threads.") from error
-    if asked is not None and asked < 1:
-        raise ValueError(f"The number of threads is {asked}; it must be at least 1.")
+    if asked is not None and not 1 <= asked <= MOST:
+        raise ValueError(f"The number of threads is {asked}; it must be from 1 to {MOST}.")
     limit = os.environ.get("OMP_NUM_THREADS", "")
-    return asked or default or min(processors(), int(limit) if limit.isdigit() and int(limit) else processors())
+    return asked or default or min(processors(), int(limit) if limit.isdecimal() and int(limit) else processors())
 
 
 def use_threads(asked: int | None = None, default: int | None = None) -> int:

@@ -40,7 +40,7 @@ def text_of(text: str) -> str | Iterator[str]:
 
 def standard_input() -> Iterator[str]:
     """Standard input piece by piece, as it arrives."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
     try:
         while piece := os.read(sys.stdin.fileno(), 4096):
             yield decoder.decode(piece)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from speech_mtp.lm.reader import Span, TextReader
+from speech_mtp.text import inline
 from speech_mtp.text.g2p.base import G2P, WORD, read_text, read_words
 from speech_mtp.text.phonemes import Unit
 from speech_mtp.types import TextUnits
@@ -127,7 +128,7 @@ def written_words(text: str, units: list[Unit]) -> list[WordUnits]:
     for (pause, start, end), group in groupby(units, lambda u: (u.is_pause, u.char_start, u.char_end)):
         last = first + len(list(group))
         if not pause:
-            words.append((text[start:end], first, last))
+            words.append((inline.written(text[start:end]), first, last))
         first = last
     return words
 

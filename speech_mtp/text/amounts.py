@@ -123,6 +123,7 @@ SIGNS: tuple[Rule, ...] = (
 )
 
 NUMBERS: tuple[Rule, ...] = (
+    rule(r"(?<=\d) ?[x×] ?(?=10(?: to the |\^))", " times "),
     rule(r"\b24/7\b", "twenty-four seven"),
     rule(r"(?<![\d/])(\d\d)/(\d\d)(?![\d/])", _split_share),
     rule(r"(?<=\d) (?=000\b)", ""),

@@ -15,14 +15,25 @@ FORM = re.compile(r"\[([^\W\d_]{1,60}(?:['’-][^\W\d_]{1,60}){0,8})\]\(/([^/()\
 """A written form: its word and its phonemes."""
 
 
+def check(word: str, phonemes: str) -> None:
+    """Raise ValueError for a target that is meant as phonemes, as it holds a stress mark, and cannot be read."""
+    if not any(c in STRESS for c in phonemes) or is_phonemes(phonemes):
+        return
+    unknown = next((c for c in phonemes if c not in " _" and c not in STRESS and ALIASES.get(c, c) not in ID), None)
+    reason = f"{unknown!r} is none (speech_mtp.text.phonemes has the alphabet)" if unknown else "there is no sound"
+    raise ValueError(f"The phonemes /{phonemes}/ of {word!r} cannot be read: {reason}.")
+
+
 def is_phonemes(text: str) -> bool:
     """Whether ``text`` can only be phonemes: all of it in the alphabet, and not all of it ASCII letters."""
     known = all(c in " _" or c in STRESS or (ALIASES.get(c, c) in ID and ALIASES.get(c, c) not in PAUSES) for c in text)
-    return known and not text.isascii()
+    sounds = any(ALIASES.get(c, c) in ID and c != BLANK for c in text)
+    return known and sounds and not text.isascii()
 
 
 def token(word: str, phonemes: str) -> str:
     """The form of ``word`` as one token; an empty string if the two are no form."""
+    check(word, phonemes)
     made = f"[{'-'.join(word.split())}](/{BLANK.join(phonemes.split())}/)"
     found = FORM.fullmatch(made)
     return made if found and is_phonemes(found[2]) else ""

@@ -18,7 +18,7 @@ from speech_mtp.text.g2p.base import G2P
 from speech_mtp.text.normalize import normalize
 from speech_mtp.text.phonemes import Unit, merge_pauses, parse
 
-WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
+WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 RESPELLING = re.compile(r"[A-Za-z]+(?: [A-Za-z]+)*")
 Override = tuple[int, int, str]
 """The characters from and to, and what is read there: phonemes between slashes, or a respelling."""
@@ -53,7 +53,7 @@ def _entry(line: str) -> tuple[str, str]:
         raise ValueError(f"{word!r} is read as {plain!r}; give one line to each word, written in letters.")
     if not RESPELLING.fullmatch(reading):
         reading = f"/{reading.strip('/')}/"
-        if not parse(reading.strip("/")):
+        if all(unit.is_pause for unit in parse(reading.strip("/"))):
             raise ValueError(f"{reading!r} holds no phoneme; write phonemes or a respelling.")
     return _key(plain), reading
 

@@ -30,6 +30,9 @@ TARGET = re.compile(
     r"\((/[^/()\n]{1,200}/|[^()\s]{0,1000}(?:\([^()\s]{0,200}\)[^()\s]{0,200})?)(?:\s\"[^\"\n]{0,99}\")?\)"
 )
 
+_LEFT_OUT = dict.fromkeys(map(ord, "\r\ufeff"))
+"""Carriage returns and byte order marks."""
+
 
 class Markup:
     """Text in pieces, cut anywhere -> plain text, as soon as it is sure.
@@ -47,10 +50,11 @@ class Markup:
         self._gap = ""  # white space that is handed out with what follows it
         self._code = 0  # how many backticks opened the code span
         self._fenced = False
+        self._skipping = False  # the rest of the line that opens or closes a fence
 
     def push(self, text: str) -> str:
         """Add ``text``; the plain text that is sure now."""
-        self._rest += text
+        self._rest += text.translate(_LEFT_OUT)
         return self._read(final=False)
 
     def flush(self) -> str:
@@ -63,7 +67,7 @@ class Markup:
     def _read(self, final: bool) -> str:
         parts: list[str] = []
         while self._rest:
-            step = self._open_line(final) if self._opening else self._inline(final)
+            step = self._skip() if self._skipping else self._open_line(final) if self._opening else self._inline(final)
             if step is None:
                 break
             size, out = step
@@ -103,9 +107,10 @@ class Markup:
         line = rest if end < 0 else rest[:end]
         if rest[0] in "`~" and FENCE.match(line[:3].ljust(3, rest[0])) and not whole:
             return None
-        if (fence := FENCE.match(line)) and (self._fenced or fence[0][0] not in line[fence.end() :]):
-            self._fenced, self._own = not self._fenced, False
-            return len(line), "\n\n"
+        fence = FENCE.match(line[:LINE_LOOK])
+        if fence and (self._fenced or fence[0][0] not in line[fence.end() : LINE_LOOK]):
+            self._fenced, self._own, self._skipping = not self._fenced, False, True
+            return fence.end(), "\n\n"
         if self._fenced:
             self._opening, self._own = False, True
             return 0, ""
@@ -113,6 +118,11 @@ class Markup:
             self._opening, self._own = False, False
             return 0, ""
         return self._marked_line(line, whole)
+
+    def _skip(self) -> tuple[int, str]:
+        end = self._rest.find("\n")
+        self._skipping = end < 0
+        return len(self._rest) if end < 0 else end, ""
 
     def _marked_line(self, line: str, whole: bool) -> tuple[int, str] | None:
         if RULE.fullmatch(line[:LINE_LOOK]) or (not whole and RULE.fullmatch(line.ljust(3, "-"))):
@@ -161,7 +171,7 @@ class Markup:
         """A run of backticks, or of marks of emphasis."""
         mark = rest[0]
         size = len(rest) - len(rest.lstrip(mark))
-        if size == len(rest) and not more and size < RUN_LOOK:
+        if size == len(rest) and not more and size <= RUN_LOOK:
             return None
         size = min(size, RUN_LOOK)
         following = rest[size : size + 1] or "\n"

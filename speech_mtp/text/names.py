@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from speech_mtp.text import measures, tables
 from speech_mtp.text import numbers as say
-from speech_mtp.text import tables
 
 Rule = tuple[re.Pattern[str], Callable[[re.Match[str]], str]]
 CASELESS = re.IGNORECASE
@@ -56,7 +56,7 @@ def _time(m: re.Match[str]) -> str:
     words = say.cardinal(hour)
     if minute:
         words += f" {'oh ' if minute < 10 else ''}{say.cardinal(minute)}"
-    elif not half and not m[3]:
+    elif not half and not int(m[3] or 0):
         words += " o'clock" if 0 < hour <= 12 else " hundred"
     if m[3] and int(m[3]):
         words += f" and {say.cardinal(int(m[3]))} second{'' if int(m[3]) == 1 else 's'}"
@@ -85,7 +85,11 @@ def _phone(m: re.Match[str]) -> str:
 
 
 def _abbreviation(m: re.Match[str]) -> str:
-    words = tables.ABBREVIATIONS[m[1].lower()]
+    word = m[1].lower()
+    counted = word in measures.UNITS and re.search(r"\d $", m.string[max(0, m.start() - 2) : m.start()])
+    if counted or (m[1][0].isupper() and word in tables.NAMES_TOO):
+        return m[0]
+    words = tables.ABBREVIATIONS[word]
     return (words.capitalize() if m[1][0].isupper() else words) + _stop_if_last(m)
 
 
@@ -180,12 +184,13 @@ DATES: tuple[Rule, ...] = (
 )
 
 NAMES: tuple[Rule, ...] = (
+    rule(rf"(?<=\d )({'|'.join(u for u in measures.UNITS if u.isalpha() and len(u) > 1)})\.(?= [a-z])", r"\1"),
     rule(r"(?<!\w)[A-Z]{1,40}(?:[^\w.]{1,4}[A-Z]{1,40}(?:'[A-Z]{1,5})?(?![\w.])){3,400}", _no_shouting),
     rule(r"(?<![\w/])(?:" + "|".join(map(re.escape, tables.SLASHED)) + r")(?![\w/])", lambda m: tables.SLASHED[m[0]]),
     rule(r"(?<=\w) v\. (?=[A-Z])", " versus "),
     rule(
-        rf", ({'|'.join(tables.STATE_ABBREVIATIONS)})\.(?! ?\d)",
-        lambda m: f", {tables.STATE_ABBREVIATIONS[m[1]]}" + _stop_if_last(m),
+        rf"\b([A-Z][a-z]{{1,20}}), ({'|'.join(tables.STATE_ABBREVIATIONS)})\.(?! ?\d)",
+        lambda m: f"{m[1]}, {tables.STATE_ABBREVIATIONS[m[2]]}" + _stop_if_last(m),
     ),
     rule(rf",? \b({STATE}),? (\d{{5}}(?:-\d{{4}})?)\b", _state),
     rule(

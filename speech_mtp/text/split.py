@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from speech_mtp.text import measures, tables
+
 WORD = re.compile(r"\S+")
 CLOSERS = "\"')]}”’»*_"
 CLAUSE_ENDS = (",", ";", ":", "—", "–", "-")
@@ -24,7 +26,7 @@ CONJUNCTIONS = _words(
     "and but or nor so yet because although though while which who that when where if unless until since"
 )
 NEVER_LAST = _words(
-    "mr mrs ms mx dr prof st rev hon gen col capt lt sgt maj gov sen rep pres messrs mt ft fig figs vol pp ed vs cf"
+    "mr mrs ms mx dr prof st rev hon gen col capt lt sgt maj gov sen rep pres messrs mt ft fig figs vol pp v vs cf"
     " e.g i.e approx dept est tel ext"
 )
 """Abbreviations that a sentence does not end with."""
@@ -35,7 +37,12 @@ SOMETIMES_LAST = _words(
     " mon tue tues wed thu thur thurs fri sat sun min max avg"
 )
 """Abbreviations that end a sentence when a capital follows."""
-INITIALS = re.compile(r"(?:[A-HJ-Z]|[A-Za-z](?:\.[A-Za-z])+)\Z")  # "J" of "J. Smith", "U.S"; never the word "I"
+SHORTENED = (
+    frozenset(word.lower() for word in (*tables.ABBREVIATIONS, *measures.UNITS) if word.isalpha() and len(word) > 1)
+    - NEVER_LAST
+)
+"""Other abbreviations and units, which may be written with a full stop."""
+INITIALS = re.compile(r"(?:[A-HJ-Z]|[A-Za-z]{1,2}(?:\.[A-Za-z])+)\Z")  # "J" of "J. Smith", "U.S", "Ph.D"; never "I"
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,8 @@ class SentenceBuffer:
             gap = self._unread[word.end() : following.start()] if following else ""
             bullet = "\n" in gap and following is not None and following.group()[0] in "-*•"
             ended = following is None or gap.count("\n") > 1 or bullet
-            words += self._feed(word.group(), first, ended)
+            follower = first or (following.group()[0] if following else "")
+            words += self._feed(word.group(), follower, ended)
             done = following.start() if following else word.end()
         self._unread = self._unread[done:]
         return words
@@ -187,7 +195,8 @@ def _begins_clause(word: str) -> bool:
 
 
 def ends_sentence(word: str, follower: str, first: bool) -> bool:
-    """Whether a sentence ends with ``word``; ``follower`` is the first letter or digit of the next word."""
+    """Whether a sentence ends with ``word``; ``follower`` is the first letter or digit of the next word, a mark if it
+    has none, and empty at the end of the text."""
     core = word.rstrip(CLOSERS)
     if core.endswith(("?", "!")):
         return core == word or not follower.islower()
@@ -198,7 +207,7 @@ def ends_sentence(word: str, follower: str, first: bool) -> bool:
     name = core[:-1].lstrip("\"'([{“‘«*_")
     if name.lower() in NUMBERED and follower.isdigit():
         return False
-    if name.lower() in SOMETIMES_LAST:
+    if name.lower() in SOMETIMES_LAST or name.lower() in SHORTENED:
         return not follower or follower.isupper()
     listed = first and name.isdigit()
     return not (listed or name.lower() in NEVER_LAST or INITIALS.match(name))

@@ -88,6 +88,9 @@ ABBREVIATIONS = {
 }
 """Read so when a full stop follows."""
 
+NAMES_TOO = frozenset({"ed", "max", "al"})
+"""Of these, names when they begin with a capital."""
+
 BEFORE_NUMBER = {
     "No": "number",
     "Nos": "numbers",
