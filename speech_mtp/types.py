@@ -13,16 +13,31 @@ The codec side of the house is ``[B, K, F]``, the language-model side ``[B, T, C
 ``speech_mtp.layouts`` converts between the two. Text has one channel; speech has one *control*
 channel followed by ``frames_per_group * K`` code channels, frame by frame.
 
-Nothing in this file computes: these are dataclasses of tensors with shape checks.
+These are dataclasses of tensors with shape checks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from speech_mtp.nn.kv_cache import ancestors_of
+
+
+class Status(IntEnum):
+    """Where a row stands after a position: whether another may follow, and if not, why."""
+
+    GOING = 0
+    WAITING = 1
+    STOP = 2
+    LENGTH = 3
+    RUNAWAY = 4
 
 
 class Kind(IntEnum):
@@ -151,26 +166,62 @@ class Draft:
     """A tree of M guessed positions per row; node 0 is the committed position not yet in the cache.
 
     ``tokens [B, M, C]``, ``parents [B, M]`` (-1 for node 0, otherwise an earlier node; -1 also for nodes that only fill
-    a row up to M, which are never kept), and ``q``: per channel the law the node was really drawn from, or None for a
-    deterministic draft.
+    a row up to M, which are never kept). ``q [B, M - 1, V]``: the draft distribution that every node was really drawn
+    from; None for guesses. No path has more than ``depth`` nodes after node 0 (None: M - 1). ``place`` is what the
+    language model knows of every node besides its token (fields ``[B, M, ...]``), None until it has been asked.
     """
 
     tokens: Tensor
     parents: Tensor
-    q: list[Tensor] | None = None
+    q: Tensor | None = None
+    depth: int | None = None
+    place: Any = None
+
+    @property
+    def most(self) -> int:
+        """An upper bound of a path's nodes after node 0."""
+        m = self.parents.shape[1] - 1
+        return m if self.depth is None else min(self.depth, m)
+
+    @cached_property
+    def ancestors(self) -> Tensor:
+        """``[B, M, M]`` bool: node i sees itself and every node on its way to the root."""
+        return ancestors_of(self.parents)
+
+    @cached_property
+    def depths(self) -> Tensor:
+        """``[B, M]``: how many nodes lie between node 0 and each node, itself included; 0 for node 0."""
+        return self.ancestors.sum(-1) - 1
 
 
 @dataclass
 class Verdict:
     """What a rule kept of a draft, and the one sure position that follows it.
 
-    ``path [B, M]`` indexes the kept nodes in order (-1 past ``length [B]``), ``next [B, C]`` is the
-    bonus position, sampled from the trunk's own law after the last kept node.
+    ``path [B, M]`` indexes the kept nodes in order (-1 past ``length [B]``), ``next [B, C]`` is what the trunk itself
+    draws after the last kept node. ``tried, kept [B]`` count depths: a depth was tried if there was a draft of it after
+    kept ones, and kept if one was right (``next`` may be that draft, where a row ends with it).
     """
 
     path: Tensor
     length: Tensor
     next: Tensor
+    tried: Tensor
+    kept: Tensor
+
+    @property
+    def stop(self) -> Tensor:
+        """``[B]``: the last kept node."""
+        return self.path.gather(1, (self.length - 1)[:, None])[:, 0]
+
+
+@dataclass
+class Emitted:
+    """New positions, ``lengths [B]`` per row: ``tokens [B, T, C]`` and their ``place`` (fields ``[B, T, ...]``)."""
+
+    tokens: Tensor
+    place: Any
+    lengths: Tensor
 
 
 @dataclass(frozen=True)
@@ -200,6 +251,58 @@ class Sampling:
             raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1].")
         if self.repetition_penalty <= 0:
             raise ValueError(f"repetition_penalty is {self.repetition_penalty}; use 1 for none, or more than 1.")
+
+
+class RowSampling:
+    """The settings of every row, as tensors ``[R]``; one row's never touch another's.
+
+    ``sampled``, ``filtered`` and ``penalised`` say whether any row draws at random, has a top-k or top-p, and has a
+    repetition penalty: so that nobody pays for what nobody asked for. ``most_top_k`` is the largest top-k.
+    """
+
+    def __init__(self, settings: Sequence[Sampling], device: torch.device | str = "cpu") -> None:
+        self.settings, self.device = tuple(settings), torch.device(device)
+        self.sampled = any(s.temperature > 0 for s in self.settings)
+        self.filtered = any(s.temperature > 0 and (s.top_k or s.top_p < 1) for s in self.settings)
+        self.penalised = any(s.repetition_penalty != 1 for s in self.settings)
+        self.most_top_k = max((s.top_k for s in self.settings), default=0)
+        self.most_repeat_window = max((s.repeat_window for s in self.settings), default=0)
+        self.temperature = self._column([s.temperature for s in self.settings], torch.float32)
+        self.top_k = self._column([s.top_k for s in self.settings], torch.long)
+        self.top_p = self._column([s.top_p for s in self.settings], torch.float32)
+        self.seed = self._column([s.seed for s in self.settings], torch.long)
+        self.repeat_window = self._column([s.repeat_window for s in self.settings], torch.long)
+        self.repeat_penalty = self._column([s.repeat_penalty for s in self.settings], torch.float32)
+        self.repetition_penalty = self._column([s.repetition_penalty for s in self.settings], torch.float32)
+
+    def _column(self, values: list[Any], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype).to(self.device)
+
+    def repeated(self, count: int) -> RowSampling:
+        """Every row ``count`` times, one after the other."""
+        if count == 1:
+            return self
+        found = object.__new__(RowSampling)
+        for name, value in self.__dict__.items():
+            setattr(found, name, value.repeat_interleave(count, 0) if isinstance(value, Tensor) else value)
+        found.settings = tuple(s for s in self.settings for _ in range(count))
+        return found
+
+    # Rows that come and go (speech_mtp.nn.row_values).
+    def select(self, rows: Tensor) -> RowSampling:
+        return RowSampling([self.settings[b] for b in rows.tolist()], self.device)
+
+    def put(self, row: int, other: RowSampling) -> RowSampling:
+        settings = list(self.settings)
+        settings[row] = other.settings[0]
+        return RowSampling(settings, self.device)
+
+    def widen(self, rows: int) -> RowSampling:
+        spare = [Sampling(temperature=0)] * (rows - len(self.settings))
+        return RowSampling([*self.settings, *spare], self.device)
+
+    def clone(self) -> RowSampling:
+        return self  # never changed in place
 
 
 @dataclass

@@ -15,7 +15,7 @@ def greedy_tokens(lm: SpeechLM, units: TextUnits, timbre: Tensor, max_groups: in
     run = engine.start(lm, units, timbre, Sampling(temperature=0))
     tokens: list[Tensor] = []
     while len(tokens) < max_groups and run.advance() is not None:
-        tokens.append(run.state.last[0].clone())
+        tokens.append(run.rows.last[0].clone())
     return torch.stack(tokens)
 
 

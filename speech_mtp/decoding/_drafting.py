@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speech_mtp.decoding.base import DecodingRule
+from speech_mtp.decoding.base import DecodingRule, plain
 from speech_mtp.decoding.judge import Acceptance
+from speech_mtp.decoding.laws import Guesses, Law
 from speech_mtp.decoding.payoff import Payoff
 from speech_mtp.heads.base import MTPHead
-from speech_mtp.lm.text_lm import TextState
-from speech_mtp.types import Draft, LMOutput
+from speech_mtp.types import Draft, Emitted, LMOutput
+
+__all__ = ["Growth", "HeadRule", "plain"]
 
 
 class HeadRule(DecodingRule):
@@ -33,7 +35,6 @@ class HeadRule(DecodingRule):
             raise ValueError(f"The rule {type(self).__name__} cannot draft with {type(head).__name__} {head.offsets}.")
         self.head, self.taps = head, head.taps
         self.acceptance = Acceptance.of(acceptance)
-        self.lossless = self.acceptance.lossless
         self.payoff = Payoff(**payoff) if isinstance(payoff, Mapping) else payoff
 
     @staticmethod
@@ -43,17 +44,19 @@ class HeadRule(DecodingRule):
 
     @staticmethod
     def reach(head: MTPHead) -> int:
-        """How many tokens in a row the head drafts."""
+        """How many positions in a row the head drafts."""
         return head.num_depths
 
-    def begin(self, state: TextState) -> None:
-        state.head = self.head.open(len(state.last), state.last.device, state.dtype)
+    def begin(self, rows: Any, law: Law) -> None:
+        if rows.last.shape[-1] > 1 and (self.text_only or self.head.needs_tokens):
+            raise ValueError(f"{type(self).__name__} with {type(self.head).__name__} drafts text, not speech.")
+        rows.head = self.head.open(len(rows.last), rows.last.device, law.lm.state_dtype)
 
-    def read(self, state: TextState, out: LMOutput, tokens: Tensor, following: Tensor, lengths: Tensor) -> None:
-        self.head.read(state.head, out.hidden, tokens, following, lengths)
-        state.head.last = state.last[:, 0].clone()  # a row whose only token is its last has nothing to read yet
+    def read(self, rows: Any, law: Law, out: LMOutput, new: Emitted) -> None:
+        x = law.lm.vectors(rows, new.tokens, new.place)
+        self.head.read(rows.head, out.hidden, x, new.lengths)
         if self.payoff is not None and self.payoff.running:
-            self.payoff.finish(float(lengths.sum() / (lengths > 0).sum()))
+            self.payoff.finish(float(new.lengths.sum() / (new.lengths > 0).sum()))
 
     def rests(self) -> bool:
         """A step begins: whether it shall be a plain one."""
@@ -67,14 +70,37 @@ class HeadRule(DecodingRule):
         return depth
 
 
-def plain(state: TextState) -> Draft:
-    """The draft of size one."""
-    return Draft(state.last[:, None], torch.full_like(state.last, -1))
+class Growth:
+    """A draft as a head grows it, level by level: ``draft`` are the nodes added so far, node 0 first."""
 
+    def __init__(self, head: MTPHead, rows: Any, law: Law) -> None:
+        self.head, self.rows, self.law = head, rows, law
+        self.draft = plain(rows)
+        self.depth = 0
+        self._newest: Tensor | None = None
+        # Where it stands, a row may know more than when it came here (late text): its vector is made anew.
+        rows.head.last = law.lm.node_vectors(rows, self.draft, 1)[:, 0]
 
-def full(head: MTPHead, scores: Tensor) -> Tensor:
-    """Scores on the draft vocabulary ``[..., num_tokens]`` -> on the trunk's ``[..., V]``, -inf elsewhere."""
-    if head.token_map is None:
-        return scores
-    wide = scores.new_full((*scores.shape[:-1], head.shape.vocab_size), float("-inf"))
-    return wide.scatter(-1, head.token_map.expand(*scores.shape[:-1], -1), scores)
+    @property
+    def count(self) -> int:
+        """How many nodes have been added, node 0 aside."""
+        return self.draft.parents.shape[1] - 1
+
+    def add(self, tokens: Tensor, parents: Tensor) -> None:
+        """Add nodes ``tokens [B, N, C]``, all at the next depth; ``parents [B, N]`` as :meth:`MTPHead.expand` counts."""
+        self.depth, self._newest = self.depth + 1, parents
+        tokens = torch.cat([self.draft.tokens, tokens], 1)
+        self.draft = Draft(tokens, torch.cat([self.draft.parents, parents + 1], 1), depth=self.depth)
+
+    def states(self) -> Tensor:
+        """The head's states ``[B, N, D]`` that stand for the children of the newest nodes."""
+        if self._newest is None:
+            return self.head.root(self.rows.head)[:, None]
+        x = self.law.lm.node_vectors(self.rows, self.draft, self._newest.shape[1])
+        return self.head.expand(self.rows.head, x, self._newest)
+
+    def guesses(self, states: Tensor, width: int, layer: int | None = None) -> Guesses:
+        """The ``width`` likeliest children of the newest nodes by the ``states [B, N, D]`` that stand for them, read by
+        output layer ``layer`` of the head (default: that of their depth)."""
+        at = self.depth if layer is None else layer
+        return self.law.guesses(self.rows, self.draft, self.head, states, self.depth, at, width)

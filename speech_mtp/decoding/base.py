@@ -4,64 +4,56 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from speech_mtp.types import Draft, LMOutput, Sampling, Verdict
-
-TARGET, ACCEPT, DRAFT = range(3)
-"""Purposes of noise: a draw from the trunk's law or what is left of it, a test of acceptance, a drafted token."""
-
-
-@dataclass(frozen=True)
-class Law(ABC):
-    """The distribution that tokens are drawn from: a model's output layer and sampling settings bound to rows.
-
-    ``seeds [B]`` int64.
-    """
-
-    lm: Any
-    sampling: Sampling
-    seeds: Tensor
-
-    @abstractmethod
-    def pick(self, state: Any, depth: int, channel: int, logits: Tensor) -> Tensor:
-        """Draw channel ``channel`` of the position that follows the state, ``depth`` positions on.
-
-        ``logits [B, V_c]`` -> tokens ``[B]``.
-        """
+from speech_mtp.decoding.judge import Acceptance
+from speech_mtp.decoding.laws import Law
+from speech_mtp.types import Draft, Emitted, LMOutput, Verdict
 
 
 class DecodingRule(ABC):
-    """``lossless`` rules give exactly the law of plain decoding.
+    """The same rule drafts text tokens and groups of speech tokens, unless it needs text.
 
-    ``taps`` are the layers of the trunk whose states the rule's head reads (see :class:`speech_mtp.lm.text_lm.TextLM`).
-    ``paused`` says that the newest draft was left out because drafting did not pay.
+    ``lossless`` rules give exactly what plain decoding gives: the same tokens for the same seed, or, where the rule says
+    so, the same distribution. ``taps`` are the layers of the trunk whose states the rule's head reads (see
+    :class:`speech_mtp.lm.text_lm.TextLM`). ``paused`` says that the newest draft was left out because drafting did not
+    pay.
     """
 
-    lossless: bool = True
+    acceptance = Acceptance()
     taps: tuple[int, ...] = (-1,)
     paused: bool = False
+    text_only: bool = False
+    """Whether the rule looks at the text itself, or at the token that came before."""
+
+    @property
+    def lossless(self) -> bool:
+        return self.acceptance.lossless
 
     @abstractmethod
-    def propose(self, state: Any, law: Any) -> Draft:
-        """Hidden states and heads -> a draft whose node 0 is ``state.last``."""
+    def propose(self, rows: Any, law: Law) -> Draft:
+        """Hidden states and heads -> a draft whose node 0 is ``rows.last``."""
 
-    @abstractmethod
-    def accept(self, state: Any, draft: Draft, out: LMOutput, law: Any) -> Verdict:
-        """The trunk's scores of the draft -> what is kept, and one sure position more."""
+    def accept(self, rows: Any, draft: Draft, out: LMOutput, law: Law) -> Verdict:
+        """The trunk's states of the draft's nodes -> what is kept, and one sure position more."""
+        return self.acceptance.verdict(rows, draft, out, law)
 
-    def begin(self, state: Any) -> None:
-        """A decode starts: make the head's state, if there is a head."""
+    def begin(self, rows: Any, law: Law) -> None:
+        """Rows that have read nothing: make the head's state, if there is a head."""
         return
 
-    def read(self, state: Any, out: LMOutput, tokens: Tensor, following: Tensor, lengths: Tensor) -> None:
-        """Committed positions: states ``out [B, T, taps, D]`` of ``tokens [B, T]``, the token ``following [B, T]`` each
-        one, ``lengths [B]`` of them per row."""
+    def read(self, rows: Any, law: Law, out: LMOutput, new: Emitted) -> None:
+        """Committed positions: states ``out [B, T, taps, D]``, and the position ``new`` that follows each."""
         return
+
+
+def plain(rows: Any) -> Draft:
+    """The draft of size one."""
+    parents = torch.full((len(rows.last), 1), -1, device=rows.last.device)
+    return Draft(rows.last[:, None], parents)
 
 
 def sent(numbers: Sequence[int], device: torch.device) -> Tensor:
@@ -69,8 +61,3 @@ def sent(numbers: Sequence[int], device: torch.device) -> Tensor:
     if device.type != "cuda":
         return torch.tensor(numbers, device=device)
     return torch.tensor(numbers, pin_memory=True).to(device, non_blocking=True)
-
-
-def seeds_of(sampling: Sampling, rows: int, device: torch.device) -> Tensor:
-    """One seed for every row: a row alone has the seed it has in a batch only if the caller gives it one."""
-    return torch.full((rows,), sampling.seed, dtype=torch.long, device=device)

@@ -16,15 +16,12 @@ from torch import Tensor
 
 from speech_mtp.decoding._drafting import HeadRule, plain
 from speech_mtp.decoding.acceptance import longest
-from speech_mtp.decoding.judge import judge
-from speech_mtp.decoding.laws import TextLaw
+from speech_mtp.decoding.laws import Law
 from speech_mtp.decoding.lookup import continuation, longest_match
 from speech_mtp.decoding.payoff import Payoff
 from speech_mtp.decoding.tree import Tree
 from speech_mtp.heads.base import HeadState, MTPHead
-from speech_mtp.lm.cache import ancestors_of
-from speech_mtp.lm.text_lm import TextState
-from speech_mtp.types import Draft, LMOutput, Verdict
+from speech_mtp.types import Draft, Emitted, LMOutput, Verdict
 
 
 @dataclass
@@ -88,6 +85,7 @@ class Cascade(HeadRule):
         payoff: Payoff | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(head, acceptance, payoff)
+        self.text_only = True
         if (min_ngram is not None or graft_nodes) and not graft:
             raise ValueError(
                 "min_ngram and graft_nodes are settings of grafted branches; leave them out, or set graft."
@@ -110,24 +108,25 @@ class Cascade(HeadRule):
         self.memory, self.graft, self.min_ngram = memory, graft, least if graft else sure_ngram
         self.room = nodes + graft_nodes
 
-    def begin(self, state: TextState) -> None:
-        super().begin(state)
-        trust = torch.ones(len(state.last), device=state.last.device)
-        reach = torch.full_like(state.lengths, self.lookup_depth)
-        state.head = CascadeState(state.head, trust, trust > 0, trust < 0, reach)
+    def begin(self, rows: Any, law: Law) -> None:
+        super().begin(rows, law)
+        trust = torch.ones(len(rows.last), device=rows.last.device)
+        reach = torch.full_like(rows.place.position, self.lookup_depth)
+        rows.head = CascadeState(rows.head, trust, trust > 0, trust < 0, reach)
 
-    def read(self, state: TextState, out: LMOutput, tokens: Tensor, following: Tensor, lengths: Tensor) -> None:
-        kept: CascadeState = state.head
-        super().read(replace(state, head=kept.head), out, tokens, following, lengths)
+    def read(self, rows: Any, law: Law, out: LMOutput, new: Emitted) -> None:
+        kept: CascadeState = rows.head
+        super().read(replace(rows, head=kept.head), law, out, new)
         if kept.judged:
-            kept.judged, kept.going = False, lengths > 0
+            kept.judged, kept.going = False, new.lengths > 0
         else:  # a turn begins
             kept.trust, kept.going = torch.ones_like(kept.trust), torch.ones_like(kept.going)
             kept.reach = torch.full_like(kept.reach, self.lookup_depth)
 
-    def propose(self, state: TextState, law: TextLaw) -> Draft:
-        kept: CascadeState = state.head
-        start, ngram = longest_match(state.tokens, state.lengths, self.max_ngram, self.min_ngram)
+    def propose(self, rows: Any, law: Law) -> Draft:
+        kept: CascadeState = rows.head
+        position = rows.place.position
+        start, ngram = longest_match(rows.tokens, position, self.max_ngram, self.min_ngram)
         kept.looked = sure = (ngram >= self.needed(kept.trust)) & kept.going
         # One copy to the host: whether lookups serve all rows, and whether any.
         served, some = torch.stack([(sure == kept.going).all(), sure.any()]).tolist()
@@ -135,31 +134,30 @@ class Cascade(HeadRule):
         self.paused = resting and not some
         spare = torch.zeros_like(ngram)
         if served or resting:
-            tree = plain(state)
+            tree = plain(rows)
         else:
-            tree = self.tree.propose(replace(state, head=kept.head), law)
+            tree = self.tree.propose(replace(rows, head=kept.head), law)
             if self.graft:
                 spare = torch.where((ngram > 0) & kept.going, self.room - (tree.parents >= 0).sum(1), 0)
         if not some and (resting or not self.graft):
             return tree
         room = torch.where(sure, kept.reach, spare)
         most = int(room.max()) if room.device.type == "cpu" else self.lookup_depth
-        return joined(tree, continuation(state, start, most), sure, room) if most else tree
+        return joined(tree, continuation(rows.tokens, position, start, most), sure, room) if most else tree
 
     def needed(self, trust: Tensor) -> Tensor:
         """How many tokens must reappear for a lookup instead of a tree ``[B]``, by ``trust [B]``."""
         return self.sure_ngram + ((1 - trust) * (self.max_ngram - self.sure_ngram)).round()
 
-    def accept(self, state: TextState, draft: Draft, out: LMOutput, law: TextLaw) -> Verdict:
-        verdict, kept = judge(self.acceptance, state, draft, out, law), state.head
-        # Judged before a row is cut at its end: that a text is over says nothing about the lookup.
-        worth = ((verdict.length - 1) / min(self.tree.depth, self.lookup_depth)).clamp(max=1)
+    def accept(self, rows: Any, draft: Draft, out: LMOutput, law: Law) -> Verdict:
+        verdict, kept = super().accept(rows, draft, out, law), rows.head
+        worth = (verdict.kept / min(self.tree.depth, self.lookup_depth)).clamp(max=1)
         kept.trust = torch.where(kept.looked, torch.lerp(worth, kept.trust, self.memory), kept.trust)
         if kept.reach.device.type == "cpu":
             whole = (
                 (2 * kept.reach)
                 .clamp(max=self.longest_lookup)
-                .masked_fill(verdict.length <= kept.reach, self.lookup_depth)
+                .masked_fill(verdict.kept < kept.reach, self.lookup_depth)
             )
             kept.reach = torch.where(kept.looked, whole, kept.reach)
         kept.judged = True
@@ -175,7 +173,7 @@ def joined(tree: Draft, ahead: Tensor, alone: Tensor, room: Tensor) -> Draft:
     tokens, parents = tree.tokens[..., 0], tree.parents.masked_fill(alone[:, None], -1)
     m, most = tokens.shape[1], ahead.shape[1]
     none = torch.zeros_like(room)
-    shared, above = common(tokens, parents, ahead) if m > 1 else (none, none)
+    shared, above = common(Draft(tokens[..., None], parents), ahead) if m > 1 else (none, none)
     count = torch.minimum(room, most - shared)
     first = torch.where(alone, 1, m)
     steps = torch.arange(most, device=ahead.device)
@@ -189,11 +187,9 @@ def joined(tree: Draft, ahead: Tensor, alone: Tensor, room: Tensor) -> Draft:
     return Draft(tokens[:, :width, None], parents[:, :width])
 
 
-def common(tokens: Tensor, parents: Tensor, ahead: Tensor) -> tuple[Tensor, Tensor]:
-    """How much of ``ahead [B, L]`` stands in the trees ``tokens, parents [B, M]`` from node 0 on ``[B]``, and the node
-    ``[B]`` where that ends."""
+def common(tree: Draft, ahead: Tensor) -> tuple[Tensor, Tensor]:
+    """How much of ``ahead [B, L]`` stands in ``tree`` from node 0 on ``[B]``, and the node ``[B]`` where that ends."""
     most = ahead.shape[1]
-    depth = ancestors_of(parents).sum(-1) - 1
-    wanted = ahead.gather(1, (depth - 1).clamp(0, most - 1))
-    _, length, stop = longest((tokens == wanted) & (depth <= most), parents)
-    return length - 1, stop
+    wanted = ahead.gather(1, (tree.depths - 1).clamp(0, most - 1))
+    stop = longest((tree.tokens[..., 0] == wanted) & (tree.depths <= most), tree)
+    return tree.depths.gather(1, stop[:, None])[:, 0], stop

@@ -1,149 +1,227 @@
-"""The one loop: propose, verify, accept, commit. Plain decoding is the draft of size one.
+"""The one loop: propose, verify, accept, commit; for text and for speech, for rows that come and go.
 
-The engine knows nothing of phonemes, waveforms or heads. :func:`step` moves rows of speech and rows of text alike;
-:class:`Run` moves rows of speech until each is done, must wait for text, or is stopped by a guard (text:
-:mod:`speech_mtp.decoding.text`).
+The engine knows nothing of phonemes, waveforms or heads. Plain decoding is the draft of size one. :func:`step` is the
+loop's body; :class:`Run` keeps rows that join and leave, each with its own settings, and says when one has ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from speech_mtp.decoding.base import DecodingRule, Law, seeds_of
-from speech_mtp.decoding.laws import SpeechLaw
+from speech_mtp.decoding.base import DecodingRule, sent
+from speech_mtp.decoding.laws import Guard, Law, SpeechLaw
 from speech_mtp.decoding.vanilla import Vanilla
-from speech_mtp.layouts.base import Next
-from speech_mtp.lm.decode import DecodeState, GroupLM
-from speech_mtp.types import Draft, Finish, LMOutput, Sampling, TextUnits, Verdict
+from speech_mtp.lm.group_lm import GroupLM, SpeechRows
+from speech_mtp.lm.rows import Trunk
+from speech_mtp.nn.row_values import put, select, widen
+from speech_mtp.types import Draft, Emitted, Finish, LMOutput, RowSampling, Sampling, Status, TextUnits, Verdict
 
-if TYPE_CHECKING:  # it imports ``transformers``, which takes a second
-    from speech_mtp.lm.text_lm import TextLM
-
-Trim = Callable[[Draft, Verdict], Verdict]
+REASONS = {Status.STOP: "stop", Status.LENGTH: "length", Status.RUNAWAY: "runaway"}
 
 
-@dataclass(frozen=True)
-class Guard:
-    """When a row is a runaway: more than ``frames_per_unit`` frames per text unit, or ``frames_per_character`` where
-    units are tokens of any length (plus ``spare_frames``), or the same content code for ``max_repeat`` frames. Where
-    positions point into the text, the units before the pointer count: how much more text there is, or has arrived,
-    makes no difference."""
+@torch.inference_mode()
+def step(lm: Trunk, rule: DecodingRule, rows: Any, law: Law, active: Tensor) -> tuple[Draft, Verdict, Emitted]:
+    """One step of the rows ``active [B]``: drafted, verified in one forward, accepted, committed."""
+    draft = lm.placed(rows, rule.propose(rows, law))
+    out = lm.verify(rows, draft, rule.taps)
+    verdict = rule.accept(rows, draft, out, law)
+    new = lm.commit(rows, draft, verdict, active)
+    rule.read(rows, law, kept(out, verdict), new)
+    return draft, verdict, new
 
-    frames_per_unit: float = 8.0
-    frames_per_character: float = 6.0
-    spare_frames: int = 50
-    max_repeat: int = 60
+
+def kept(out: LMOutput, verdict: Verdict) -> LMOutput:
+    """The states of the kept nodes, in order."""
+    index = verdict.path.clamp(min=0)[..., None, None].expand(-1, -1, *out.hidden.shape[2:])
+    return LMOutput(out.hidden.gather(1, index))
+
+
+@dataclass
+class Statistics:
+    """What drafting gave, over all rows: ``forwards`` of the trunk while rows were running, ``paused`` of which drafted
+    nothing because it did not pay, ``emitted`` positions; and per depth (from 1) how often a draft was ``tried``, all
+    earlier ones being right, and was ``kept``. Several drafts of one position are one try."""
+
+    forwards: int = 0
+    paused: int = 0
+    emitted: int = 0
+    tried: list[int] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Mean positions a row gains by one forward, the sure one included: 1 without drafts."""
+        return self.emitted / max(1, self.forwards)
+
+    @property
+    def acceptance(self) -> list[float]:
+        """Per depth, the share of drafts kept among those whose predecessors were all kept (conditional)."""
+        return [kept / max(1, tried) for kept, tried in zip(self.kept, self.tried, strict=True)]
+
+    def count(self, tried: int, kept: int) -> None:
+        """One row, one forward: ``tried`` depths were judged, ``kept`` of them right: all, or all but the last."""
+        self.forwards += 1
+        for d in range(tried):
+            if d == len(self.tried):
+                self.tried.append(0)
+                self.kept.append(0)
+            self.tried[d] += 1
+            self.kept[d] += d < kept
 
 
 @dataclass
 class Step:
-    """What one step gave: ``frames [B, K, F]``, of which ``lengths [B]`` count, and the pointers ``[B]`` after it."""
+    """What one step gave: new positions ``tokens [B, T, C]``, ``lengths [B]`` of them per row, and the tokens of each
+    row on the host."""
 
-    frames: Tensor
+    tokens: Tensor
     lengths: Tensor
-    pointer: Tensor
+    new: list[list[list[int]]]
+    pointers: list[list[int]] = field(default_factory=list)
 
 
 @dataclass
 class Run:
-    """A decode in progress: :meth:`advance` makes one step for every row that can make one."""
+    """Rows that are decoded together by one rule. :meth:`advance` makes one step of every row that can go on.
 
-    lm: GroupLM
-    state: DecodeState
-    law: SpeechLaw
+    A row joins with what :meth:`Trunk.open` or ``prefill`` made of it alone (:meth:`join`), is fed while it runs, and
+    leaves. Rows are numbered by their place, which stays until :meth:`gather`. ``finish[b]`` says why row b has ended;
+    None while it runs. The number of places grows in powers of two.
+    """
+
+    lm: Any
+    law: Law
+    rows: Any
     rule: DecodingRule = field(default_factory=Vanilla)
-    guard: Guard = field(default_factory=Guard)
     finish: list[Finish | None] = field(default_factory=list)
+    status: list[Status] = field(default_factory=list)
     steps: int = 0
+    statistics: Statistics = field(default_factory=Statistics)
 
     def __post_init__(self) -> None:
-        self.finish = [None] * len(self.state.last)
-        self._repeat = [0] * len(self.finish)
-        self._code = [-1] * len(self.finish)
+        if not self.finish:
+            self.finish = [None] * self.rows.count
+            if self.rows.head is None:
+                self.rule.begin(self.rows, self.law)
+            self.refresh()
+
+    # -- rows come and go ---------------------------------------------------------------------------------------
+    @torch.inference_mode()
+    def join(self, row: Any) -> int:
+        """Take in ``row``, rows of one that have been opened alone; its place."""
+        if row.head is None:
+            self.rule.begin(row, self.law)
+        free = [b for b, finish in enumerate(self.finish) if finish == LEFT]
+        if not free:
+            size = len(self.finish)
+            self.rows = widen(self.rows, 2 * size)
+            self.finish += [LEFT] * size
+            self.status += [Status.STOP] * size
+            free = [size]
+        b = free[0]
+        self.rows = put(self.rows, b, row)
+        self.finish[b] = None
+        self.refresh()
+        return b
+
+    def leave(self, b: int) -> None:
+        """Row ``b`` goes, finished or not; its place may be taken by another."""
+        self.finish[b] = LEFT
+        self.status[b] = Status.STOP
+
+    def feed(self, b: int, units: TextUnits) -> None:
+        """Late text for row ``b`` of speech: longer units, a batch of one, that begin with those it has."""
+        self.lm.extend(self.rows, b, units)
+        self.refresh()
+
+    @torch.inference_mode()
+    def alone(self, b: int) -> Any:
+        """Row ``b`` as rows of one, to be fed and put back."""
+        return select(self.rows, torch.tensor([b], device=self.rows.last.device))
+
+    @torch.inference_mode()
+    def put(self, b: int, row: Any) -> None:
+        """Row ``b`` becomes ``row``, rows of one."""
+        self.rows = put(self.rows, b, row)
+        self.refresh()
+
+    @torch.inference_mode()
+    def gather(self) -> list[int]:
+        """Close the gaps that rows have left: the old places of those that stay, in their new order."""
+        stay = [b for b, finish in enumerate(self.finish) if finish != LEFT]
+        size = 1 << (max(1, len(stay)) - 1).bit_length()
+        spare = [b for b in range(len(self.finish)) if b not in stay][: size - len(stay)]
+        order = stay + spare
+        self.rows = select(self.rows, torch.tensor(order, device=self.rows.last.device))
+        self.finish = [self.finish[b] for b in order]
+        self.status = [self.status[b] for b in order]
+        return stay
+
+    def refresh(self) -> None:
+        """Where every row stands now: after rows were joined or fed."""
+        found = self.law.status(self.rows, self.rows.place).tolist()
+        self.status = [Status.STOP if f == LEFT else Status(s) for f, s in zip(self.finish, found, strict=True)]
 
     def waiting(self) -> list[bool]:
-        """Rows that cannot go on until :meth:`GroupLM.extend` brings more text."""
-        return [self._next(b) is Next.WAIT for b in range(len(self.finish))]
+        """Rows that cannot go on until they are fed."""
+        return [f is None and s is Status.WAITING for f, s in zip(self.finish, self.status, strict=True)]
 
-    def _next(self, b: int) -> Next:
-        if self.finish[b] is not None:
-            return Next.DONE
-        s = self.state
-        last = int(s.last[b, 0]) if int(s.groups[b]) else None
-        return self.lm.layout.next_kind(int(s.pointer[b]), int(s.units.lengths[b]), bool(s.units.complete[b]), last)
+    # -- the loop -----------------------------------------------------------------------------------------------
+    def going(self) -> list[bool]:
+        """Rows that can make a step. A row that can never make one again is finished."""
+        for b, (finish, status) in enumerate(zip(self.finish, self.status, strict=True)):
+            if finish is None and status in REASONS:
+                self.finish[b] = self._finished(b, status)
+        return [f is None and s is Status.GOING for f, s in zip(self.finish, self.status, strict=True)]
 
-    def advance(self) -> Step | None:
-        """One step of every row that can go on; None when there is none."""
-        todo = [self._next(b) for b in range(len(self.finish))]
-        for b, kind in enumerate(todo):
-            if kind is Next.DONE and self.finish[b] is None:
-                self.finish[b] = Finish("stop")
-        active = torch.tensor([kind is Next.SPEECH for kind in todo], device=self.state.last.device)
-        if not active.any():
+    def _finished(self, b: int, status: Status) -> Finish:
+        detail = self.law.detail(self.rows, b, status) if isinstance(self.law, SpeechLaw) else ""
+        return Finish(REASONS[status], detail)
+
+    def advance(self, only: Sequence[bool] | None = None) -> Step | None:
+        """One step of every row that can go on (of those that ``only`` names); None when there is none."""
+        going = self.going()
+        if only is not None:
+            going = [a and b for a, b in zip(going, only, strict=True)]
+        if not any(going):
             return None
-        _, verdict, _ = step(self.lm, self.rule, self.state, self.law, active)
+        active = sent([int(on) for on in going], self.rows.last.device) > 0
+        _, verdict, new = step(self.lm, self.rule, self.rows, self.law, active)
         self.steps += 1
-        frames = self.lm.layout.frames(verdict.next[:, None])
-        lengths = active.long() * frames.shape[-1]
-        self._watch(frames, active)
-        return Step(frames, lengths, self.state.pointer)
+        return self._report(going, verdict, new)
 
-    def _watch(self, frames: Tensor, active: Tensor) -> None:
-        """The runaway guard: a row that trips it ends with finish reason ``runaway`` or ``length``."""
-        content = frames[:, 0].tolist()
-        lengths = (self.state.groups * frames.shape[-1]).tolist()
-        units, guard = self.state.units, self.guard
-        if units.characters is None:
-            sizes = (self.state.pointer if self.lm.layout.points else units.lengths).tolist()
-            per, name = guard.frames_per_unit, "text units"
-        else:
-            sizes, per, name = units.characters.tolist(), guard.frames_per_character, "characters"
-        for b in torch.nonzero(active)[:, 0].tolist():
-            for code in content[b]:
-                self._repeat[b] = self._repeat[b] + 1 if code == self._code[b] else 1
-                self._code[b] = code
-            if self._repeat[b] > guard.max_repeat:
-                self.finish[b] = Finish("runaway", f"one content code for {self._repeat[b]} frames")
-            elif lengths[b] > per * sizes[b] + guard.spare_frames:
-                self.finish[b] = Finish("length", f"{lengths[b]} frames for {sizes[b]} {name}")
-
-
-@torch.inference_mode()
-def step(
-    lm: GroupLM | TextLM, rule: DecodingRule, state: Any, law: Law, active: Tensor, trim: Trim | None = None
-) -> tuple[Draft, Verdict, Tensor]:
-    """Hidden states -> draft -> one forward -> kept path and one sure position -> committed state.
-
-    ``trim`` may shorten the verdict before it is committed. Also returns the tokens ``[B, M]`` (channel 0) that follow
-    the kept nodes: what is new.
-    """
-    draft = rule.propose(state, law)
-    out = lm.verify(state, draft, rule.taps)
-    verdict = rule.accept(state, draft, out, law)
-    if trim is not None:
-        verdict = trim(draft, verdict)
-    lm.commit(state, draft, verdict, active)
-    kept, tokens, following = _kept(draft, out, verdict)
-    rule.read(state, kept, tokens, following, verdict.length * active)
-    return draft, verdict, following
+    def _report(self, going: list[bool], verdict: Verdict, new: Emitted) -> Step:
+        """What is new, on the host: one copy a step."""
+        t, c = new.tokens.shape[1:]
+        status = self.law.status(self.rows, self.rows.place)
+        pointer = getattr(new.place, "pointer", None)
+        parts = [torch.stack([new.lengths, verdict.tried, verdict.kept, status, self.rows.cache.lengths], 1)]
+        parts += [new.tokens.flatten(1)] + ([] if pointer is None else [pointer])
+        host = torch.cat(parts, 1).tolist()
+        found = Step(new.tokens, new.lengths, [])
+        for b, (length, tried, kept, status_b, _, *rest) in enumerate(host):
+            found.new.append([rest[i * c : (i + 1) * c] for i in range(length)])
+            found.pointers.append(rest[t * c : t * c + length])
+            if going[b]:
+                self.status[b] = Status(status_b)
+                self.statistics.count(tried, kept)
+                self.statistics.emitted += length
+                self.statistics.paused += self.rule.paused
+        self.rows.cache.know(max(row[4] for row in host))
+        self.going()
+        return found
 
 
-def _kept(draft: Draft, out: LMOutput, verdict: Verdict) -> tuple[LMOutput, Tensor, Tensor]:
-    """The kept nodes in order: their states, their tokens ``[B, M]`` and the tokens that follow them (channel 0)."""
-    path = verdict.path.clamp(min=0)
-    tokens = draft.tokens[..., 0].gather(1, path)
-    after = torch.cat([tokens[:, 1:], verdict.next[:, :1]], 1)
-    last = torch.arange(path.shape[1], device=path.device) == verdict.length[:, None] - 1
-    following = torch.where(last, verdict.next[:, :1], after)
-    index = path[..., None, None].expand(-1, -1, *out.hidden.shape[2:])
-    return LMOutput(out.hidden.gather(1, index)), tokens, following
+LEFT = Finish("cancelled", "the row has left")
+"""The finish of a place that is free."""
 
 
+# -- speech -------------------------------------------------------------------------------------------------------
 def start(
     lm: GroupLM,
     units: TextUnits,
@@ -151,16 +229,24 @@ def start(
     sampling: Sampling,
     rule: DecodingRule | None = None,
     seeds: Tensor | None = None,
+    guard: Guard | None = None,
 ) -> Run:
     """A run over the rows of ``units`` with voices ``timbre [B, E]``; ``seeds [B]`` default to the sampling's."""
-    law = SpeechLaw(lm, sampling, seeds_of(sampling, len(timbre), timbre.device) if seeds is None else seeds)
-    return Run(lm, lm.prefill(units, timbre), law, rule or Vanilla())
+    rows: SpeechRows = lm.prefill(units, timbre)
+    every = [sampling.seed] * len(timbre) if seeds is None else seeds.tolist()
+    rows.sampling = RowSampling([replace(sampling, seed=seed) for seed in every], timbre.device)
+    return Run(lm, SpeechLaw(lm, guard), rows, rule or Vanilla())
 
 
 def generate(
-    lm: GroupLM, units: TextUnits, timbre: Tensor, sampling: Sampling, seeds: Tensor | None = None
+    lm: GroupLM,
+    units: TextUnits,
+    timbre: Tensor,
+    sampling: Sampling,
+    seeds: Tensor | None = None,
+    rule: DecodingRule | None = None,
 ) -> Iterator[Step]:
     """Every step of a whole batch of complete texts."""
-    run = start(lm, units, timbre, sampling, seeds=seeds)
+    run = start(lm, units, timbre, sampling, rule, seeds)
     while (made := run.advance()) is not None:
         yield made

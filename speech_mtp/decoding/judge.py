@@ -1,4 +1,4 @@
-"""Judging a draft whose tokens were chosen, not drawn: what rules share between the trunk's scores and a verdict."""
+"""Which acceptance a rule uses: the lossless one, or a lossy one by name."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from speech_mtp.decoding import acceptance
-from speech_mtp.decoding import sampling as noise
-from speech_mtp.decoding.base import ACCEPT, TARGET
-from speech_mtp.decoding.laws import TextLaw
-from speech_mtp.lm.cache import ancestors_of
-from speech_mtp.lm.text_lm import TextState
-from speech_mtp.types import Draft, LMOutput, Verdict
+from speech_mtp.decoding.laws import Law, TextLaw
+from speech_mtp.types import Draft, LMOutput, Status, Verdict
 
 KINDS = ("exact", "typical", "top_k")
 
 
 @dataclass(frozen=True)
 class Acceptance:
-    """``exact`` keeps the trunk's law and is the only lossless ``kind``. ``typical`` is Medusa's rule with its
-    ``threshold`` and ``delta``, exact when greedy; ``top_k`` keeps whatever is among the trunk's ``k`` best."""
+    """``exact`` keeps what the trunk itself draws and is the only lossless ``kind``. ``typical`` is Medusa's rule with
+    its ``threshold`` and ``delta``, exact when greedy; ``top_k`` keeps whatever is among the trunk's ``k`` best. The
+    lossy ones are for text."""
 
     kind: str = "exact"
     threshold: float = 0.09
@@ -45,39 +41,28 @@ class Acceptance:
     def lossless(self) -> bool:
         return self.kind == "exact"
 
-
-def judge(how: Acceptance, state: TextState, draft: Draft, out: LMOutput, law: TextLaw) -> Verdict:
-    """The verdict on a tree; with ``exact`` its nodes must have been chosen deterministically."""
-    tokens, parents = draft.tokens[..., 0], draft.parents
-    scores = law.adjusted(state, law.lm.output.logits(out.top), tokens, parents)
-    if law.greedy:
-        choice = noise.best(scores)
-        if how.kind == "top_k":
-            path, length, stop = acceptance.among_top(tokens, parents, scores, min(how.k, scores.shape[-1]))
+    def verdict(self, rows: Any, draft: Draft, out: LMOutput, law: Law) -> Verdict:
+        """What is kept of ``draft``. Raises ValueError for a lossy kind where the rows are not text."""
+        choose, over = law.chooser(rows, draft, out), ended(rows, draft, law)
+        if self.lossless or (self.kind == "typical" and not rows.sampling.sampled):
+            return acceptance.matching(draft, choose, over)
+        if not isinstance(law, TextLaw):
+            raise ValueError(f"Acceptance {self.kind!r} is for text; groups of speech tokens are accepted exactly.")
+        scores = law.scores(rows, draft, out)
+        if self.kind == "typical":
+            stop = acceptance.typical(draft, scores.softmax(-1), self.threshold, self.delta)
         else:
-            path, length, stop = acceptance.matching(tokens, parents, choice)
-        return Verdict(path, length, choice.gather(1, stop[:, None]))
-    p = scores.softmax(-1)
-    if how.kind == "exact":
-        ancestors = ancestors_of(parents)
-        chance = chances(state, law, ancestors.sum(-1) - 1)
-        stop, rest = acceptance.sibling_rejection(tokens, parents, p, chance)
-        path, length, stop = acceptance.path_to(stop, ancestors)
-    else:
-        if how.kind == "typical":
-            path, length, stop = acceptance.typical(tokens, parents, p, how.threshold, how.delta)
-        else:
-            path, length, stop = acceptance.among_top(tokens, parents, scores, min(how.k, scores.shape[-1]))
-        rest = p[torch.arange(len(p), device=p.device), stop]
-    return Verdict(path, length, law.draw(state, length - 1, rest.log(), TARGET)[:, None])
+            stop = acceptance.among_top(draft, scores, min(self.k, scores.shape[-1]))
+        path, length = acceptance.path_to(stop, draft)
+        return acceptance.until_ended(draft, path, length, self._after(choose, stop, length), over)
+
+    @staticmethod
+    def _after(choose: Any, stop: Tensor, length: Tensor) -> Tensor:
+        """The trunk's draw after the node ``stop [B]`` of every row, whose paths have ``length [B]`` nodes."""
+        found: Tensor = choose(stop, length - 1)
+        return found
 
 
-def chances(state: TextState, law: TextLaw, depth: Tensor) -> Tensor:
-    """One number in (0, 1) per node ``[B, M]``, for the position that a node of ``depth [B, M]`` would take.
-
-    A position is decided in one step only, so its numbers are used once; nodes differ by their place in the draft.
-    """
-    b, m = depth.shape
-    position = (state.lengths[:, None] + depth - 1).flatten()
-    every = noise.uniform(law.seeds.repeat_interleave(m), position, 0, ACCEPT, m)
-    return every.view(b, m, m).diagonal(dim1=1, dim2=2)
+def ended(rows: Any, draft: Draft, law: Law) -> Tensor:
+    """The nodes ``[B, M]`` behind which nothing may follow."""
+    return law.status(rows, law.lm.placed(rows, draft).place) != int(Status.GOING)

@@ -1,86 +1,253 @@
-"""The laws of speech groups and of text: what is done to logits before a token is drawn."""
+"""The laws of text and of speech groups: what is done to logits before a token is drawn, and when a row may not go on.
+
+A law knows the language model, never a row: everything that differs between rows and nodes stands in their settings
+(:class:`speech_mtp.types.RowSampling`) and their places (:class:`speech_mtp.lm.rows.Place`).
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from speech_mtp.decoding import sampling as noise
-from speech_mtp.decoding.base import Law
-from speech_mtp.lm.cache import ancestors_of
-from speech_mtp.lm.decode import DecodeState
+from speech_mtp.heads.base import MTPHead
+from speech_mtp.lm.group_lm import GroupLM, SpeechPlace, SpeechRows
+from speech_mtp.lm.output import OutputLayer
+from speech_mtp.types import Draft, LMOutput, Status
 
 if TYPE_CHECKING:  # it imports ``transformers``, which takes a second
-    from speech_mtp.lm.text_lm import TextState
+    from speech_mtp.lm.text_lm import TextLM, TextPlace, TextRows
+
+Choose = Callable[[Tensor, int], Tensor]
+"""``choose(nodes [B], depth) -> tokens [B, C]``: what the trunk itself draws after one node of every row, which lies
+``depth`` nodes behind node 0."""
+
+SHORTLIST = 64
+"""Tokens that a sampled guess is looked for among: noise seldom lifts another one."""
 
 
-class SpeechLaw(Law):
-    """Layout masks on the control channel and the repetition guard on content codes, then the sampling settings."""
+@dataclass
+class Guesses:
+    """Guessed children of N nodes: ``tokens [B, N, W, C]``, the likeliest first, and the logarithms of their chances
+    ``[B, N, W]`` in the drafter's own opinion (-inf: impossible)."""
 
-    def pick(self, state: DecodeState, depth: int, channel: int, logits: Tensor) -> Tensor:
-        if channel == 0:
-            mask = self.lm.layout.control_mask(state.pointer, state.units.lengths, state.units.complete, state.stalled)
-            logits = logits.masked_fill(~mask, float("-inf"))
-        elif (channel - 1) % len(self.lm.config.codebook_sizes) == 0:
-            logits = noise.guard_repeats(logits, state.recent, self.sampling)
-        adjusted = noise.adjust(logits, self.sampling)
-        return noise.draw(adjusted, self.sampling, self.seeds, state.groups + depth, channel)
+    tokens: Tensor
+    chance: Tensor
+
+
+class Law(ABC):
+    """The distribution that tokens are drawn from, and the trunk's own draws from it."""
+
+    lm: Any
+
+    @abstractmethod
+    def chooser(self, rows: Any, draft: Draft, out: LMOutput) -> Choose:
+        """What the trunk draws after the nodes of ``draft``, with the noise of each node's position."""
+
+    @abstractmethod
+    def status(self, rows: Any, place: Any) -> Tensor:
+        """The :class:`Status` of rows ``[B]`` or of nodes ``[B, M]``, whatever ``place`` is of."""
+
+    @abstractmethod
+    def guesses(
+        self, rows: Any, draft: Draft, head: MTPHead, states: Tensor, depth: int, layer: int, width: int
+    ) -> Guesses:
+        """The ``width`` likeliest children of the newest N nodes of ``draft``, all ``depth`` nodes behind node 0, by
+        the states ``[B, N, D]`` that ``head`` has for them and its output layer ``layer``: ranked by draft logit plus
+        the noise that the trunk will draw with."""
 
 
 class TextLaw(Law):
     """Repetition penalty over the row's tokens and the node's own path, then temperature, top-k and top-p.
 
-    Greedy keeps the penalised logits. The same lines serve draft, verification and residual, so all three agree.
+    Greedy keeps the penalised logits. ``ends`` are the tokens that end an answer.
     """
 
-    def pick(self, state: TextState, depth: int, channel: int, logits: Tensor) -> Tensor:
-        adjusted = self.adjusted(state, logits[:, None])[:, 0]
-        return noise.draw(adjusted, self.sampling, self.seeds, state.lengths + depth, channel)
+    def __init__(self, lm: TextLM) -> None:
+        self.lm = lm
+        self.ends = torch.tensor(sorted(lm.ends), dtype=torch.long, device=lm.device)
 
-    def adjusted(
-        self,
-        state: TextState,
-        logits: Tensor,
-        tokens: Tensor | None = None,
-        parents: Tensor | None = None,
-        ids: Tensor | None = None,
+    def chooser(self, rows: TextRows, draft: Draft, out: LMOutput) -> Choose:
+        logits = self.lm.output.logits(out.top)
+        if not rows.sampling.sampled:  # nothing to sort and no noise: all nodes at once
+            choice = noise.best(self.penalised(rows, logits, draft))
+            return lambda nodes, depth: choice.gather(1, nodes[:, None])
+
+        def choose(nodes: Tensor, depth: int) -> Tensor:
+            mine = logits.gather(1, nodes[:, None, None].expand(-1, 1, logits.shape[-1]))
+            mine = self.penalised(rows, mine, draft, nodes[:, None])[:, 0]
+            return noise.choose(mine, rows.sampling, rows.place.position + depth, 0)[:, None]
+
+        return choose
+
+    def scores(self, rows: TextRows, draft: Draft, out: LMOutput) -> Tensor:
+        """The law after every node, as logits ``[B, M, V]``: for rules that need more than the trunk's own draw."""
+        return noise.adjust(self.penalised(rows, self.lm.output.logits(out.top), draft), rows.sampling)
+
+    def status(self, rows: TextRows, place: TextPlace) -> Tensor:
+        ended = (place.token[..., None] == self.ends).any(-1)
+        going = torch.where(place.left > 0, int(Status.GOING), int(Status.LENGTH))
+        return torch.where(ended, int(Status.STOP), going)
+
+    def guesses(
+        self, rows: TextRows, draft: Draft, head: MTPHead, states: Tensor, depth: int, layer: int, width: int
+    ) -> Guesses:
+        scores = self.draft_scores(rows, draft, head, states, layer)
+        if not rows.sampling.sampled:
+            best = scores.float().log_softmax(-1).topk(min(width, scores.shape[-1]), -1)
+            return Guesses(head.to_target(best.indices)[..., None], best.values)
+        few = noise.tempered(scores, rows.sampling).topk(min(max(width, SHORTLIST), scores.shape[-1]), -1)
+        values, ids = noise.shortlisted(few.values, rows.sampling), head.to_target(few.indices)
+        position = (rows.place.position + depth)[:, None].expand(-1, states.shape[1])
+        values = noise.perturbed(values, rows.sampling, position, 0, ids)
+        best = values.log_softmax(-1).topk(min(width, values.shape[-1]), -1)
+        return Guesses(ids.gather(-1, best.indices)[..., None], best.values)
+
+    def draft_scores(self, rows: TextRows, draft: Draft, head: MTPHead, states: Tensor, layer: int) -> Tensor:
+        """The head's logits ``[B, N, num_tokens]`` of the children of the newest N nodes, penalised."""
+        n = states.shape[1]
+        scores = head.scores(states, layer, draft.tokens[:, -n:, 0])
+        nodes = torch.arange(draft.tokens.shape[1] - n, draft.tokens.shape[1], device=scores.device)
+        return self.penalised(rows, scores, draft, nodes.expand(len(scores), -1), head.token_map)
+
+    def penalised(
+        self, rows: TextRows, logits: Tensor, draft: Draft, nodes: Tensor | None = None, ids: Tensor | None = None
     ) -> Tensor:
-        """Logits ``[B, M, V]`` of what follows a draft's newest M nodes -> the law's logits, -inf where excluded.
+        """Logits ``[B, N, V]`` of what follows ``nodes [B, N]`` (None: all) -> with the repetition penalty.
 
-        ``tokens, parents`` ``[B, N]``, N at least M, are all nodes so far (node 0 is part of the row's history);
-        without them the positions follow the history itself. ``ids [V]`` are the tokens that the logits are of, when a
-        head drafts from some only: to leave the others out and to give them -inf is the same law.
+        ``ids [V]`` are the tokens that the logits are of, when a head drafts from some only.
         """
-        if self.sampling.repetition_penalty != 1:
-            logits = self._penalised(state, logits, tokens, parents, ids)
-        return noise.adjust(logits, self.sampling)
-
-    def _penalised(
-        self, state: TextState, logits: Tensor, tokens: Tensor | None, parents: Tensor | None, ids: Tensor | None
-    ) -> Tensor:
-        b, m, v = logits.shape if ids is None else (*logits.shape[:2], self.lm.vocab_size)
-        slots = torch.arange(state.tokens.shape[1], device=logits.device)
+        if not rows.sampling.penalised:
+            return logits
+        (b, n), v = logits.shape[:2], self.lm.vocab_size
+        slots = torch.arange(rows.tokens.shape[1], device=logits.device)
         # Entries past a row's length count as its first token, which is in the history anyway.
-        history = torch.where(slots < state.lengths[:, None], state.tokens, state.tokens[:, :1])
+        history = torch.where(slots < rows.place.position[:, None], rows.tokens, rows.tokens[:, :1])
         seen = torch.zeros(b, v, dtype=torch.bool, device=logits.device).scatter_(1, history, True)
-        seen = seen[:, None].expand(-1, m, -1)
-        if tokens is not None and parents is not None:
-            on_path = torch.where(ancestors_of(parents)[:, -m:], tokens[:, None], tokens[:, :1, None])
-            seen = seen.scatter(2, on_path, True)
+        ancestors, m = draft.ancestors, draft.tokens.shape[1]
+        if nodes is not None:
+            ancestors = ancestors.gather(1, nodes[..., None].expand(-1, -1, m))
+        tokens = draft.tokens[..., 0]
+        on_path = torch.where(ancestors, tokens[:, None], tokens[:, :1, None])
+        seen = seen[:, None].expand(-1, n, -1).scatter(2, on_path, True)
         seen = seen if ids is None else seen[..., ids]
-        logits, penalty = logits.float(), self.sampling.repetition_penalty
+        logits, penalty = logits.float(), rows.sampling.repetition_penalty[:, None, None]
         return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
-    @property
-    def greedy(self) -> bool:
-        return self.sampling.temperature == 0
 
-    def draw(self, state: TextState, depth: Tensor | int, logits: Tensor, purpose: int) -> Tensor:
-        """One token per row from adjusted ``logits [B, V]``, ``depth`` positions after the history."""
-        return noise.draw(logits, self.sampling, self.seeds, state.lengths + depth, 0, purpose)
+@dataclass(frozen=True)
+class Guard:
+    """When a row is a runaway: more than ``frames_per_unit`` frames per text unit, or ``frames_per_character`` where
+    units are tokens of any length (plus ``spare_frames``), or the same content code for more than ``max_repeat``
+    frames. Where positions point into the text, the units before the pointer count: how much more text there is, or has
+    arrived, makes no difference."""
 
-    def uniform(self, state: TextState, depth: Tensor | int, purpose: int, count: int = 1) -> Tensor:
-        """Numbers in (0, 1) ``[B, count]`` for the position ``depth`` after the history."""
-        return noise.uniform(self.seeds, state.lengths + depth, 0, purpose, count)
+    frames_per_unit: float = 8.0
+    frames_per_character: float = 6.0
+    spare_frames: int = 50
+    max_repeat: int = 60
+
+
+class SpeechLaw(Law):
+    """Layout masks on the control channel and the repetition guard on content codes, then the sampling settings.
+
+    ``readout`` turns the states of a head into groups; by default the model's own output layer does.
+    """
+
+    def __init__(self, lm: GroupLM, guard: Guard | None = None, readout: OutputLayer | None = None) -> None:
+        self.lm, self.guard, self.readout = lm, guard or Guard(), readout or lm.output
+
+    def chooser(self, rows: SpeechRows, draft: Draft, out: LMOutput) -> Choose:
+        b, m = draft.parents.shape
+        place = self.lm.placed(rows, draft).place
+        flat = place.map(by=lambda x: x.flatten(0, 1))
+
+        def pick(channel: int, logits: Tensor) -> Tensor:
+            return noise.choose(self.masked(rows, flat, m, channel, logits), settings, flat.position, channel)
+
+        settings = rows.sampling.repeated(m)
+        choice = self.lm.output.sample(out.top.flatten(0, 1), pick).view(b, m, -1)
+        return lambda nodes, depth: choice.gather(1, nodes[:, None, None].expand(-1, 1, choice.shape[-1]))[:, 0]
+
+    def masked(self, rows: SpeechRows, place: SpeechPlace, count: int, channel: int, logits: Tensor) -> Tensor:
+        """Logits ``[B * count, V_c]`` of nodes at ``place``, ``count`` of every row, with masks and guards."""
+        if channel == 0:
+            units, complete = (x.repeat_interleave(count) for x in (rows.num_units, rows.complete))
+            mask = self.lm.layout.control_mask(place.pointer, units, complete, place.stalled)
+            return logits.masked_fill(~mask, float("-inf"))
+        if (channel - 1) % len(self.lm.config.codebook_sizes) == 0:
+            return noise.guard_repeats(logits, place.recent, rows.sampling.repeated(count))
+        return logits
+
+    def status(self, rows: SpeechRows, place: SpeechPlace) -> Tensor:
+        units, complete, characters = (
+            x.view(-1, *[1] * (place.pointer.ndim - 1)) for x in (rows.num_units, rows.complete, rows.characters)
+        )
+        found = self.lm.layout.status(place.pointer, place.control, units, complete)
+        frames, limit = self._frames(place), self._limit(place, units, characters)
+        found = torch.where(frames > limit, int(Status.LENGTH), found)
+        return torch.where(place.run > self.guard.max_repeat, int(Status.RUNAWAY), found)
+
+    def _frames(self, place: SpeechPlace) -> Tensor:
+        return place.position * self.lm.layout.frames_per_group
+
+    def _limit(self, place: SpeechPlace, units: Tensor, characters: Tensor) -> Tensor:
+        """Frames that a row may have; -1 characters: it counts by units."""
+        known = place.pointer if self.lm.layout.points else units
+        by_units = self.guard.frames_per_unit * known
+        return torch.where(characters < 0, by_units, self.guard.frames_per_character * characters) + (
+            self.guard.spare_frames
+        )
+
+    def detail(self, rows: SpeechRows, b: int, status: Status) -> str:
+        """Why row ``b`` was ended by the guard; empty otherwise."""
+        place = rows.place
+        if status is Status.RUNAWAY:
+            return f"one content code for {int(place.run[b])} frames"
+        if status is not Status.LENGTH:
+            return ""
+        characters = int(rows.characters[b])
+        known = int(place.pointer[b] if self.lm.layout.points else rows.num_units[b])
+        text = f"{known} text units" if characters < 0 else f"{characters} characters"
+        return f"{int(self._frames(place)[b])} frames for {text}"
+
+    def guesses(
+        self, rows: SpeechRows, draft: Draft, head: MTPHead, states: Tensor, depth: int, layer: int, width: int
+    ) -> Guesses:
+        """Siblings differ in their first two channels (:func:`first_ranks`); the rest is the likeliest."""
+        b, n = states.shape[:2]
+        count = n * width
+        nodes = self.lm.placed(rows, draft).place.only(slice(-n, None))
+        place = nodes.map(by=lambda x: x.repeat_interleave(width, 1).flatten(0, 1))
+        settings, ranks = rows.sampling.repeated(count), first_ranks(width)
+        total = torch.zeros(b * count, device=states.device)
+
+        def pick(channel: int, logits: Tensor) -> Tensor:
+            masked = noise.adjust(self.masked(rows, place, count, channel, logits), settings)
+            every = torch.arange(masked.shape[-1], device=masked.device)
+            likely = noise.perturbed(masked, settings, place.position, channel, every).float().log_softmax(-1)
+            if channel < 2 and width > 1:
+                wanted = torch.tensor([rank[channel] for rank in ranks], device=masked.device)
+                best = likely.topk(min(int(wanted.max()) + 1, likely.shape[-1]), -1)
+                at = wanted.clamp(max=best.indices.shape[-1] - 1).repeat(b * n)[:, None]
+                token = best.indices.gather(1, at)[:, 0]
+            else:
+                token = noise.best(likely)
+            total.add_(likely.gather(1, token[:, None])[:, 0])
+            return token
+
+        hidden = states.repeat_interleave(width, 1).flatten(0, 1)
+        tokens = self.readout.sample(hidden, pick).view(b, n, width, -1)
+        return Guesses(tokens, total.view(b, n, width))
+
+
+def first_ranks(width: int) -> list[tuple[int, int]]:
+    """The ranks of ``width`` siblings in the first two channels, the likeliest pair first: (0, 0), (0, 1), (1, 0), ...
+    as if a rank were half as likely as the one before."""
+    pairs = [(i, total - i) for total in range(width) for i in range(total + 1)]
+    return pairs[:width]

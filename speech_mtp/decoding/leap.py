@@ -6,15 +6,16 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from speech_mtp.decoding._drafting import Growth
 from speech_mtp.decoding.chain import Chain
 from speech_mtp.heads.base import MTPHead, ParallelHead, source
-from speech_mtp.lm.text_lm import TextState
 
 
 class Leap(Chain):
-    """Every token from ``x_{t+2}`` to ``x_{t+offsets[-1]}`` as one chain, the skipped ones from older states; lossless.
+    """Every position from ``x_{t+2}`` to ``x_{t+offsets[-1]}`` as one chain, the skipped ones from older states.
 
-    Judged as in :class:`~speech_mtp.decoding.chain.Chain`. With adjacent offsets it drafts the same tokens.
+    Judged as in :class:`~speech_mtp.decoding.chain.Chain`, and lossless like it. With adjacent offsets it drafts the
+    same positions.
     """
 
     head: ParallelHead
@@ -29,6 +30,6 @@ class Leap(Chain):
     def reach(head: MTPHead) -> int:
         return head.offsets[-1] - 1
 
-    def scores(self, state: TextState, depth: int, token: Tensor) -> Tensor:
-        j, age = source(self.head.offsets, depth + 2)
-        return self.head.at_age(state.head, j, age)
+    def guessed(self, growth: Growth) -> tuple[Tensor, int]:
+        j, age = source(self.head.offsets, growth.depth + 2)
+        return self.head.at_age(growth.rows.head, j, age)[:, None], j

@@ -12,12 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from speech_mtp.decoding._drafting import plain
-from speech_mtp.decoding.base import DecodingRule
-from speech_mtp.decoding.judge import Acceptance, judge
-from speech_mtp.decoding.laws import TextLaw
-from speech_mtp.lm.text_lm import TextState
-from speech_mtp.types import Draft, LMOutput, Verdict
+from speech_mtp.decoding.base import DecodingRule, plain
+from speech_mtp.decoding.judge import Acceptance
+from speech_mtp.decoding.laws import Law
+from speech_mtp.types import Draft
 
 
 class Lookup(DecodingRule):
@@ -38,21 +36,20 @@ class Lookup(DecodingRule):
             raise ValueError(f"depth {depth}, min_ngram {min_ngram} and max_ngram {max_ngram} must rise from one.")
         self.depth, self.max_ngram, self.min_ngram = depth, max_ngram, min_ngram
         self.acceptance = Acceptance.of(acceptance)
-        self.lossless = self.acceptance.lossless
 
-    def propose(self, state: TextState, law: TextLaw) -> Draft:
-        start, found = latest_match(state.tokens, state.lengths, self.max_ngram, self.min_ngram)
+    def begin(self, rows: Any, law: Law) -> None:
+        if rows.last.shape[-1] > 1:
+            raise ValueError("Lookup drafts text, not speech.")
+
+    def propose(self, rows: Any, law: Law) -> Draft:
+        start, found = latest_match(rows.tokens, rows.place.position, self.max_ngram, self.min_ngram)
         # Elsewhere than on a CPU, to look would cost more than nodes that only fill the rows.
         if found.device.type == "cpu" and not bool(found.any()):
-            return plain(state)
-        drafted = continuation(state, start, self.depth)
+            return plain(rows)
+        drafted = continuation(rows.tokens, rows.place.position, start, self.depth)
         parents = torch.where(found[:, None], torch.arange(self.depth, device=start.device), -1)
-        return Draft(
-            torch.cat([state.last, drafted], 1)[..., None], torch.cat([torch.full_like(state.last, -1), parents], 1)
-        )
-
-    def accept(self, state: TextState, draft: Draft, out: LMOutput, law: TextLaw) -> Verdict:
-        return judge(self.acceptance, state, draft, out, law)
+        node = plain(rows)
+        return Draft(torch.cat([node.tokens, drafted[..., None]], 1), torch.cat([node.parents, parents], 1))
 
 
 def latest_match(tokens: Tensor, lengths: Tensor, most: int, least: int) -> tuple[Tensor, Tensor]:
@@ -79,8 +76,8 @@ def longest_match(tokens: Tensor, lengths: Tensor, most: int, least: int) -> tup
     return value % s, value // s
 
 
-def continuation(state: TextState, start: Tensor, depth: int) -> Tensor:
+def continuation(tokens: Tensor, lengths: Tensor, start: Tensor, depth: int) -> Tensor:
     """The tokens ``[B, depth]`` from the positions ``start [B]`` on, over and over if the text ends before."""
-    period = (state.lengths - start)[:, None].clamp(min=1)
+    period = (lengths - start)[:, None].clamp(min=1)
     ahead = torch.arange(depth, device=start.device)
-    return state.tokens.gather(1, start[:, None] + ahead % period)
+    return tokens.gather(1, start[:, None] + ahead % period)

@@ -1,7 +1,7 @@
 """Logits -> tokens with counter-based randomness: noise is a function of (seed, position, channel, purpose).
 
 A row therefore draws the same numbers alone, in a batch, streamed or offline, and a run can be continued
-anywhere. No generator has a state.
+anywhere. No generator has a state. Every function takes the settings of each row (:class:`RowSampling`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from speech_mtp.types import Sampling
+from speech_mtp.types import RowSampling
+
+TARGET, ACCEPT, DRAFT = range(3)
+"""Purposes of noise: the trunk's own draw (guesses use it too), a test of acceptance, a draft drawn at random."""
+
+CANDIDATES = 256
+"""The likeliest tokens that top-k and top-p are first looked for among."""
 
 _MIX = (0x9E3779B97F4A7C15 - (1 << 64), 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
 
@@ -21,14 +27,20 @@ def _scramble(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
-def uniform(seed: Tensor, position: Tensor, channel: int, purpose: int, count: int) -> Tensor:
-    """``seed, position [B]`` int64 -> ``[B, count]`` float32 in (0, 1)."""
+def uniform(seed: Tensor, position: Tensor, channel: int, purpose: int, at: Tensor) -> Tensor:
+    """The numbers ``at [..., N]`` (or ``[N]``, the same for all) of each of ``seed, position [...]``: float32 in
+    (0, 1)."""
     key = _scramble(seed * _MIX[0] + position)
     stream = torch.full((), channel * 64 + purpose + 1, device=seed.device) * _MIX[0]
     key = _scramble(key + stream)
-    numbers = _scramble(key[:, None] + torch.arange(1, count + 1, device=seed.device) * _MIX[0])
+    numbers = _scramble(key[..., None] + (at + 1) * _MIX[0])
     # The largest number plus a half rounds up to 2^24 in float32: at 1 the noise would be infinite and the token any.
     return ((((numbers >> 40) & 0xFFFFFF).float() + 0.5) / (1 << 24)).clamp(max=1 - 2**-24)
+
+
+def gumbel(seed: Tensor, position: Tensor, channel: int, at: Tensor, purpose: int = TARGET) -> Tensor:
+    """Gumbel noise of the tokens ``at``, shapes as for :func:`uniform`."""
+    return -(-uniform(seed, position, channel, purpose, at).log()).log()
 
 
 def row_seeds(seed: int, rows: int, device: torch.device) -> Tensor:
@@ -38,30 +50,92 @@ def row_seeds(seed: int, rows: int, device: torch.device) -> Tensor:
     return torch.where(row == 0, given, _scramble(_scramble(given * _MIX[0]) + row * _MIX[0]))
 
 
-def adjust(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The law of ``sampling``: ``logits [..., V]`` -> logits with -inf outside top-k and top-p, temperature applied.
+def _rows(column: Tensor, like: Tensor) -> Tensor:
+    """A column ``[R]`` shaped to go with ``like [R, ...]``."""
+    return column.view(-1, *[1] * (like.ndim - 1))
 
-    Greedy (temperature 0) keeps the logits: :func:`draw` then takes the largest.
-    """
-    if sampling.temperature == 0:
+
+def tempered(logits: Tensor, rows: RowSampling) -> Tensor:
+    """``logits [R, ..., V]`` divided by each row's temperature, float32; those of greedy rows as they are."""
+    if not rows.sampled:
         return logits
-    logits = logits.float() / sampling.temperature
-    if 0 < sampling.top_k < logits.shape[-1]:
-        least = logits.topk(sampling.top_k).values[..., -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
-    if sampling.top_p < 1:
-        ranked, order = logits.softmax(-1).sort(descending=True)
-        outside = ranked.cumsum(-1) - ranked > sampling.top_p
-        logits = logits.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), float("-inf"))
-    return logits
+    t = torch.where(rows.temperature > 0, rows.temperature, 1.0)
+    return logits.float() / _rows(t, logits)
 
 
-def draw(logits: Tensor, sampling: Sampling, seed: Tensor, position: Tensor, channel: int, purpose: int = 0) -> Tensor:
-    """One token per row from ``softmax(logits [B, V])`` by the Gumbel-max trick (greedy: the largest)."""
-    if sampling.temperature == 0:
+def adjust(logits: Tensor, rows: RowSampling) -> Tensor:
+    """The law of every row: ``logits [R, ..., V]`` -> with the temperature applied, and -inf outside top-k and top-p.
+
+    Greedy rows keep their likeliest token at least. Tokens as likely as the last one inside are inside.
+    """
+    return _filtered(tempered(logits, rows), rows)
+
+
+def _filtered(logits: Tensor, rows: RowSampling) -> Tensor:
+    if not rows.filtered:
+        return logits
+    return logits.masked_fill(logits < _least(logits, logits.sort(descending=True).values, rows), float("-inf"))
+
+
+def _least(logits: Tensor, ranked: Tensor, rows: RowSampling) -> Tensor:
+    """The smallest logit ``[R, ..., 1]`` inside top-k and top-p; ``ranked [R, ..., N]`` are the largest in order."""
+    inside = torch.ones_like(ranked, dtype=torch.bool)
+    total = logits.logsumexp(-1, keepdim=True)
+    if rows.most_top_k:  # top-p is a share of what top-k leaves
+        limited = _rows(rows.top_k > 0, ranked)
+        inside = (torch.arange(ranked.shape[-1], device=ranked.device) < _rows(rows.top_k, ranked)) | ~limited
+        left = ranked.masked_fill(~inside, float("-inf"))
+        total = torch.where(limited, left.logsumexp(-1, keepdim=True), total)
+    share = (ranked - total).exp()
+    p = torch.where(rows.top_p < 1, rows.top_p, 2.0)
+    inside = inside & (share.cumsum(-1) - share <= _rows(p, ranked))
+    return ranked.masked_fill(~inside, float("inf")).amin(-1, keepdim=True)
+
+
+def choose(logits: Tensor, rows: RowSampling, position: Tensor, channel: int) -> Tensor:
+    """The trunk's own draw: one token per row from ``logits [R, V]`` at ``position [R]``, by the Gumbel-max trick.
+
+    Where top-k and top-p leave few tokens, only those are looked at; the token is the same.
+    """
+    if not rows.sampled:
         return best(logits)
-    noise = uniform(seed, position, channel, purpose, logits.shape[-1])
-    return (logits - (-noise.log()).log()).argmax(-1)
+    logits = tempered(logits, rows)
+    few = _few(logits, rows) if rows.filtered else None
+    if few is not None:
+        values, ids = few
+        return ids.gather(1, best(perturbed(values, rows, position, channel, ids))[:, None])[:, 0]
+    every = torch.arange(logits.shape[-1], device=logits.device)
+    return best(perturbed(_filtered(logits, rows), rows, position, channel, every))
+
+
+def _few(logits: Tensor, rows: RowSampling) -> tuple[Tensor, Tensor] | None:
+    """The logits ``[R, N]`` inside top-k and top-p (-inf: outside) and their tokens, if N is small for every row. On a
+    CPU only: elsewhere the answer would cost a copy."""
+    if logits.device.type != "cpu" or logits.shape[-1] <= 4 * CANDIDATES or rows.most_top_k > CANDIDATES:
+        return None
+    ranked = logits.topk(CANDIDATES)
+    least = _least(logits, ranked.values, rows)
+    greedy = (rows.temperature == 0)[:, None]
+    if not bool(((ranked.values[:, -1:] < least) | greedy).all()):
+        return None
+    return ranked.values.masked_fill(ranked.values < least, float("-inf")), ranked.indices
+
+
+def perturbed(logits: Tensor, rows: RowSampling, position: Tensor, channel: int, ids: Tensor) -> Tensor:
+    """``logits [R, ..., N]`` of the tokens ``ids`` plus the noise of ``position [R, ...]``; greedy rows without."""
+    if not rows.sampled:
+        return logits
+    seed = rows.seed.view(-1, *[1] * (position.ndim - 1))
+    noise = gumbel(seed, position, channel, ids)
+    return logits + noise * _rows((rows.temperature > 0).float(), noise)
+
+
+def shortlisted(ranked: Tensor, rows: RowSampling) -> Tensor:
+    """The largest logits in order ``[R, ..., N]``, tempered -> -inf outside top-k and top-p among them alone: enough to
+    guess by, since a guess need not follow the law."""
+    if not rows.filtered:
+        return ranked
+    return ranked.masked_fill(ranked < _least(ranked, ranked, rows), float("-inf"))
 
 
 def best(logits: Tensor) -> Tensor:
@@ -69,11 +143,16 @@ def best(logits: Tensor) -> Tensor:
     return logits.max(-1).indices
 
 
-def guard_repeats(logits: Tensor, recent: Tensor, sampling: Sampling) -> Tensor:
-    """Lower the logit of a token that filled all of ``recent [B, W]`` (-1: nothing yet) by the repeat penalty."""
-    if not sampling.repeat_window or recent.shape[1] < sampling.repeat_window:
+def guard_repeats(logits: Tensor, recent: Tensor, rows: RowSampling) -> Tensor:
+    """Lower the logit of a token that filled the row's whole window of ``recent [R, W]`` (-1: nothing yet) by its
+    repeat penalty."""
+    width = min(rows.most_repeat_window, recent.shape[1])
+    if not width:
         return logits
-    last = recent[:, -sampling.repeat_window :]
-    stuck = (last == last[:, :1]).all(1) & (last[:, 0] >= 0)
-    penalty = torch.zeros_like(logits).scatter(1, last[:, :1].clamp(min=0), sampling.repeat_penalty)
+    last = recent[:, -width:]
+    age = torch.arange(width, 0, -1, device=recent.device)
+    newest = last[:, -1:]
+    same = (last == newest) | (age > rows.repeat_window[:, None])
+    stuck = same.all(1) & (newest[:, 0] >= 0) & (rows.repeat_window > 0) & (rows.repeat_window <= recent.shape[1])
+    penalty = torch.zeros_like(logits).scatter(1, newest.clamp(min=0), rows.repeat_penalty[:, None].to(logits.dtype))
     return logits - penalty * stuck[:, None]

@@ -1,6 +1,7 @@
 """Draft a tree, verify all its nodes in one forward: Medusa's fixed trees and EAGLE-2's grown ones.
 
-Nodes are chosen, not drawn, so siblings are tried one after the other under what is left of the trunk's law.
+Siblings are ranked by draft logit plus the noise that the trunk will draw with, so the best few hold the draw more often
+than the likeliest few would.
 """
 
 from __future__ import annotations
@@ -14,13 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from speech_mtp.decoding._drafting import HeadRule, plain
-from speech_mtp.decoding.judge import judge
-from speech_mtp.decoding.laws import TextLaw
+from speech_mtp.decoding._drafting import Growth, HeadRule, plain
+from speech_mtp.decoding.laws import Law
 from speech_mtp.decoding.payoff import Payoff
 from speech_mtp.heads.base import MTPHead
-from speech_mtp.lm.text_lm import TextState
-from speech_mtp.types import Draft, LMOutput, Verdict
+from speech_mtp.types import Draft
 
 Ranks = tuple[int, ...]
 
@@ -83,27 +82,26 @@ class Tree(HeadRule):
         if min(nodes, top_k, depth or 1) < 1:
             raise ValueError(f"nodes {nodes}, top_k {top_k} and depth {depth} must be positive.")
 
-    def propose(self, state: TextState, law: TextLaw) -> Draft:
+    def propose(self, rows: Any, law: Law) -> Draft:
         if self.rests():
-            return plain(state)
-        return self._static(state, law) if self.levels else self._dynamic(state, law)
+            return plain(rows)
+        growth = Growth(self.head, rows, law)
+        return self._static(growth) if self.levels else self._dynamic(growth)
 
-    def accept(self, state: TextState, draft: Draft, out: LMOutput, law: TextLaw) -> Verdict:
-        return judge(self.acceptance, state, draft, out, law)
-
-    def _static(self, state: TextState, law: TextLaw) -> Draft:
-        growth = Growth(self.head, state, law)
-        scores = growth.root()
-        tokens, parents = [growth.tokens], [growth.parents]
-        for level, at in zip(self.levels, self._on(state.last.device), strict=True):
-            best = scores.topk(min(level.width, scores.shape[-1]), -1)
-            new = self.head.to_target(best.indices[:, at.slots, at.ranks])
-            possible = best.values[:, at.slots, at.ranks] > float("-inf")
+    def _static(self, growth: Growth) -> Draft:
+        tokens, parents = [growth.draft.tokens], [growth.draft.parents]
+        states = growth.states()
+        for level, at in zip(self.levels, self._on(states.device), strict=True):
+            found = growth.guesses(states, level.width)
+            ranks = at.ranks.clamp(max=found.chance.shape[-1] - 1)
+            new = found.tokens[:, at.slots, ranks]
+            possible = (found.chance[:, at.slots, ranks] > float("-inf")) & (ranks == at.ranks)
             tokens.append(new)
             parents.append(torch.where(possible, at.parents, -1))
             if level.expanded:
-                scores = growth.expand(new[:, at.expanded], at.above.expand(len(new), -1))
-        return Draft(torch.cat(tokens, 1)[..., None], torch.cat(parents, 1))
+                growth.add(new[:, at.expanded], at.above.expand(len(new), -1))
+                states = growth.states()
+        return Draft(torch.cat(tokens, 1), torch.cat(parents, 1), depth=len(self.levels))
 
     def _on(self, device: torch.device) -> list[Indices]:
         """The indices of the levels on ``device``, where they are copied once."""
@@ -111,37 +109,37 @@ class Tree(HeadRule):
             self._placed[device] = [level.indices(device) for level in self.levels]
         return self._placed[device]
 
-    def _dynamic(self, state: TextState, law: TextLaw) -> Draft:
-        growth = Growth(self.head, state, law)
-        scores = growth.root()
-        width = min(self.top_k, scores.shape[-1])
+    def _dynamic(self, growth: Growth) -> Draft:
+        states, rows = growth.states(), growth.rows
         # Of the nodes on the newest level: log-probability, place in the pool and number of expansion (-1: node 0).
-        sure = torch.zeros_like(state.last, dtype=torch.float32)
-        place = number = torch.full_like(state.last, -1)
+        sure = torch.zeros(len(states), 1, device=states.device)
+        place = number = torch.full((len(states), 1), -1, device=states.device)
         pool: list[tuple[Tensor, Tensor, Tensor]] = []
         size = 0
         for d in range(self.depth):
-            best = scores.float().log_softmax(-1).topk(width, -1)
-            tokens = self.head.to_target(best.indices).flatten(1)
-            total = (sure[..., None] + best.values).flatten(1)
+            found = growth.guesses(states, self.top_k)
+            width = found.chance.shape[-1]
+            tokens = found.tokens.flatten(1, 2)
+            total = (sure[..., None] + found.chance).flatten(1)
             pool.append((tokens, total, place.repeat_interleave(width, 1)))
             chosen = torch.sort(total, dim=1, descending=True, stable=True).indices[:, :width]
             sure = total.gather(1, chosen)
             if d + 1 == self.depth or self._hopeless(sure):
                 break
             place, size = size + chosen, size + tokens.shape[1]
-            scores = growth.expand(tokens.gather(1, chosen), number.gather(1, chosen // width))
+            growth.add(_taken(tokens, chosen), number.gather(1, chosen // width))
+            states = growth.states()
             newest = torch.arange(growth.count - width, growth.count, device=chosen.device)
             number = newest.expand(len(chosen), -1)
         tokens, total, parents = (torch.cat(part, 1) for part in zip(*pool, strict=True))
-        return self._likeliest(state, tokens, total, parents)
+        return self._likeliest(rows, tokens, total, parents)
 
     def _hopeless(self, sure: Tensor) -> bool:
         """Whether no node of the newest level, and so none below, is to be drafted. Asked on a CPU only: elsewhere the
         answer would cost a copy at every level."""
         return self.floor > float("-inf") and sure.device.type == "cpu" and bool((sure <= self.floor).all())
 
-    def _likeliest(self, state: TextState, tokens: Tensor, sure: Tensor, parents: Tensor) -> Draft:
+    def _likeliest(self, rows: Any, tokens: Tensor, sure: Tensor, parents: Tensor) -> Draft:
         """The likeliest ``nodes`` of a pool. A parent is at least as likely as its children and comes earlier, so a
         stable order takes it before them."""
         real = sure > self.floor
@@ -149,40 +147,19 @@ class Tree(HeadRule):
         if real.device.type == "cpu":  # elsewhere it would cost a copy, and drafts of one size are worth more
             count = min(count, int(real.sum(1).max()))
         if count == 0:
-            return plain(state)
+            return plain(rows)
         taken = torch.sort(sure, dim=1, descending=True, stable=True).indices[:, :count].sort(1).values
         above = parents.gather(1, taken)
         above = torch.where(above < 0, 0, torch.searchsorted(taken, above) + 1)
         above = torch.where(real.gather(1, taken), above, -1)
-        tokens = torch.cat([state.last, tokens.gather(1, taken)], 1)
-        return Draft(tokens[..., None], torch.cat([torch.full_like(state.last, -1), above], 1))
+        node = plain(rows)
+        tokens = torch.cat([node.tokens, _taken(tokens, taken)], 1)
+        return Draft(tokens, torch.cat([node.parents, above], 1), depth=self.depth)
 
 
-class Growth:
-    """The nodes ``[B, N]`` that a head has expanded, node 0 first, and the law of what follows the newest of them."""
-
-    def __init__(self, head: MTPHead, state: TextState, law: TextLaw) -> None:
-        self.head, self.state, self.law = head, state, law
-        self.tokens, self.parents = state.last, torch.full_like(state.last, -1)
-
-    @property
-    def count(self) -> int:
-        """How many nodes have been expanded, node 0 aside."""
-        return self.tokens.shape[1] - 1
-
-    def root(self) -> Tensor:
-        """Scores ``[B, 1, num_tokens]`` of the children of node 0."""
-        return self._adjusted(self.head.root(self.state.head)[:, None])
-
-    def expand(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """Scores ``[B, N, num_tokens]`` of the children of ``tokens [B, N]``; arguments as :meth:`MTPHead.expand`."""
-        scores = self.head.expand(self.state.head, tokens, parents)
-        self.tokens = torch.cat([self.tokens, tokens], 1)
-        self.parents = torch.cat([self.parents, parents + 1], 1)
-        return self._adjusted(scores)
-
-    def _adjusted(self, scores: Tensor) -> Tensor:
-        return self.law.adjusted(self.state, scores, self.tokens, self.parents, self.head.token_map)
+def _taken(tokens: Tensor, at: Tensor) -> Tensor:
+    """Entries ``at [B, N]`` of ``tokens [B, M, C]``."""
+    return tokens.gather(1, at[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from speech_mtp.layouts.base import Layout, Next
-from speech_mtp.types import Codes, Positions
+from speech_mtp.layouts.base import Layout
+from speech_mtp.types import Codes, Positions, Status
 
 
 class Aligned(Layout):
@@ -47,10 +47,10 @@ class Aligned(Layout):
         labels = torch.cat([advance[..., None], self.group(frames)], -1)
         return self._positions(labels, groups, path[:, :-1])
 
-    def next_kind(self, pointer: int, num_units: int, complete: bool, last_control: int | None) -> Next:
-        if complete:
-            return Next.DONE if pointer >= num_units else Next.SPEECH
-        return Next.SPEECH if pointer + self.ahead < num_units else Next.WAIT
+    def status(self, pointer: Tensor, control: Tensor, num_units: Tensor, complete: Tensor) -> Tensor:
+        known = complete | (pointer + self.ahead < num_units)
+        going = torch.where(known, int(Status.GOING), int(Status.WAITING))
+        return torch.where(complete & (pointer >= num_units), int(Status.STOP), going)
 
     def control_mask(self, pointer: Tensor, num_units: Tensor, complete: Tensor, stalled: Tensor) -> Tensor:
         steps = torch.arange(self.control_size, device=pointer.device)

@@ -8,7 +8,6 @@ knows nothing of networks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from enum import Enum
 
 import torch
 from torch import Tensor
@@ -16,14 +15,6 @@ from torch import Tensor
 from speech_mtp.types import Codes, Kind, Positions
 
 IGNORE = -100
-
-
-class Next(Enum):
-    """What the decoding loop does next for a row."""
-
-    SPEECH = "speech"
-    WAIT = "wait"
-    DONE = "done"
 
 
 class Layout(ABC):
@@ -99,8 +90,9 @@ class Layout(ABC):
         return Codes(self.frames(positions.labels.clamp(min=0)), lengths)
 
     @abstractmethod
-    def next_kind(self, pointer: int, num_units: int, complete: bool, last_control: int | None) -> Next:
-        """What a row does next: read by the engine and by streaming, one schedule for both."""
+    def status(self, pointer: Tensor, control: Tensor, num_units: Tensor, complete: Tensor) -> Tensor:
+        """:class:`Status` GOING, WAITING or STOP of rows or nodes at ``pointer`` whose newest control token is
+        ``control`` (-1: none), shapes that go together. One schedule for the engine and for streaming."""
 
     @abstractmethod
     def control_mask(self, pointer: Tensor, num_units: Tensor, complete: Tensor, stalled: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from speech_mtp.layouts.base import Layout, Next
-from speech_mtp.types import Codes, Positions
+from speech_mtp.layouts.base import Layout
+from speech_mtp.types import Codes, Positions, Status
 
 
 class Prefix(Layout):
@@ -25,10 +25,9 @@ class Prefix(Layout):
         labels = torch.cat([last.long()[..., None], self.group(frames)], -1)
         return self._positions(labels, groups, None)
 
-    def next_kind(self, pointer: int, num_units: int, complete: bool, last_control: int | None) -> Next:
-        if not complete:
-            return Next.WAIT
-        return Next.DONE if last_control == 1 else Next.SPEECH
+    def status(self, pointer: Tensor, control: Tensor, num_units: Tensor, complete: Tensor) -> Tensor:
+        going = torch.where(control == 1, int(Status.STOP), int(Status.GOING))
+        return torch.where(complete, going, int(Status.WAITING))
 
     def control_mask(self, pointer: Tensor, num_units: Tensor, complete: Tensor, stalled: Tensor) -> Tensor:
         return torch.ones(len(pointer), 2, dtype=torch.bool, device=pointer.device)

@@ -194,3 +194,19 @@ def _first_layers(decoder: Any, count: int) -> Any:
     lower.config = type(decoder.config).from_dict({**settings, "num_hidden_layers": count})
     lower.config._attn_implementation = decoder.config._attn_implementation
     return lower
+
+
+def trunk_sizes(config: Any) -> dict[str, Any]:
+    """What a head must know of a causal LM with the Hugging Face ``config``, besides its vocabulary."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    heads = config.num_attention_heads
+    return {
+        "dim": config.hidden_size,
+        "num_layers": config.num_hidden_layers,
+        "num_heads": heads,
+        "num_kv_heads": getattr(config, "num_key_value_heads", None) or heads,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "intermediate_size": config.intermediate_size,
+        "rms_norm_eps": getattr(config, "rms_norm_eps", None) or getattr(config, "layer_norm_eps", 1e-5),
+        "rope_theta": float(rope.get("rope_theta") or getattr(config, "rope_theta", None) or 10_000.0),
+    }

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtp.layouts.prefix import Prefix
-from speech_mtp.lm.backbone import assistant_prefix, check_supported, untrained
+from speech_mtp.lm.backbone import assistant_prefix, check_supported, trunk_sizes, untrained
 from speech_mtp.lm.cache import HuggingFaceCache, KVCache, as_keyword
-from speech_mtp.lm.decode import DecodeState, GroupLM, GroupLMConfig, behind_text, causal_mask
+from speech_mtp.lm.group_lm import GroupLM, GroupLMConfig, SpeechPlace, SpeechRows, behind_text, causal_mask
 from speech_mtp.lm.embeddings import GroupFusion
 from speech_mtp.lm.output import build_output
 from speech_mtp.lm.token_maker import VOICE, TokenMaker, next_tokens
@@ -137,7 +137,9 @@ class DirectLM(GroupLM):
         logits: Tensor = self.unembed(hidden.to(self.unembed.weight.dtype))
         return logits
 
-    def trunk_states(self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None) -> LMOutput:
+    def trunk_states(
+        self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None, taps: tuple[int, ...] = (-1,)
+    ) -> LMOutput:
         dtype = self.trunk.get_input_embeddings().weight.dtype
         x = x.to(dtype)
         additive = torch.zeros(mask.shape, dtype=dtype, device=x.device).masked_fill(~mask, torch.finfo(dtype).min)
@@ -146,26 +148,35 @@ class DirectLM(GroupLM):
             position_ids=index,
             attention_mask=additive,
             use_cache=cache is not None,
+            output_hidden_states=taps != (-1,),
             **as_keyword(self.trunk, None if cache is None else HuggingFaceCache(cache)),
         )
-        return LMOutput(out.last_hidden_state.float()[:, :, None])
+        final = out.last_hidden_state.float()
+        states = [final if tap == -1 else out.hidden_states[tap].float() for tap in taps]
+        return LMOutput(torch.stack(states, 2), final=final)
 
     # -- decoding ---------------------------------------------------------------------------------------------
     @torch.inference_mode()
-    def prefill(self, units: TextUnits, timbre: Tensor, size: int = 64) -> DecodeState:
-        text = self.embed_text(units, timbre)
-        c = self.trunk.config
-        heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
-        head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        rows, room = len(text), text.shape[1] + size
-        cache = KVCache.empty(c.num_hidden_layers, rows, heads, room, head_dim, text.device, text.dtype)
-        state = self.begin(cache, units, text, timbre)
-        self.read_text(state, text)
-        return state
+    def prefill(self, units: TextUnits, timbre: Tensor, size: int = 64) -> SpeechRows:
+        text, sizes = self.embed_text(units, timbre), self.shape()
+        room = text.shape[1] + size
+        cache = KVCache.empty(
+            sizes["num_layers"], len(text), sizes["num_kv_heads"], room, sizes["head_dim"], text.device, text.dtype
+        )
+        rows = self.begin(cache, units, text, timbre)
+        self.read_text(rows, text)
+        return rows
 
-    def extend(self, state: DecodeState, units: TextUnits) -> None:
+    def extend(self, rows: SpeechRows, b: int, units: TextUnits) -> None:
         """Always refused: raises ValueError."""
         raise ValueError("The direct form reads its text once; late text needs a talker with the aligned layout.")
 
-    def embed_nodes(self, state: DecodeState, tokens: Tensor, pointer: Tensor) -> Tensor:
-        return self.embed_speech(tokens, state.timbre)
+    def vectors(self, rows: SpeechRows, tokens: Tensor, place: SpeechPlace) -> Tensor:
+        return self.embed_speech(tokens, rows.timbre)
+
+    def binding(self) -> dict[str, Any]:
+        norm = self.trunk.norm if hasattr(self.trunk, "norm") else self.trunk.final_layernorm
+        return {"embed": None, "unembed": None, "weight": None, "norm": norm}
+
+    def shape(self) -> dict[str, Any]:
+        return {**trunk_sizes(self.trunk.config), "vocab_size": self.layout.channel_sizes[1]}

@@ -8,6 +8,7 @@ stored states and shipped without the LLM. The model knows nothing of sampling o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,11 @@ from speech_mtp import plugins
 from speech_mtp.layouts.aligned import Aligned
 from speech_mtp.layouts.base import Layout
 from speech_mtp.lm.cache import KVCache
-from speech_mtp.lm.decode import DecodeState, GroupLM, GroupLMConfig, behind_text, causal_mask
+from speech_mtp.lm.group_lm import GroupLM, GroupLMConfig, SpeechPlace, SpeechRows, behind_text, causal_mask
 from speech_mtp.lm.embeddings import GroupFusion, UnitEncoder, Window
 from speech_mtp.lm.output import build_output
 from speech_mtp.lm.talker import Talker
+from speech_mtp.nn.row_values import put
 from speech_mtp.types import Kind, LMOutput, Positions, TextUnits
 
 
@@ -82,19 +84,19 @@ class SpeechLM(GroupLM):
 
     # -- training ---------------------------------------------------------------------------------------------
     def embed(
-        self, tokens: Tensor, encoded: Tensor, units: TextUnits, timbre: Tensor, pointer: Tensor | None
+        self, tokens: Tensor, encoded: Tensor, num_units: Tensor, timbre: Tensor, pointer: Tensor | None
     ) -> Tensor:
         """Speech positions ``tokens [B, T, C]`` -> ``[B, T, D]``."""
         x = self.fusion(tokens) + self.timbre(timbre)[:, None]
         if self.window is not None:
             assert pointer is not None, "the aligned layout needs pointers"
-            x = x + self.window(encoded, units.lengths, pointer)
+            x = x + self.window(encoded, num_units, pointer)
         return x
 
     def forward(self, positions: Positions, units: TextUnits, timbre: Tensor) -> LMOutput:
         """Teacher-forced hidden states of the speech positions, ``[B, T, 1, D]``. ``timbre [B, E]``."""
         encoded = self.units(units)
-        x = self.embed(positions.tokens, encoded, units, timbre, positions.pointer)
+        x = self.embed(positions.tokens, encoded, units.lengths, timbre, positions.pointer)
         valid = positions.kind != Kind.PAD
         index = positions.index
         if self.prefix is not None:
@@ -103,26 +105,45 @@ class SpeechLM(GroupLM):
         out = self.trunk_states(x, index, causal_mask(valid))
         return LMOutput(out.hidden[:, x.shape[1] - positions.tokens.shape[1] :])
 
-    def trunk_states(self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None) -> LMOutput:
-        out: LMOutput = self.talker(x, index, mask, cache)
+    def trunk_states(
+        self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None, taps: tuple[int, ...] = (-1,)
+    ) -> LMOutput:
+        out: LMOutput = self.talker(x, index, mask, cache, taps)
         return out
 
     # -- decoding ---------------------------------------------------------------------------------------------
     @torch.inference_mode()
-    def prefill(self, units: TextUnits, timbre: Tensor, size: int = 64) -> DecodeState:
+    def prefill(self, units: TextUnits, timbre: Tensor, size: int = 64) -> SpeechRows:
         encoded = self.units.in_blocks(units)
         start = 0 if self.prefix is None else int(units.lengths.max())
         cache = self.talker.open(len(units.lengths), start + size, timbre.device)
-        state = self.begin(cache, units, encoded, timbre)
+        rows = self.begin(cache, units, encoded, timbre)
         if self.prefix is not None:
-            self.read_text(state, self.prefix(encoded) + self.timbre(timbre)[:, None])
-        return state
+            self.read_text(rows, self.prefix(encoded) + self.timbre(timbre)[:, None])
+        return rows
 
     @torch.inference_mode()
-    def extend(self, state: DecodeState, units: TextUnits) -> None:
+    def extend(self, rows: SpeechRows, b: int, units: TextUnits) -> None:
         if self.prefix is not None:
             raise ValueError("The prefix layout reads its text once; late text needs the aligned layout.")
-        state.units, state.encoded = units, self.units.in_blocks(units)
+        rows.encoded = put(rows.encoded, b, self.units.in_blocks(units))
+        rows.num_units = put(rows.num_units, b, units.lengths)
+        rows.complete = put(rows.complete, b, units.complete)
 
-    def embed_nodes(self, state: DecodeState, tokens: Tensor, pointer: Tensor) -> Tensor:
-        return self.embed(tokens, state.encoded, state.units, state.timbre, pointer)
+    def vectors(self, rows: SpeechRows, tokens: Tensor, place: SpeechPlace) -> Tensor:
+        return self.embed(tokens, rows.encoded, rows.num_units, rows.timbre, place.pointer)
+
+    def binding(self) -> dict[str, Any]:
+        return {"embed": None, "unembed": None, "weight": None, "norm": self.talker.norm}
+
+    def shape(self) -> dict[str, Any]:
+        c = self.config
+        return {
+            "dim": c.dim,
+            "vocab_size": self.layout.channel_sizes[1],
+            "num_layers": c.num_layers,
+            "num_heads": c.heads,
+            "num_kv_heads": c.heads,
+            "head_dim": c.dim // c.heads,
+            "intermediate_size": c.hidden,
+        }

@@ -55,9 +55,15 @@ class Talker(nn.Module):
         """An empty cache with room for ``size`` positions per row."""
         return KVCache.empty(len(self.blocks), rows, self.heads, size, self.dim // self.heads, device)
 
-    def forward(self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None) -> LMOutput:
-        """``index [B, T]``, ``mask [B, 1, T, S]`` bool (True: may look). With a cache, S is its size."""
+    def forward(
+        self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None, taps: tuple[int, ...] = (-1,)
+    ) -> LMOutput:
+        """``index [B, T]``, ``mask [B, 1, T, S]`` bool (True: may look). With a cache, S is its size. A tap k is what
+        enters block k, -1 the top after the final norm."""
         x = self.dropout(x)
-        for block in self.blocks:
+        found: dict[int, Tensor] = {}
+        for i, block in enumerate(self.blocks):
+            found[i] = x
             x = block(x, index, mask, cache)
-        return LMOutput(self.norm(x)[:, :, None])
+        found[-1] = self.norm(x)
+        return LMOutput(torch.stack([found[tap] for tap in taps], 2), final=found[-1])

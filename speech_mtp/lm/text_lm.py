@@ -7,7 +7,7 @@ The model is read through its decoder alone; it knows nothing of heads, rules or
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,44 +15,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_mtp.lm.backbone import check_supported, load_causal_lm
+from speech_mtp.lm.backbone import check_supported, load_causal_lm, trunk_sizes
 from speech_mtp.lm.cache import HuggingFaceCache, KVCache, ancestors_of, as_keyword
 from speech_mtp.lm.decoder import Decoder
 from speech_mtp.lm.fingerprint import fingerprint_of
 from speech_mtp.lm.graphs import MOST_NODES, CudaRecorder, GraphedForward
 from speech_mtp.lm.output import OutputLayer, Pick
+from speech_mtp.lm.rows import Place, Rows, Trunk
 from speech_mtp.nn.packed import PackedLinear, is_invariant, pack_linears
-from speech_mtp.types import Draft, LMOutput, Verdict
+from speech_mtp.types import Draft, Emitted, LMOutput, RowSampling, Sampling, Verdict
 
 
 @dataclass
-class TextState:
-    """Where every row of a running decode stands.
+class TextPlace(Place):
+    """``token`` is the newest token, ``left`` how many more the row may have."""
 
-    ``tokens [B, S]`` are the row's text and answer, ``lengths [B]`` of them valid; the newest, ``last [B, 1]``, is not
-    yet in the cache. ``dtype`` is that of the trunk's states, ``head`` what the rule's head keeps, ``version`` counts
-    commits.
-    """
+    token: Tensor
+    left: Tensor
 
-    cache: KVCache
+
+@dataclass
+class TextRows(Rows):
+    """Rows of text: ``tokens [R, S]`` are what each has read and said, ``place.position`` of them valid."""
+
     tokens: Tensor
-    lengths: Tensor
-    last: Tensor
-    dtype: torch.dtype = torch.float32
-    head: Any = None
-    version: int = 0
 
-    def clone(self) -> TextState:
-        """An independent copy: both may go on."""
-        head = self.head.clone() if self.head is not None else None
-        return replace(
-            self,
-            cache=self.cache.clone(),
-            tokens=self.tokens.clone(),
-            lengths=self.lengths.clone(),
-            last=self.last.clone(),
-            head=head,
-        )
+    @property
+    def lengths(self) -> Tensor:
+        """``[R]``: how many tokens each row has."""
+        lengths: Tensor = self.place.position
+        return lengths
 
 
 class Unembedding(OutputLayer):
@@ -88,7 +80,7 @@ class Unembedding(OutputLayer):
         return pick(0, self.logits(hidden))[:, None]
 
 
-class TextLM(nn.Module):
+class TextLM(nn.Module, Trunk):
     """``model`` is a Hugging Face causal LM with full attention, ``tokenizer`` its tokenizer.
 
     A *tap* names a layer: k in 0..N-1 is the output of the first k layers (0: the embeddings), -1 the top, after the
@@ -104,13 +96,11 @@ class TextLM(nn.Module):
             )
         self.model, self.tokenizer, self.fingerprint = model.eval(), tokenizer, fingerprint
         self.output = Unembedding(model.get_output_embeddings())
-        c = model.config
-        self.dim: int = c.hidden_size
+        self._sizes = trunk_sizes(model.config)
+        self.dim: int = self._sizes["dim"]
         self.vocab_size: int = self.output.channel_sizes[0]
-        self.num_layers: int = c.num_hidden_layers
-        self.max_positions: int = c.max_position_embeddings
-        self._heads: int = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
-        self._head_dim: int = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        self.num_layers: int = self._sizes["num_layers"]
+        self.max_positions: int = model.config.max_position_embeddings
         self._decoder: Decoder | None = None
         self._graphs: GraphedForward | None = None
 
@@ -169,19 +159,7 @@ class TextLM(nn.Module):
 
     def shape(self) -> dict[str, Any]:
         """The sizes that a head must know, as keyword arguments of ``TrunkShape``."""
-        c = self.model.config
-        rope = getattr(c, "rope_parameters", None) or {}
-        return {
-            "dim": self.dim,
-            "vocab_size": self.vocab_size,
-            "num_layers": self.num_layers,
-            "num_heads": c.num_attention_heads,
-            "num_kv_heads": self._heads,
-            "head_dim": self._head_dim,
-            "intermediate_size": c.intermediate_size,
-            "rms_norm_eps": getattr(c, "rms_norm_eps", None) or getattr(c, "layer_norm_eps", 1e-5),
-            "rope_theta": float(rope.get("rope_theta") or getattr(c, "rope_theta", None) or 10_000.0),
-        }
+        return {**self._sizes, "vocab_size": self.vocab_size}
 
     def binding(self) -> dict[str, Any]:
         """What a head borrows, as keyword arguments of ``Binding``."""
@@ -197,6 +175,11 @@ class TextLM(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """Of the states that heads read."""
+        return self.dtype
 
     @property
     def invariant(self) -> bool:
@@ -253,27 +236,29 @@ class TextLM(nn.Module):
         return self.trunk_states(self.embed(tokens), index, mask[:, None], None, taps)
 
     # -- decoding ---------------------------------------------------------------------------------------------
-    def open(self, rows: int, size: int = 128) -> TextState:
+    def open(self, rows: int, size: int = 128) -> TextRows:
         """``rows`` empty rows with room for ``size`` tokens at first (it grows)."""
         dtype = self.dtype if self._decoder is None else self._decoder.cache_dtype
-        cache = KVCache.empty(self.num_layers, rows, self._heads, size, self._head_dim, self.device, dtype)
+        kv_heads, head_dim = self._sizes["num_kv_heads"], self._sizes["head_dim"]
+        cache = KVCache.empty(self.num_layers, rows, kv_heads, size, head_dim, self.device, dtype)
         zeros = torch.zeros(rows, dtype=torch.long, device=self.device)
         tokens = torch.zeros(rows, size + 1, dtype=torch.long, device=self.device)
-        return TextState(cache, tokens, zeros, zeros[:, None], self.dtype)
+        place = TextPlace(zeros, zeros, zeros)
+        sampling = RowSampling([Sampling()] * rows, self.device)
+        return TextRows(cache, zeros[:, None], place, sampling, None, 0, tokens)
 
     @torch.inference_mode()
     def read(
-        self, state: TextState, texts: Sequence[Sequence[int]], taps: tuple[int, ...] = (-1,), ahead: int = 0
-    ) -> tuple[LMOutput, Tensor, Tensor, Tensor]:
+        self, rows: TextRows, texts: Sequence[Sequence[int]], taps: tuple[int, ...] = (-1,), ahead: int = 0
+    ) -> tuple[LMOutput, Emitted]:
         """Add known tokens to every row: a prompt, or a later turn of a chat behind what was generated.
 
-        All but the newest token of a row enter the cache. Returns their states ``[B, T, taps, D]``, the tokens
-        ``[B, T]``, the token following each ``[B, T]`` and how many ``[B]`` there are. Room is made for ``ahead``
-        tokens more, with drafts behind them.
+        All but the newest token of a row enter the cache. Returns their states ``[B, T, taps, D]`` and the tokens that
+        follow each. Room is made for ``ahead`` tokens more, with drafts behind them.
         """
-        old = state.lengths.tolist()
+        old = rows.lengths.tolist()
         fed = [
-            ([int(state.last[b, 0])] if old[b] else []) + list(text) for b, text in enumerate(texts)
+            ([int(rows.last[b, 0])] if old[b] else []) + list(text) for b, text in enumerate(texts)
         ]  # whatever is not in the cache yet
         if not all(fed):
             raise ValueError("A row has no token to start from; give every row at least one.")
@@ -282,37 +267,37 @@ class TextLM(nn.Module):
             raise ValueError(
                 f"The text is {longest} tokens long, but the model reads {self.max_positions}; shorten it."
             )
-        self._make_room(state, longest - min(old) + (ahead + MOST_NODES if ahead else 0))
+        self._make_room(rows, longest - min(old) + (ahead + MOST_NODES if ahead else 0))
         for b, text in enumerate(texts):
-            state.tokens[b, old[b] : old[b] + len(text)] = torch.tensor(list(text), device=self.device)
-        state.lengths = state.lengths + torch.tensor([len(text) for text in texts], device=self.device)
-        state.last = torch.tensor([row[-1] for row in fed], device=self.device)[:, None]
-        rows = [torch.tensor(row, device=self.device) for row in fed]
-        both = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            rows.tokens[b, old[b] : old[b] + len(text)] = torch.tensor(list(text), device=self.device)
+        lengths = rows.lengths + torch.tensor([len(text) for text in texts], device=self.device)
+        rows.last = torch.tensor([row[-1] for row in fed], device=self.device)[:, None]
+        rows.place = TextPlace(lengths, rows.last[:, 0], rows.place.left)
+        padded = [torch.tensor(row, device=self.device) for row in fed]
+        both = nn.utils.rnn.pad_sequence(padded, batch_first=True)
         count = torch.tensor([len(row) - 1 for row in fed], device=self.device)
-        tokens, following = both[:, :-1], both[:, 1:]
-        out = self._run(state, tokens, taps)
-        state.cache.advance(count, tokens.shape[1])
-        state.cache.know(longest - 1)
-        state.version += 1
-        return out, tokens, following, count
+        tokens, after = both[:, :-1], both[:, 1:]
+        out = self._run(rows, tokens, taps)
+        rows.cache.advance(count, tokens.shape[1])
+        rows.cache.know(longest - 1)
+        rows.version += 1
+        return out, Emitted(after[..., None], None, count)
 
-    def _run(self, state: TextState, tokens: Tensor, taps: tuple[int, ...]) -> LMOutput:
+    def _run(self, rows: TextRows, tokens: Tensor, taps: tuple[int, ...]) -> LMOutput:
         """A chain of tokens behind the cache; nothing is committed."""
         b, t = tokens.shape
         if t == 0:
             return LMOutput(torch.zeros(b, 0, len(taps), self.dim, device=self.device, dtype=self.dtype))
-        seen = self._seen(state.cache, t)
-        if state.cache.longest == 0:
-            return self._forward(state.cache, tokens, None, taps, seen)
+        seen = self._seen(rows.cache, t)
+        if rows.cache.longest == 0:
+            return self._forward(rows.cache, tokens, None, taps, seen)
         causal = torch.ones(t, t, dtype=torch.bool, device=self.device).tril()
-        return self._forward(state.cache, tokens, causal.expand(b, -1, -1), taps, seen)
+        return self._forward(rows.cache, tokens, causal.expand(b, -1, -1), taps, seen)
 
     @torch.inference_mode()
-    def verify(self, state: TextState, draft: Draft, taps: tuple[int, ...] = (-1,)) -> LMOutput:
-        """One forward over the M nodes of ``draft``: states ``[B, M, taps, D]``. Nothing is committed."""
-        tokens, cache = draft.tokens[..., 0], state.cache
-        self._make_room(state, tokens.shape[1] + 1)
+    def verify(self, rows: TextRows, draft: Draft, taps: tuple[int, ...] = (-1,)) -> LMOutput:
+        tokens, cache = draft.tokens[..., 0], rows.cache
+        self._make_room(rows, tokens.shape[1] + 1)
         seen = self._seen(cache, tokens.shape[1])
         if self._graphs is not None and self._graphs.takes(tokens):
             return self._graphs(cache, tokens, draft.parents, taps, seen)
@@ -348,28 +333,34 @@ class TextLM(nn.Module):
         hidden, final = decoder(x, index, mask, cache, taps)
         return LMOutput(hidden.to(self.dtype), final=final.to(self.dtype))
 
-    @torch.inference_mode()
-    def commit(self, state: TextState, draft: Draft, verdict: Verdict, active: Tensor) -> None:
-        """Keep the accepted nodes and take ``verdict.next`` as the new last token, for ``active [B]`` rows."""
-        length = verdict.length * active
-        state.cache.commit(verdict.path, length)
-        kept = draft.tokens[..., 0].gather(1, verdict.path.clamp(min=0))
-        # Node 0 is in the history already; nodes 1.. and then the bonus token are new.
-        new = torch.cat([kept[:, 1:], verdict.next[:, :1]], 1)
-        at = torch.arange(new.shape[1], device=new.device)
-        new = torch.where(at == (verdict.length - 1)[:, None], verdict.next[:, :1], new)
-        slots = (state.lengths[:, None] + at).clamp(max=state.tokens.shape[1] - 1)
-        fresh = at < length[:, None]
-        state.tokens.scatter_(1, slots, torch.where(fresh, new, state.tokens.gather(1, slots)))
-        state.lengths = state.lengths + length
-        state.last = torch.where(active[:, None], verdict.next, state.last)
-        state.version += 1
+    def at_nodes(self, rows: TextRows, draft: Draft) -> TextPlace:
+        depths, place = draft.depths, rows.place
+        return TextPlace(place.position[:, None] + depths, draft.tokens[..., 0], place.left[:, None] - depths)
 
-    def _make_room(self, state: TextState, more: int) -> None:
+    def advanced(self, rows: TextRows, place: TextPlace, tokens: Tensor) -> TextPlace:
+        return TextPlace(place.position + 1, tokens[:, 0], place.left - 1)
+
+    def vectors(self, rows: TextRows, tokens: Tensor, place: TextPlace | None) -> Tensor:
+        return self.embed(tokens[..., 0])
+
+    def node_vectors(self, rows: TextRows, draft: Draft, newest: int) -> Tensor:
+        return self.embed(draft.tokens[:, -newest:, 0])  # wherever they stand
+
+    @torch.inference_mode()
+    def commit(self, rows: TextRows, draft: Draft, verdict: Verdict, active: Tensor) -> Emitted:
+        old = rows.lengths
+        new = super().commit(rows, draft, verdict, active)
+        at = torch.arange(new.tokens.shape[1], device=old.device)
+        slots = (old[:, None] + at).clamp(max=rows.tokens.shape[1] - 1)
+        fresh = at < new.lengths[:, None]
+        rows.tokens.scatter_(1, slots, torch.where(fresh, new.tokens[..., 0], rows.tokens.gather(1, slots)))
+        return new
+
+    def _make_room(self, rows: TextRows, more: int) -> None:
         """Room for ``more`` new tokens in every row."""
-        state.cache.make_room(more)
-        if state.tokens.shape[1] < state.cache.size + 1:
-            state.tokens = F.pad(state.tokens, (0, state.cache.size + 1 - state.tokens.shape[1]))
+        rows.cache.make_room(more)
+        if rows.tokens.shape[1] < rows.cache.size + 1:
+            rows.tokens = F.pad(rows.tokens, (0, rows.cache.size + 1 - rows.tokens.shape[1]))
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

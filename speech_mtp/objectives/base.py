@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from speech_mtp.lm.decode import GroupLM
+from speech_mtp.lm.group_lm import GroupLM
 from speech_mtp.types import LMOutput, Positions
 
 

@@ -220,17 +220,18 @@ class _Speech:
         while run.finish[0] is None:
             made = run.advance()
             if made is not None:
-                yield from self._take(made, track.move(int(made.pointer[0]), sentence.words))
+                yield from self._take(made, track.move(made.pointers[0], sentence.words))
             elif run.finish[0] is None:
                 sentence.more()
-                self.model.lm.extend(run.state, sentence.units)
+                run.feed(0, sentence.units)
         self.finish = max(self.finish, run.finish[0], key=lambda f: _SEVERITY.index(f.reason))
 
     def _take(self, made: engine.Step, words: list[WordTime]) -> Iterator[Chunk]:
         """One more group: sound when the ramp is full."""
+        frames = self.model.lm.layout.frames(made.tokens[:, : int(made.lengths[0])])
         self.steps += 1
-        self.frames += made.frames.shape[-1]
-        self.pending.append(made.frames)
+        self.frames += frames.shape[-1]
+        self.pending.append(frames)
         if len(self.pending) >= self.ramp[self.calls]:
             yield Chunk(self._sound(), words, self.steps, self.frames)
         elif words:
@@ -256,8 +257,11 @@ class _WordTrack:
         self.groups = 0
         self.told = 0
 
-    def move(self, pointer: int, words: list[WordUnits]) -> list[WordTime]:
-        """One more group ended at ``pointer``: the words that have been spoken whole since the last call."""
+    def move(self, pointers: list[int], words: list[WordUnits]) -> list[WordTime]:
+        """More groups ended at ``pointers``: the words that have been spoken whole since the last call."""
+        return [word for pointer in pointers for word in self._move(pointer, words)]
+
+    def _move(self, pointer: int, words: list[WordUnits]) -> list[WordTime]:
         before, known = self.groups * self.group, len(self.starts) - 1
         moved = pointer - known
         self.starts += [before + self.group * (i + 1) / moved for i in range(moved)]

@@ -6,12 +6,12 @@ import torch
 
 from speech_mtp.decoding.chain import Chain
 from speech_mtp.decoding.laws import TextLaw
-from speech_mtp.lm.text_lm import TextState
+from speech_mtp.lm.text_lm import TextRows
 from speech_mtp.types import Draft, LMOutput, Verdict
 
 
 class AcceptAll(Chain):
-    def accept(self, state: TextState, draft: Draft, out: LMOutput, law: TextLaw) -> Verdict:
+    def accept(self, state: TextRows, draft: Draft, out: LMOutput, law: TextLaw) -> Verdict:
         b, m = draft.tokens.shape[:2]
         best = law.lm.output.logits(out.top)[:, -1].argmax(-1)
         return Verdict(torch.arange(m).expand(b, -1), torch.full((b,), m), best[:, None])

@@ -42,7 +42,7 @@ def started(rule: Cascade | Tree | Lookup, prompts: list[list[int]], count: int 
 
 def proposed(rule: Cascade | Tree | Lookup, prompts: list[list[int]]) -> Draft:
     run = started(rule, prompts)
-    return rule.propose(run.state, run.law)
+    return rule.propose(run.rows, run.law)
 
 
 # -- who drafts ---------------------------------------------------------------------------------------------------
@@ -50,30 +50,30 @@ def test_a_long_match_drafts_alone_and_the_head_only_reads() -> None:
     head = bound(Watched, LM)
     run = started(Cascade(head, lookup_depth=4), [REPEATS])
     alone = proposed(Lookup(depth=4), [REPEATS])
-    draft = run.rule.propose(run.state, run.law)
+    draft = run.rule.propose(run.rows, run.law)
     assert torch.equal(draft.tokens, alone.tokens)
     assert torch.equal(draft.parents, alone.parents)
     run.advance()
     assert head.drafts == 0
     heard = started(Tree(head), [REPEATS + run.tokens[0]])
-    torch.testing.assert_close(run.state.head.head.window, heard.state.head.window)
-    assert run.state.head.head.last.tolist() == [run.tokens[0][-1]]
+    torch.testing.assert_close(run.rows.head.head.window, heard.state.head.window)
+    assert run.rows.head.head.last.tolist() == [run.tokens[0][-1]]
 
 
 def test_lookups_grow_while_they_are_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     rule = Cascade(bound(Walk, LM), lookup_depth=2, longest_lookup=6)
     run, sizes = started(rule, [REPEATS, REPEATS]), []
     for kept in (2, 4, 6, 5, 2):
-        draft = rule.propose(run.state, run.law)
+        draft = rule.propose(run.rows, run.law)
         sizes.append((draft.parents >= 0).sum(1).tolist())
         found = Verdict(torch.zeros(2, 7).long(), torch.tensor([kept + 1, 2]), torch.zeros(2, 1).long())
         monkeypatch.setattr(cascade, "judge", lambda *_, found=found: found)
-        rule.accept(run.state, draft, LMOutput(torch.zeros(2, 7, 1, 1)), run.law)
-        run.state.head.trust = torch.ones(2)
+        rule.accept(run.rows, draft, LMOutput(torch.zeros(2, 7, 1, 1)), run.law)
+        run.rows.head.trust = torch.ones(2)
     assert sizes == [[2, 2], [4, 2], [6, 2], [6, 2], [2, 2]]
-    run.state.head.judged = False
+    run.rows.head.judged = False
     run.say([[1], [2]])
-    assert run.state.head.reach.tolist() == [2, 2]
+    assert run.rows.head.reach.tolist() == [2, 2]
 
 
 def test_without_a_match_the_draft_is_the_tree_s() -> None:
@@ -106,11 +106,11 @@ def test_rows_that_have_ended_do_not_keep_the_head_drafting() -> None:
     assert head.drafts == 1, "the second row needs the head"
     run.finish[1] = Finish("stop")
     run.advance()
-    run.state.tokens[0, : run.state.lengths[0]] = 5  # certainly a match
+    run.rows.tokens[0, : run.rows.lengths[0]] = 5  # certainly a match
     before = head.drafts
-    run.rule.propose(run.state, run.law)
-    assert run.state.head.going.tolist() == [True, False]
-    assert run.state.head.looked.tolist() == [True, False]
+    run.rule.propose(run.rows, run.law)
+    assert run.rows.head.going.tolist() == [True, False]
+    assert run.rows.head.looked.tolist() == [True, False]
     assert head.drafts == before
 
 
@@ -169,9 +169,9 @@ def test_the_less_trust_the_longer_the_match_that_is_needed() -> None:
     run = started(rule, [REPEATS, [*range(8), *range(8)], [1, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]])
     looked = {}
     for trust in (1.0, 0.61, 0.0):
-        run.state.head.trust = torch.full((3,), trust)
-        rule.propose(run.state, run.law)
-        looked[trust] = run.state.head.looked.tolist()
+        run.rows.head.trust = torch.full((3,), trust)
+        rule.propose(run.rows, run.law)
+        looked[trust] = run.rows.head.looked.tolist()
     assert looked == {1.0: [True] * 3, 0.61: [False, True, True], 0.0: [False, True, False]}
 
 
@@ -180,20 +180,20 @@ def test_trust_is_the_average_of_what_lookups_gave_and_is_new_in_every_turn() ->
     run = started(rule, [REPEATS, FRESH, WEAK], count=200)
     expected, seen = [1.0] * 3, set()
     for _ in range(20):
-        before = run.state.clone()
+        before = run.rows.clone()
         new = run.advance()
         assert new is not None
         for b in range(3):
-            if run.state.head.looked[b]:
+            if run.rows.head.looked[b]:
                 worth = min(1.0, (len(new[b]) - 1) / 2)
                 seen.add(worth)
                 expected[b] += 0.25 * (worth - expected[b])
-        assert run.state.head.trust.tolist() == pytest.approx(expected)
-        assert not torch.equal(before.head.trust, run.state.head.trust) or not run.state.head.looked.any()
+        assert run.rows.head.trust.tolist() == pytest.approx(expected)
+        assert not torch.equal(before.head.trust, run.rows.head.trust) or not run.rows.head.looked.any()
     assert len(seen) > 1
     assert min(expected) < 0.9
     run.say([[1], [2], [3]])
-    assert run.state.head.trust.tolist() == [1.0] * 3
+    assert run.rows.head.trust.tolist() == [1.0] * 3
 
 
 def test_a_rule_that_is_used_again_knows_nothing_of_the_last_run() -> None:
@@ -243,7 +243,7 @@ def test_greedy_text_is_the_model_s_over_two_turns(name: str, settings: dict[str
     kinds = set()
     for turn in range(2):
         while run.advance() is not None:
-            looked, going = run.state.head.looked, run.state.head.going
+            looked, going = run.rows.head.looked, run.rows.head.going
             kinds.add((bool(looked.any()), bool((going & ~looked).any())))
         assert run.tokens == peer.complete()
         if not turn:
@@ -261,7 +261,7 @@ def test_lookups_go_on_while_the_head_rests() -> None:
     run = text.start(LM, prompts, GREEDY, Cascade(head, sure_ngram=2, payoff=payoff), 40)
     kinds = []
     while run.advance() is not None:
-        kinds.append((bool(run.state.head.looked.any()), run.rule.paused))
+        kinds.append((bool(run.rows.head.looked.any()), run.rule.paused))
     assert run.tokens == text.start(LM, prompts, GREEDY, Vanilla(), 40).complete()
     assert head.drafts == 1
     assert {(True, False), (False, True)} == set(kinds[1:])
@@ -273,7 +273,7 @@ def test_steps_of_lookups_alone_are_none_of_payoff_s_business() -> None:
     rule = Cascade(bound(Walk, LM), payoff=payoff)
     for prompt, counted in ((REPEATS, False), (FRESH, True)):
         run = started(rule, [prompt])
-        rule.propose(run.state, run.law)
+        rule.propose(run.rows, run.law)
         assert payoff.running == counted
 
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from speech_mtp.decoding import engine
-from speech_mtp.decoding.sampling import adjust, draw
+from speech_mtp.decoding import engine, sampling
+from speech_mtp.decoding.laws import Guard
+from speech_mtp.decoding.sampling import adjust, choose, uniform
 from speech_mtp.lm.speech_lm import SpeechLM
 from speech_mtp.lm.units import UnitMaker
-from speech_mtp.types import Sampling, TextUnits
+from speech_mtp.types import RowSampling, Sampling, TextUnits
 from tests.lm.tiny import Letters, tiny_backbone
 from tests.replay import greedy_tokens, shortfall
 from tests.tiny import tiny_lm
@@ -30,7 +31,7 @@ def decode(lm: SpeechLM, units: TextUnits, timbre: Tensor, sampling: Sampling, s
     while (made := run.advance()) is not None:
         for b, length in enumerate(made.lengths.tolist()):
             if length:
-                rows[b].append(run.state.last[b].clone())
+                rows[b].append(run.rows.last[b].clone())
     assert all(finish and finish.reason == "stop" for finish in run.finish)
     return [torch.stack(row, 1) for row in rows]
 
@@ -88,7 +89,7 @@ def test_the_pointer_is_held_inside_the_text() -> None:
         run = engine.start(lm, units, TIMBRE[:1], Sampling(temperature=3.0, seed=seed))
         before, still = 0, 0
         while run.advance() is not None:
-            pointer = int(run.state.pointer[0])
+            pointer = int(run.rows.place.pointer[0])
             still = still + 1 if pointer == before else 0
             assert before <= pointer <= int(units.lengths[0])
             assert still <= 2
@@ -108,8 +109,8 @@ def stuck_lm(channel: int, token: int) -> SpeechLM:
 
 
 def test_too_long_is_told_as_length() -> None:
-    run = engine.start(stuck_lm(0, 0), MAKER.make(["hello."]), TIMBRE[:1], Sampling())
-    run.guard = engine.Guard(frames_per_unit=2.0, spare_frames=4)
+    guard = Guard(frames_per_unit=2.0, spare_frames=4)
+    run = engine.start(stuck_lm(0, 0), MAKER.make(["hello."]), TIMBRE[:1], Sampling(), guard=guard)
     while run.advance() is not None:
         pass
     assert run.finish[0] is not None
@@ -125,15 +126,14 @@ def test_one_code_for_ever_is_told_as_runaway_and_the_repeat_guard_breaks_it() -
             lm.output.heads[channel].bias.zero_()
             lm.output.heads[channel].bias[17] = 20.0
     units = MAKER.make([TEXTS[0]])
-    run = engine.start(lm, units, TIMBRE[:1], Sampling())
-    run.guard = engine.Guard(max_repeat=9)
+    guard = Guard(max_repeat=9)
+    run = engine.start(lm, units, TIMBRE[:1], Sampling(), guard=guard)
     while run.advance() is not None:
         pass
     assert run.finish[0] is not None
     assert run.finish[0].reason == "runaway"
     assert run.steps == 5
-    guarded = engine.start(lm, units, TIMBRE[:1], Sampling(repeat_window=4, repeat_penalty=30.0))
-    guarded.guard = run.guard
+    guarded = engine.start(lm, units, TIMBRE[:1], Sampling(repeat_window=4, repeat_penalty=30.0), guard=guard)
     while guarded.advance() is not None:
         pass
     assert guarded.finish[0] is not None
@@ -145,26 +145,26 @@ def test_a_finished_row_stands_still_while_others_go_on() -> None:
     ended: dict[int, Tensor] = {}
     while run.advance() is not None:
         for b in ended:
-            assert int(run.state.cache.lengths[b]) == int(ended[b])
+            assert int(run.rows.cache.lengths[b]) == int(ended[b])
         for b, finish in enumerate(run.finish):
             if finish:
-                ended.setdefault(b, run.state.cache.lengths[b].clone())
+                ended.setdefault(b, run.rows.cache.lengths[b].clone())
     assert len(ended) >= 1
-    assert run.state.cache.lengths.tolist() == run.state.groups.tolist()
+    assert run.rows.cache.lengths.tolist() == run.rows.place.position.tolist()
 
 
 def test_a_copied_state_goes_its_own_way() -> None:
     run = engine.start(LM, MAKER.make(TEXTS[:1]), TIMBRE[:1], Sampling(seed=1))
     run.advance()
-    fork = dataclasses.replace(run, state=run.state.clone())
+    fork = dataclasses.replace(run, rows=run.rows.clone(), finish=[None], status=list(run.status))
     while run.advance() is not None:
         pass
-    last = run.state.last.clone()
-    assert fork.state.version == 1
+    last = run.rows.last.clone()
+    assert fork.rows.version == 1
     while fork.advance() is not None:
         pass
-    assert torch.equal(fork.state.last, last)
-    assert fork.state.version == run.state.version
+    assert torch.equal(fork.rows.last, last)
+    assert fork.rows.version == run.rows.version
 
 
 # -- laws -------------------------------------------------------------------------------------------------------------
@@ -187,11 +187,11 @@ def test_the_engine_draws_from_the_softmax(channel: int) -> None:
     units = TextUnits(**{k: v.expand(rows, *v.shape[1:]) for k, v in one.__dict__.items() if v is not None})
     run = engine.start(lm, units, TIMBRE[:1].expand(rows, -1), Sampling(), seeds=torch.arange(rows))
     with torch.inference_mode():
-        hidden = lm.verify(run.state, run.rule.propose(run.state, run.law)).top[:1]
-        law = lm.output.score(hidden, run.state.last[:1, None])[channel][0, 0].softmax(-1)
+        hidden = lm.verify(run.rows, run.rule.propose(run.rows, run.law)).top[:1]
+        law = lm.output.score(hidden, run.rows.last[:1, None])[channel][0, 0].softmax(-1)
     assert law.max() < 0.9
     run.advance()
-    counts = torch.bincount(run.state.last[:, channel], minlength=len(law))
+    counts = torch.bincount(run.rows.last[:, channel], minlength=len(law))
     assert chi_square(counts, law) < 40  # 11 degrees of freedom at most: exceeded once in twenty thousand
     assert chi_square(counts.roll(1), law) > 40
 
@@ -199,12 +199,15 @@ def test_the_engine_draws_from_the_softmax(channel: int) -> None:
 def test_draws_of_two_channels_and_of_two_positions_are_independent() -> None:
     seeds = torch.arange(4000)
     flat = torch.zeros(4000, 4)
-    first = draw(flat, Sampling(), seeds, torch.zeros_like(seeds), 0)
+    settings = [Sampling(seed=seed) for seed in range(4001)]
+    rows, later = RowSampling(settings[:-1]), RowSampling(settings[1:])
+    first = choose(flat, rows, torch.zeros_like(seeds), 0)
+    other_purpose = uniform(seeds, torch.zeros_like(seeds), 0, 1, torch.arange(4)).argmax(-1)
     for other in (
-        draw(flat, Sampling(), seeds, torch.zeros_like(seeds), 1),
-        draw(flat, Sampling(), seeds, torch.ones_like(seeds), 0),
-        draw(flat, Sampling(), seeds + 1, torch.zeros_like(seeds), 0),
-        draw(flat, Sampling(), seeds, torch.zeros_like(seeds), 0, purpose=1),
+        choose(flat, rows, torch.zeros_like(seeds), 1),
+        choose(flat, rows, torch.ones_like(seeds), 0),
+        choose(flat, later, torch.zeros_like(seeds), 0),
+        other_purpose,
     ):
         joint = torch.bincount(4 * first + other, minlength=16)
         assert chi_square(joint, torch.full((16,), 1 / 16)) < 50
@@ -212,8 +215,38 @@ def test_draws_of_two_channels_and_of_two_positions_are_independent() -> None:
 
 def test_top_k_and_top_p_cut_the_tail_and_temperature_flattens() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    assert adjust(logits, Sampling(top_k=2)).isfinite().tolist() == [[True, True, False, False]]
-    assert adjust(logits, Sampling(top_p=0.7)).isfinite().tolist() == [[True, True, False, False]]
-    assert adjust(logits, Sampling(top_p=0.05)).isfinite().sum() == 1
-    hot = adjust(logits, Sampling(temperature=2.0)).softmax(-1)
+
+    def inside(**settings: float) -> list[bool]:
+        return adjust(logits, RowSampling([Sampling(**settings)])).isfinite()[0].tolist()  # type: ignore[arg-type]
+
+    assert inside(top_k=2) == [True, True, False, False]
+    assert inside(top_p=0.7) == [True, True, False, False]
+    assert inside(top_p=0.05) == [True, False, False, False]
+    hot = adjust(logits, RowSampling([Sampling(temperature=2.0)])).softmax(-1)
     torch.testing.assert_close(hot[0, 0] / hot[0, 3], torch.tensor(10**0.5))
+
+
+def test_every_row_has_settings_of_its_own() -> None:
+    logits = torch.randn(6, 2000, generator=torch.Generator().manual_seed(1)) * 3
+    settings = [
+        Sampling(temperature=0),
+        Sampling(top_k=3, seed=4),
+        Sampling(top_p=0.4, seed=5),
+        Sampling(temperature=0.3, top_k=50, top_p=0.9, seed=6),
+        Sampling(seed=7),
+        Sampling(temperature=3.0, top_p=0.999, seed=8),
+    ]
+    position = torch.arange(6)
+    together = choose(logits, RowSampling(settings), position, 0)
+    for b, one in enumerate(settings):
+        alone = choose(logits[b : b + 1], RowSampling([one]), position[b : b + 1], 0)
+        assert torch.equal(alone, together[b : b + 1])
+    assert together[0] == logits[0].argmax()
+
+
+def test_few_candidates_give_the_token_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = (torch.randn(400, 2000, generator=torch.Generator().manual_seed(2)) * 4).bfloat16().float()
+    rows = RowSampling([Sampling(top_p=0.8, seed=seed) for seed in range(400)])
+    few = choose(logits, rows, torch.zeros(400, dtype=torch.long), 0)
+    monkeypatch.setattr(sampling, "CANDIDATES", 10_000)
+    assert torch.equal(few, choose(logits, rows, torch.zeros(400, dtype=torch.long), 0))

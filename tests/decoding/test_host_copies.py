@@ -73,7 +73,7 @@ def run_of(lm: TextLM, head: str | None, rule: str, sampling: Sampling, **settin
 def two_steps(run: TextRun) -> Tensor:
     active = torch.ones(ROWS, dtype=torch.bool, device=run.lm.device)
     for _ in range(2):
-        draft, *_ = step(run.lm, run.rule, run.state, run.law, active)
+        draft, *_ = step(run.lm, run.rule, run.rows, run.law, active)
     return draft.tokens
 
 
@@ -147,4 +147,4 @@ def test_an_advance_copies_once(gpu: TextLM, monkeypatch: pytest.MonkeyPatch) ->
     with NoTransfers():
         assert run.advance() == [[3, 4]] * ROWS
     assert copies == [(ROWS, 3 + 6)]
-    assert run.state.cache.longest == before + 2  # known without another copy
+    assert run.rows.cache.longest == before + 2  # known without another copy

@@ -140,9 +140,9 @@ def test_the_law_of_some_tokens_is_that_of_all_without_the_others(settings: dict
     head, law = reduced(), TextLaw(LM, Sampling(repetition_penalty=1.7, **settings), torch.tensor([0]))
     run = text.start(LM, [PROMPTS[0]], Sampling(temperature=0), max_new_tokens=3)
     scores = torch.randn(1, 2, 3, generator=torch.Generator().manual_seed(0))
-    tokens, parents = torch.cat([run.state.last, torch.tensor([[2]])], 1), torch.tensor([[-1, 0]])
-    some = law.adjusted(run.state, scores, tokens, parents, head.token_map)
-    whole = law.adjusted(run.state, full(head, scores), tokens, parents)
+    tokens, parents = torch.cat([run.rows.last, torch.tensor([[2]])], 1), torch.tensor([[-1, 0]])
+    some = law.adjusted(run.rows, scores, tokens, parents, head.token_map)
+    whole = law.adjusted(run.rows, full(head, scores), tokens, parents)
     assert torch.equal(full(head, some), whole)
     assert not torch.equal(some, scores)
 
@@ -172,12 +172,12 @@ def test_a_draft_is_cut_before_its_token_is_drawn() -> None:
     """A cut that saw the token would take the unlikely ones out of the draft's law."""
     head = bound(Walk, LM)
     run = text.start(LM, PROMPTS[:1], PLAIN, Chain(head))
-    best = float(head.root(run.state.head).softmax(-1).max())
+    best = float(head.root(run.rows.head).softmax(-1).max())
 
     def lengths(confidence: float) -> set[bool]:
         rule = Chain(head, 1, confidence=confidence)
         laws = [TextLaw(LM, PLAIN, torch.tensor([seed])) for seed in range(30)]
-        return {rule.propose(run.state, law).tokens.shape[1] > 1 for law in laws}
+        return {rule.propose(run.rows, law).tokens.shape[1] > 1 for law in laws}
 
     assert lengths(0.99 * best) == {True}
     assert lengths(1.01 * best) == {False}

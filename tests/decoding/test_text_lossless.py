@@ -162,7 +162,7 @@ def test_the_text_is_that_of_plain_decoding_over_two_turns(
     whole = [p + a + n for p, a, n in zip(PROMPTS, first, LATER, strict=True)]
     fresh = start(lm, whole, greedy(), make_rule(rule, built), max_new_tokens=TURN)
     with torch.inference_mode():
-        drafts = [make_rule(rule, built).propose(r.state.clone(), r.law) for r in (run, fresh)]
+        drafts = [make_rule(rule, built).propose(r.rows.clone(), r.law) for r in (run, fresh)]
     assert torch.equal(drafts[0].tokens, drafts[1].tokens)
     second = [until(ending, said, TURN) for said in answers(1.0, None, tuple(map(tuple, whole)))]
     assert run_to_end(run) == second
@@ -185,7 +185,7 @@ def test_a_cascade_looks_up_and_drafts(lm: TextLM, answers: Callable[..., list[l
     run = start(lm, PROMPTS, greedy(), make_rule("cascade", learned_head("hydra")), max_new_tokens=24)
     gained: dict[bool, int] = {True: 0, False: 0}
     while (new := run.advance()) is not None:
-        for row, looked in zip(new, run.state.head.looked.tolist(), strict=True):
+        for row, looked in zip(new, run.rows.head.looked.tolist(), strict=True):
             gained[looked] += max(0, len(row) - 1)
     assert run.tokens == answers(1.0)
     assert min(gained.values()) > 0
@@ -320,7 +320,7 @@ def test_a_cut_inside_an_accepted_draft_leaves_no_trace(
     run = start(lm, [prompt], greedy(), rule(first), max_new_tokens=20 if by == "end" else count)
     assert run.advance() == [answer[:count]]
     assert [finish.reason for finish in run.finish if finish] == ["stop" if by == "end" else "length"]
-    assert run.state.lengths.tolist() == [len(prompt) + count]
+    assert run.rows.lengths.tolist() == [len(prompt) + count]
     run.rule.head, run.max_new_tokens = Oracle(lm, text, offsets, lambda p: True), len(later)
     run.say([LATER[1]])
     assert run_to_end(run) == [later]
@@ -353,7 +353,7 @@ def test_a_leap_of_one_drafts_what_a_chain_drafts(lm: TextLM) -> None:
     for rule in (Chain(head), Leap(head)):
         run = start(lm, PROMPTS, Sampling(seed=3), rule)
         with torch.inference_mode():
-            drafts.append(rule.propose(run.state, run.law))
+            drafts.append(rule.propose(run.rows, run.law))
     assert torch.equal(drafts[0].tokens, drafts[1].tokens)
     assert drafts[0].q is not None
     assert torch.equal(drafts[0].q[0], drafts[1].q[0])
@@ -364,5 +364,5 @@ def test_confidence_and_depth_shorten_a_draft(lm: TextLM, answers: Callable[...,
     for rule, longest in ((Chain(head, depth=2), 3), (Chain(head, confidence=1.0), 1)):
         run = start(lm, PROMPTS, greedy(), rule, max_new_tokens=5)
         with torch.inference_mode():
-            assert rule.propose(run.state.clone(), run.law).tokens.shape[1] == longest
+            assert rule.propose(run.rows.clone(), run.law).tokens.shape[1] == longest
         assert run_to_end(run) == [said[:5] for said in answers(1.0)]

@@ -27,7 +27,7 @@ PATHS = [[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0]]
 
 def drafted(rule: Tree, sampling: Sampling = GREEDY) -> tuple[text.TextRun, Draft]:
     run = text.start(LM, PROMPTS, sampling, rule)
-    return run, rule.propose(run.state, run.law)
+    return run, rule.propose(run.rows, run.law)
 
 
 def paths_of(draft: Draft, b: int) -> dict[int, tuple[int, ...]]:
@@ -43,7 +43,7 @@ def paths_of(draft: Draft, b: int) -> dict[int, tuple[int, ...]]:
 
 def scores_after(head: Walk, run: text.TextRun, b: int, path: tuple[int, ...]) -> Tensor:
     """The head's scores after a path, walked alone."""
-    state = run.state.head.clone()
+    state = run.rows.head.clone()
     scores = head.root(state)[:, None]
     for d, token in enumerate(path):
         scores = head.expand(state, torch.full((len(PROMPTS), 1), token), torch.full((len(PROMPTS), 1), d - 1))
@@ -174,7 +174,7 @@ def test_a_row_of_one_token_drafts_after_it() -> None:
     head = bound(Walk, LM)
     for prompts in (PROMPTS, [[5]]):
         run = text.start(LM, prompts, GREEDY, Tree(head))
-        assert run.state.head.last[-1] == 5
+        assert run.rows.head.last[-1] == 5
 
 
 def test_a_depth_counts_as_tried_only_where_a_draft_was_judged() -> None:

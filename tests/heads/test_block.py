@@ -113,16 +113,16 @@ def test_confidence_is_as_trained_and_stops_the_chain() -> None:
     assert isinstance(head, DSpark)
     prompts = [TOKENS[0, :4].tolist(), TOKENS[1, :6].tolist()]
     run = text.start(LM, prompts, Sampling(temperature=0), Chain(head))
-    head.root(run.state.head)
+    head.root(run.rows.head)
     anchors = torch.tensor([[2], [4]])  # the last token is not read yet
     (_, _, logit), *_ = head.unroll_judged(states(head), TOKENS, anchors)
-    chance = head.confidence(run.state.head)
+    chance = head.confidence(run.rows.head)
     assert chance is not None
     torch.testing.assert_close(chance, logit.sigmoid(), atol=1e-4, rtol=1e-4)
     most = float(chance.max())
     for confidence, drafts in ((1.01 * most, False), (0.99 * most, True)):
         rule = Chain(head, confidence=confidence)
-        assert (rule.propose(run.state, run.law).tokens.shape[1] > 1) == drafts
+        assert (rule.propose(run.rows, run.law).tokens.shape[1] > 1) == drafts
 
 
 def test_gradients_reach_every_weight_one_offset_at_a_time() -> None:

@@ -66,7 +66,7 @@ def decode(lm: DirectLM, texts: list[str], timbre: Tensor, seeds: list[int], mad
     while (step := run.advance()) is not None:
         for b, length in enumerate(step.lengths.tolist()):
             if length:
-                rows[b].append(run.state.last[b].clone())
+                rows[b].append(run.rows.last[b].clone())
     return [torch.stack(row) for row in rows]
 
 

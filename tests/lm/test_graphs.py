@@ -19,7 +19,7 @@ from speech_mtp.decoding.lookup import Lookup
 from speech_mtp.decoding.text import start
 from speech_mtp.decoding.tree import Tree
 from speech_mtp.lm.graphs import CudaRecorder, GraphedForward, Graphs
-from speech_mtp.lm.text_lm import TextLM, TextState
+from speech_mtp.lm.text_lm import TextLM, TextRows
 from speech_mtp.types import Draft, Sampling
 from tests.decoding.test_text_lossless import make_head
 from tests.lm.test_decoder import PARENTS, SIZES, model
@@ -73,7 +73,7 @@ def graphed(recorder: Tracer | Refusing, **settings: int) -> tuple[TextLM, Graph
     return lm, graphs
 
 
-def opened(lm: TextLM, size: int = 32) -> TextState:
+def opened(lm: TextLM, size: int = 32) -> TextRows:
     state = lm.open(2, size)
     lm.read(state, [[1, 2, 3, 4, 5, 6], [7, 8, 9]])
     return state

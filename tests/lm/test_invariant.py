@@ -9,7 +9,7 @@ from transformers import GemmaConfig, GemmaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from speech_mtp.decoding import catalogue
 from speech_mtp.decoding.text import start
-from speech_mtp.lm.text_lm import TextLM, TextState
+from speech_mtp.lm.text_lm import TextLM, TextRows
 from speech_mtp.nn.packed import PackedLinear, is_invariant
 from speech_mtp.types import Draft, Sampling, Verdict
 from tests.decoding.test_text_lossless import make_head
@@ -37,13 +37,13 @@ def family(name: str) -> TextLM:
     return TextLM(model(config(**kept)).bfloat16()).prepare(invariant=True)
 
 
-def read(lm: TextLM, prompts: list[list[int]]) -> TextState:
+def read(lm: TextLM, prompts: list[list[int]]) -> TextRows:
     state = lm.open(len(prompts))
     lm.read(state, prompts)
     return state
 
 
-def states(lm: TextLM, state: TextState, tokens: Tensor, parents: Tensor) -> Tensor:
+def states(lm: TextLM, state: TextRows, tokens: Tensor, parents: Tensor) -> Tensor:
     return lm.verify(state, Draft(tokens[..., None], parents), TAPS).hidden
 
 

@@ -82,22 +82,22 @@ def test_speech_starts_before_the_text_ends() -> None:
 def test_late_text_is_waited_for_and_changes_nothing() -> None:
     units = MODEL.maker.make(["the quick brown fox jumps over the lazy dog."])
     timbre = MODEL.timbre(None)
-    whole = torch.cat([s.frames for s in engine.generate(MODEL.lm, units, timbre, Sampling(seed=1))], -1)
+    whole = torch.cat([s.tokens for s in engine.generate(MODEL.lm, units, timbre, Sampling(seed=1))], 1)
     early = MODEL.maker.make(["the quick brown fox jumps"])
     early.complete[:] = False
     early.hidden = units.hidden
     run = engine.start(MODEL.lm, early, timbre, Sampling(seed=1))
     first = []
     while (made := run.advance()) is not None:
-        first.append(made.frames)
+        first.append(made.tokens)
     assert run.waiting() == [True]
     assert run.finish == [None]
-    assert int(run.state.pointer[0]) + MODEL.lm.layout.ahead >= int(early.lengths[0])
-    MODEL.lm.extend(run.state, units)
+    assert int(run.rows.place.pointer[0]) + MODEL.lm.layout.ahead >= int(early.lengths[0])
+    run.feed(0, units)
     assert run.waiting() == [False]
     while (made := run.advance()) is not None:
-        first.append(made.frames)
-    assert torch.equal(torch.cat(first, -1), whole)
+        first.append(made.tokens)
+    assert torch.equal(torch.cat(first, 1), whole)
     assert [f.reason for f in run.finish if f] == ["stop"]
 
 
@@ -242,7 +242,7 @@ def test_a_word_lasts_while_the_pointer_is_in_it() -> None:
     """Two frames a group, 25 frames a second; words of 2, 3 and 1 units, a pause of one unit before the last."""
     words = [("it", 0, 2), ("fox", 2, 5), ("a", 6, 7)]
     track = _WordTrack(1.0, 25.0, 2)
-    told = [track.move(pointer, words) for pointer in (0, 1, 3, 3, 6, 7)]
+    told = [track.move([pointer], words) for pointer in (0, 1, 3, 3, 6, 7)]
     expected = {2: ("it", 1.0, 1.2), 4: ("fox", 1.2, 1.3733), 5: ("a", 1.4, 1.48)}
     for i, found in enumerate(told):
         assert [w.word for w in found] == ([expected[i][0]] if i in expected else [])
