@@ -28,60 +28,117 @@ AHEAD = 4096
 
 
 @dataclass
-class TextRun(Run):
-    """A :class:`Run` of text. ``tokens[b]`` is what row b has said so far in this turn; ``max_new_tokens`` counts per
-    turn."""
+class Answer:
+    """What a row of text says in a turn: at most ``max_new_tokens`` (new ones: ``tokens``), up to one of ``stops``.
+    ``context`` is all that the row has been told and has said."""
 
-    max_new_tokens: int = 128
+    max_new_tokens: int
     stops: tuple[str, ...] = ()
-    tokens: list[list[int]] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    context: list[int] = field(default_factory=list)
+    search: StopSearch | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.stops and self.lm.tokenizer is None:
-            raise ValueError("Stop strings need the model's tokenizer.")
-        self._context: list[list[int]] = [[] for _ in self.finish]
-        self._searches: list[StopSearch] = []
 
+@dataclass
+class TextRun(Run):
+    """A :class:`Run` of text, whose rows have an :class:`Answer` each.
+
+    Rows begin together (:func:`start`) or join one by one: :meth:`opened`, :meth:`told` (as often as there are pieces
+    of a prompt), :meth:`enter`; a later turn goes :meth:`resumed`, :meth:`told`, :meth:`enter`.
+    """
+
+    answers: list[Answer | None] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """What every row has said in this turn."""
+        return [[] if answer is None else answer.tokens for answer in self.answers]
+
+    # -- rows that begin together ---------------------------------------------------------------------------------
     @torch.inference_mode()
     def say(self, texts: Sequence[Sequence[int]]) -> None:
         """Begin a turn: add known tokens to every row, and let the model answer. The cache is reused.
 
         Raises ValueError when a row's tokens and its answer would not fit into the model's context.
         """
-        self._check_room(texts)
+        answers = [answer for answer in self.answers if answer is not None]
+        for answer, text in zip(answers, texts, strict=True):
+            self.check_room(answer, len(text))
         known = self.rows.lengths.tolist()
-        if any(n != len(c) for n, c in zip(known, self._context, strict=True)):
+        if any(n != len(answer.context) for n, answer in zip(known, answers, strict=True)):
             # A stop string cut an answer short of what the cache holds: read everything again.
-            sampling = self.rows.sampling
-            self.rows = self.lm.open(len(texts))
-            self.rows.sampling = sampling
-            self.rule.begin(self.rows, self.law)
-            texts = [c + list(t) for c, t in zip(self._context, texts, strict=True)]
-            self._context = [[] for _ in texts]
-        ahead = 0 if self.lm.device.type == "cpu" else min(self.max_new_tokens, AHEAD)
-        out, new = self.lm.read(self.rows, texts, self.rule.taps, ahead)
+            texts = [answer.context + list(text) for answer, text in zip(answers, texts, strict=True)]
+            self.rows = self._empty(self.rows.sampling)
+            for answer in answers:
+                answer.context = []
+        room = max(answer.max_new_tokens for answer in answers)
+        out, new = self.lm.read(self.rows, texts, self.rule.taps, 0 if self._on_cpu else min(room, AHEAD))
         self.rule.read(self.rows, self.law, out, new)
-        self._allow(self.rows)
-        self._context = [c + list(t) for c, t in zip(self._context, texts, strict=True)]
-        self.tokens = [[] for _ in texts]
+        for answer, text in zip(answers, texts, strict=True):
+            self._begin(answer, text)
         self.finish = [None] * len(texts)
-        self._searches = [StopSearch(self.lm.tokenizer, self.stops) for _ in texts] if self.stops else []
         self.status = [Status.GOING] * len(texts)
+        _allow(self.rows, answers)
 
-    def _check_room(self, texts: Sequence[Sequence[int]]) -> None:
-        longest = max(len(c) + len(t) for c, t in zip(self._context, texts, strict=True)) + self.max_new_tokens
+    @property
+    def _on_cpu(self) -> bool:
+        return bool(self.lm.device.type == "cpu")
+
+    def _empty(self, sampling: RowSampling) -> TextRows:
+        rows: TextRows = self.lm.open(len(sampling.settings))
+        rows.sampling = sampling
+        self.rule.begin(rows, self.law)
+        return rows
+
+    def check_room(self, answer: Answer, more: int) -> None:
+        """ValueError if ``more`` tokens and the answer to them do not fit into the model's context."""
+        longest = len(answer.context) + more + answer.max_new_tokens
         if longest > self.lm.max_positions:
             raise ValueError(
                 f"Text and answer may take {longest} tokens, but the model reads {self.lm.max_positions}; "
                 "shorten the text or ask for fewer new tokens."
             )
 
-    def _allow(self, rows: TextRows) -> None:
-        """Every row may have ``max_new_tokens`` from here on, and a newest token that is known ends nothing."""
-        place = rows.place
-        rows.place = TextPlace(place.position, torch.full_like(place.token, -1), torch.full_like(place.left, self.max_new_tokens))
+    def _begin(self, answer: Answer, text: Sequence[int]) -> None:
+        answer.context, answer.tokens = answer.context + list(text), []
+        answer.search = StopSearch(self.lm.tokenizer, answer.stops) if answer.stops else None
 
+    # -- rows that come and go ------------------------------------------------------------------------------------
+    @torch.inference_mode()
+    def opened(self, sampling: Sampling) -> TextRows:
+        """A row of its own that has read nothing."""
+        return self._empty(RowSampling([sampling], self.lm.device))
+
+    @torch.inference_mode()
+    def resumed(self, b: int) -> TextRows:
+        """Row ``b``, which has ended a turn, on its own. Where a stop string cut its answer short of what the cache holds,
+        an empty row: the context must be told again."""
+        row: TextRows = self.alone(b)
+        answer = self.answers[b]
+        assert answer is not None
+        return row if int(row.lengths[0]) == len(answer.context) else self.opened(row.sampling.settings[0])
+
+    @torch.inference_mode()
+    def told(self, row: TextRows, tokens: Sequence[int]) -> None:
+        """Add known ``tokens`` to ``row``, a row of its own."""
+        out, new = self.lm.read(row, [tokens], self.rule.taps)
+        self.rule.read(row, self.law, out, new)
+
+    @torch.inference_mode()
+    def enter(self, row: TextRows, answer: Answer, text: Sequence[int], b: int | None = None) -> int:
+        """``row`` takes part, and answers ``text``, the last it was told; its place (``b``: the one it had)."""
+        self._begin(answer, text)
+        _allow(row, [answer])
+        if b is None:
+            b = self.join(row)
+            self.answers += [None] * (len(self.finish) - len(self.answers))
+        else:
+            self.finish[b] = None
+            self.put(b, row)
+        self.answers[b] = answer
+        return b
+
+    # -- the loop -------------------------------------------------------------------------------------------------
     def advance(self, only: Sequence[bool] | None = None) -> list[list[int]] | None:  # type: ignore[override]
         """New tokens of every row; None when all have ended."""
         made = super().advance(only)
@@ -96,27 +153,33 @@ class TextRun(Run):
         return self.tokens
 
     def _take(self, b: int, new: list[int]) -> list[int]:
-        self.tokens[b] += new
-        self._context[b] += new
-        return self._until_stop(b, new) if self.stops and new else new
-
-    def _until_stop(self, b: int, new: list[int]) -> list[int]:
-        """End the row before the first stop string, if one has appeared; what stays of ``new``."""
-        for count in range(1, len(new) + 1):
-            if self._searches[b].push(new[count - 1]):
-                excess = len(new) - count
-                if excess:
-                    del self.tokens[b][-excess:]
-                    del self._context[b][-excess:]
-                    self.statistics.emitted -= excess
-                self.finish[b] = Finish("stop", "stop string")
-                return new[:count]
+        """Add ``new`` to the row's answer; end the row before the first stop string, if one has appeared."""
+        answer = self.answers[b]
+        if answer is None:
+            return []
+        if answer.search is not None:
+            for count, token in enumerate(new, 1):
+                if answer.search.push(token):
+                    self.statistics.emitted -= len(new) - count
+                    self.finish[b] = Finish("stop", "stop string")
+                    new = new[:count]
+                    break
+        answer.tokens += new
+        answer.context += new
         return new
 
     def text(self, b: int) -> str:
         """What row b has said, without special tokens and from a stop string on."""
-        said: str = self.lm.tokenizer.decode(self.tokens[b], skip_special_tokens=True)
-        return said[: first_stop(said, self.stops)]
+        answer = self.answers[b]
+        assert answer is not None
+        said: str = self.lm.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+        return said[: first_stop(said, answer.stops)]
+
+
+def _allow(rows: TextRows, answers: Sequence[Answer]) -> None:
+    """Every row may say as much as its answer may have from here on; a newest token that was told ends nothing."""
+    left = torch.tensor([answer.max_new_tokens for answer in answers], device=rows.last.device)
+    rows.place = TextPlace(rows.place.position, torch.full_like(rows.place.token, -1), left)
 
 
 def start(
@@ -133,7 +196,10 @@ def start(
     seeds = row_seeds(sampling.seed, len(prompts), lm.device) if seeds is None else seeds
     rows = lm.open(len(prompts))
     rows.sampling = RowSampling([replace(sampling, seed=seed) for seed in seeds.tolist()], lm.device)
-    run = TextRun(lm, TextLaw(lm), rows, rule or Vanilla(), max_new_tokens=max_new_tokens, stops=tuple(stops))
+    if stops and lm.tokenizer is None:
+        raise ValueError("Stop strings need the model's tokenizer.")
+    answers: list[Answer | None] = [Answer(max_new_tokens, tuple(stops)) for _ in prompts]
+    run = TextRun(lm, TextLaw(lm), rows, rule or Vanilla(), answers=answers)
     run.say(prompts)
     return run
 

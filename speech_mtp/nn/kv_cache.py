@@ -132,6 +132,27 @@ class KVCache:
                 buffer.scatter_(3, target, buffer.gather(3, source))
         self.advance(length, m)
 
+    def select(self, rows: Tensor) -> KVCache:
+        """The given rows, in that order."""
+        return KVCache(self.keys[:, rows], self.values[:, rows], self.lengths[rows], self._bound)
+
+    def widen(self, rows: int) -> KVCache:
+        """More rows, empty ones."""
+        more = (0, 0, 0, 0, 0, 0, 0, rows - len(self.lengths))
+        pad = torch.nn.functional.pad
+        return KVCache(pad(self.keys, more), pad(self.values, more), pad(self.lengths, more[-2:]), self._bound)
+
+    def put(self, row: int, other: KVCache) -> KVCache:
+        """Row ``row`` becomes row 0 of ``other``, in place where there is room."""
+        self.grow(other.longest)
+        n = min(self.size, other.size)
+        self.keys[:, row, :, :n] = other.keys[:, 0, :, :n]
+        self.values[:, row, :, :n] = other.values[:, 0, :, :n]
+        lengths = self.lengths.clone()
+        lengths[row] = other.lengths[0]
+        self.lengths, self._bound = lengths, max(self._bound, other._bound)
+        return self
+
     def clone(self) -> KVCache:
         return KVCache(self.keys.clone(), self.values.clone(), self.lengths.clone(), self._bound)
 

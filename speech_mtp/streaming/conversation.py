@@ -1,0 +1,218 @@
+"""Text in, text out, for many conversations at once: the rows of one run, prompts read in pieces.
+
+A conversation keeps its row between turns, so later turns read only what is new. It does no work by itself: the writer
+makes a step when it is asked to (:mod:`speech_mtp.streaming.scheduler`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from speech_mtp.decoding.base import DecodingRule
+from speech_mtp.decoding.engine import Statistics
+from speech_mtp.decoding.laws import TextLaw
+from speech_mtp.decoding.text import Answer, TextRun
+from speech_mtp.decoding.vanilla import Vanilla
+from speech_mtp.lm.chat import Message, TextStream, following, opening
+from speech_mtp.lm.text_lm import TextLM
+from speech_mtp.types import Finish, RowSampling, Sampling
+
+CHUNK = 64
+"""Tokens of a prompt that are read at a time, on a fixed grid, so that a long one does not hold up what is spoken."""
+
+
+@dataclass
+class Turn:
+    """What one answer was and took. ``prompt_tokens`` are new in this turn; a stop string is not in ``text``."""
+
+    text: str
+    prompt_tokens: int
+    tokens: list[int]
+    finish: Finish
+    statistics: Statistics
+    seconds: float
+    first_text_s: float
+
+
+class Conversation:
+    """A chat whose answers are written by a :class:`Writer`. :meth:`ask`, then :meth:`take` until :attr:`writing` is
+    False; ``turns`` grows with every finished answer."""
+
+    def __init__(self, writer: Writer, sampling: Sampling, answer: Answer, raw: bool) -> None:
+        self.writer, self.sampling, self.answer, self.raw = writer, sampling, answer, raw
+        self.turns: list[Turn] = []
+        self.messages: list[Message] = []
+        self.place: int | None = None  # in the writer's run
+        self.reading: Any = None  # its row, while a prompt is read
+        self.unread: deque[list[int]] = deque()
+        self.writing = False
+        self.statistics = Statistics()
+        self._prompt: list[int] = []
+        self._pieces: deque[str] = deque()
+
+    def ask(self, text: str) -> None:
+        """A turn of the user, to be answered. Raises ValueError when text and answer might not fit into the model's
+        context, and while an answer is being written."""
+        if self.writing:
+            raise ValueError("An answer is being written; take all of it, or cancel, before the next question.")
+        messages = [*self.messages, {"role": "user", "content": text}]
+        self._prompt = self._prompt_of(text, messages)
+        self.writer.run_of(self).check_room(self.answer, len(self._prompt))
+        self.messages = messages
+        self._began, self._first, self._said = time.perf_counter(), None, ""
+        self._text = TextStream(self.writer.lm.tokenizer, self.answer.stops)
+        self.statistics, self.writing = Statistics(), True
+        self.writer.begin(self, self._prompt)
+
+    def _prompt_of(self, text: str, messages: list[Message]) -> list[int]:
+        tokenizer = self.writer.lm.tokenizer
+        if not self.turns:
+            return list(tokenizer(text)["input_ids"]) if self.raw else opening(tokenizer, messages)
+        tokens = self.turns[-1].tokens
+        last = tokens[-1] if tokens and tokens[-1] in self.writer.lm.ends else None
+        return following(tokenizer, messages, last)
+
+    def hear(self, new: list[int], finish: Finish | None) -> None:
+        """The writer has written ``new`` tokens; ``finish``: they are the last."""
+        self._tell(self._text.push(new))
+        if finish is not None:
+            self._tell(self._text.close())
+            seconds = time.perf_counter() - self._began
+            turn = Turn(
+                self._said,
+                len(self._prompt),
+                list(self.answer.tokens),
+                finish,
+                self.statistics,
+                seconds,
+                self._first or seconds,
+            )
+            self.turns.append(turn)
+            self.messages = [*self.messages, {"role": "assistant", "content": self._said}]
+            self.writing = False
+
+    def _tell(self, piece: str) -> None:
+        if piece:
+            self._first = self._first or time.perf_counter() - self._began
+            self._said += piece
+            self._pieces.append(piece)
+
+    def take(self) -> list[str]:
+        """The pieces of text that have become sure since the last call."""
+        pieces = list(self._pieces)
+        self._pieces.clear()
+        return pieces
+
+    def cancel(self) -> None:
+        """Stop the answer; what has been written counts as said."""
+        if self.writing:
+            self.writer.stop(self)
+            self.hear([], Finish("cancelled"))
+
+    def close(self) -> None:
+        """The conversation is over: its row may be taken by another."""
+        self.cancel()
+        self.writer.leave(self)
+
+
+@dataclass
+class Writer:
+    """Writes the answers of many conversations with ``lm``, drafted by ``rule``: one step of all of them at a time."""
+
+    lm: TextLM
+    rule: DecodingRule = field(default_factory=Vanilla)
+    chunk: int = CHUNK
+    _run: TextRun | None = None
+    _asking: list[Conversation] = field(default_factory=list)
+    _writing: list[Conversation] = field(default_factory=list)
+
+    def converse(
+        self,
+        sampling: Sampling = Sampling(temperature=0),
+        max_new_tokens: int = 256,
+        stops: tuple[str, ...] = (),
+        raw: bool = False,
+    ) -> Conversation:
+        """A new conversation. ``raw`` reads the first text as it is, without the chat template."""
+        return Conversation(self, sampling, Answer(max_new_tokens, tuple(stops)), raw)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to read or to write."""
+        return bool(self._asking or self._writing)
+
+    def run_of(self, conversation: Conversation) -> TextRun:
+        """The run of all conversations, begun with an empty place at the first."""
+        if self._run is None:
+            rows = self.lm.open(1)
+            rows.sampling = RowSampling([conversation.sampling], self.lm.device)
+            self._run = TextRun(self.lm, TextLaw(self.lm), rows, self.rule, answers=[None])
+            self._run.leave(0)
+        return self._run
+
+    def begin(self, conversation: Conversation, prompt: list[int]) -> None:
+        """A prompt of ``conversation`` shall be read and answered."""
+        run, place = self.run_of(conversation), conversation.place
+        row = run.opened(conversation.sampling) if place is None else run.resumed(place)
+        known = conversation.answer.context if place is not None and not int(row.lengths[0]) else []
+        whole = known + prompt
+        conversation.reading = row
+        conversation.unread = deque(whole[i : i + self.chunk] for i in range(0, len(whole), self.chunk))
+        self._asking.append(conversation)
+
+    def step(self) -> bool:
+        """Read one piece of a prompt, and write one step of every answer; whether there was anything to do."""
+        worked = self._read_one()
+        if self._run is not None and self._writing:
+            places = {c.place for c in self._writing}
+            new = self._run.advance([b in places for b in range(len(self._run.finish))])
+            for conversation in list(self._writing):
+                self._hand_out(conversation, new)
+            worked = True
+        return worked
+
+    def _read_one(self) -> bool:
+        if not self._asking:
+            return False
+        conversation = self._asking[0]
+        run = self.run_of(conversation)
+        run.told(conversation.reading, conversation.unread.popleft())
+        if not conversation.unread:
+            self._asking.pop(0)
+            prompt = conversation._prompt
+            conversation.place = run.enter(conversation.reading, conversation.answer, prompt, conversation.place)
+            conversation.reading = None
+            self._writing.append(conversation)
+        return True
+
+    def _hand_out(self, conversation: Conversation, new: list[list[int]] | None) -> None:
+        assert self._run is not None
+        assert conversation.place is not None
+        place = conversation.place
+        finish = self._run.finish[place]
+        if finish is not None:
+            self._writing.remove(conversation)
+        conversation.hear([] if new is None else new[place], finish)
+
+    def stop(self, conversation: Conversation) -> None:
+        """No more of the answer of ``conversation``."""
+        if conversation in self._asking:
+            self._asking.remove(conversation)
+            conversation.reading, conversation.unread = None, deque()
+        if conversation in self._writing:
+            self._writing.remove(conversation)
+            assert self._run is not None
+            assert conversation.place is not None
+            self._run.finish[conversation.place] = Finish("cancelled")
+
+    def leave(self, conversation: Conversation) -> None:
+        """The conversation's row goes."""
+        if self._run is not None and conversation.place is not None:
+            self._run.leave(conversation.place)
+            self._run.answers[conversation.place] = None
+            conversation.place = None
+
+

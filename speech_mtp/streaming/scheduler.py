@@ -1,0 +1,244 @@
+"""Many streams of speech and of chat on one machine: four pools, one thread, earliest deadline first.
+
+::
+
+    text  ->  Reader  ->  Talker  ->  Codec  ->  sound          Writer  ->  text
+              backbone    rows of     a state                    rows of
+              in ragged   one run     per row                    one run
+              passes
+
+A :class:`Stream` is a text that becomes sound; a :class:`Conversation` is a chat that becomes text. A *tick* does a
+little of everything that is due (:meth:`Scheduler.tick`): text fills the time that speech leaves. Nothing here knows the
+web, and nothing waits: who has no work for a tick waits where the text comes from.
+
+What a stream says does not depend on the others: every row has its own noise, and chunking decides only when frames are
+sounded. One thread calls the language models; with ``codec_thread`` the codec runs in a second one beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speech_mtp.decoding.base import DecodingRule
+from speech_mtp.decoding.engine import Run
+from speech_mtp.decoding.laws import SpeechLaw
+from speech_mtp.lm.bundle import SpeechModel
+from speech_mtp.lm.units import UnitStream, advance_all
+from speech_mtp.streaming.conversation import Conversation, Writer
+from speech_mtp.streaming.stream import Ramp, Stream
+from speech_mtp.types import RowSampling, Sampling, Status
+
+__all__ = ["Pace", "Scheduler"]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How speech is paced. ``ahead_s``: a stream with so much sound that has not been played is not talked on (None:
+    it is, as fast as it goes). ``margin_s``: text is written only while every stream has so much left to play."""
+
+    ahead_s: float | None = None
+    margin_s: float = 0.3
+
+
+class Scheduler:
+    """Speaks with ``model`` and writes with ``writer``; at most ``max_streams`` streams speak at a time, others wait.
+
+    ``rule`` drafts groups of speech (default: plain decoding). ``clock`` gives seconds.
+    """
+
+    def __init__(
+        self,
+        model: SpeechModel | None = None,
+        writer: Writer | None = None,
+        rule: DecodingRule | None = None,
+        max_streams: int = 16,
+        pace: Pace = Pace(),
+        codec_thread: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if max_streams < 1:
+            raise ValueError(f"max_streams is {max_streams}; at least one stream must be able to speak.")
+        self.model, self.writer, self.rule = model, writer, rule
+        self.max_streams, self.pace, self.clock = max_streams, pace, clock
+        self.waiting: list[Stream] = []
+        self.streams: list[Stream] = []
+        self._run: Run | None = None
+        self._talking: dict[int, Stream] = {}
+        self._thread = ThreadPoolExecutor(1, "codec") if codec_thread else None
+        self._decoding: list[tuple[Stream, Future[Tensor]]] = []
+
+    # -- who comes and goes ---------------------------------------------------------------------------------------
+    def speak(
+        self, voice: str | None = None, sampling: Sampling | None = None, ramp: Ramp = Ramp(), **limits: int
+    ) -> Stream:
+        """A new stream, whose text is pushed. Raises ValueError for an unknown voice."""
+        if self.model is None:
+            raise ValueError("This scheduler has no speech model.")
+        stream = Stream(self.model, voice, sampling or self.model.sampling, ramp, self.clock, **limits)
+        self.waiting.append(stream)
+        return stream
+
+    def chat(self, **settings: Any) -> Conversation:
+        """A new conversation; settings as for :meth:`Writer.converse`."""
+        if self.writer is None:
+            raise ValueError("This scheduler has no model that writes text.")
+        return self.writer.converse(**settings)
+
+    def close(self) -> None:
+        """Cancel everything and end the codec's thread."""
+        for stream in [*self.waiting, *self.streams]:
+            stream.cancel()
+        self._sweep()
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    # -- a tick ---------------------------------------------------------------------------------------------------
+    @torch.inference_mode()
+    def tick(self) -> bool:
+        """One round of work; False when there was none, because everything is done or waits for text.
+
+        1. Streams that were cancelled or have ended leave, and waiting ones are admitted.
+        2. The reader reads one block of every stream whose talker cannot go on without.
+        3. The talker makes one step of every row that can go on and is not far enough ahead.
+        4. The codec sounds the groups that are due, the most urgent stream first.
+        5. Unless some stream's sound runs low, the writer makes one step.
+        """
+        self._sweep()
+        worked = self._read()
+        worked |= self._talk()
+        worked |= self._sound()
+        if self.writer is not None and self._relaxed():
+            worked |= self.writer.step()
+        return worked
+
+    def _sweep(self) -> None:
+        for stream in [s for s in self.streams if s.done]:
+            self._leave(stream)
+        self.streams = [s for s in self.streams if not s.done]
+        if self._run is not None and len(self._run.finish) >= 4 * max(1, len(self._talking)):
+            stay = self._run.gather()
+            self._talking = {b: self._talking[old] for b, old in enumerate(stay)}
+            for b, stream in self._talking.items():
+                stream.row = b
+        self.waiting = [s for s in self.waiting if not s.done]
+        while self.waiting and len(self.streams) < self.max_streams:
+            self.streams.append(self.waiting.pop(0))
+
+    def _leave(self, stream: Stream) -> None:
+        if self._run is not None and stream.row is not None:
+            self._run.leave(stream.row)
+            self._talking.pop(stream.row, None)
+            stream.row = None
+
+    # -- the reader -----------------------------------------------------------------------------------------------
+    def _read(self) -> bool:
+        """Text -> units, one block of each stream that needs some; rows join the talker or are fed."""
+        worked = False
+        wanting = [s for s in self.streams if s.row is None or self._waits(s)]
+        for stream in wanting:
+            stream.take_text()
+        reading = [s for s in wanting if s.reading is not None and s.reading.unread]
+        unit_streams: list[UnitStream] = [s.reading for s in reading if s.reading is not None]
+        advance_all(unit_streams)
+        for stream in wanting:
+            if stream in reading or stream.changed:
+                self._give_units(stream)
+                worked = True
+        return worked
+
+    def _waits(self, stream: Stream) -> bool:
+        assert self._run is not None
+        return stream.row is not None and self._run.status[stream.row] is Status.WAITING
+
+    def _give_units(self, stream: Stream) -> None:
+        """The units that are there go to the talker."""
+        units = stream.units()
+        if units is None or not int(units.lengths[0]):
+            return
+        if stream.row is None:
+            self._join(stream, units)
+        else:
+            assert self._run is not None
+            self._run.feed(stream.row, units)
+
+    def _join(self, stream: Stream, units: Any) -> None:
+        assert self.model is not None
+        rows: Any = self.model.lm.prefill(units, stream.timbre)
+        rows.sampling = RowSampling([stream.next_sampling()], stream.timbre.device)
+        if self._run is None:
+            law = SpeechLaw(self.model.lm)
+            self._run = Run(self.model.lm, law, rows, **({} if self.rule is None else {"rule": self.rule}))
+            stream.row = 0
+        else:
+            stream.row = self._run.join(rows)
+        self._talking[stream.row] = stream
+
+    # -- the talker -----------------------------------------------------------------------------------------------
+    def _talk(self) -> bool:
+        run = self._run
+        if run is None:
+            return False
+        wanted = [b in self._talking and not self._far_ahead(self._talking[b]) for b in range(len(run.finish))]
+        made = run.advance(wanted)
+        if made is not None:
+            for b, stream in self._talking.items():
+                if made.new[b] and wanted[b]:
+                    stream.take_groups(made.tokens[b : b + 1, : len(made.new[b])], made.pointers[b])
+        ended = [(b, s) for b, s in self._talking.items() if run.finish[b] is not None]
+        for b, stream in ended:
+            finish = run.finish[b]
+            assert finish is not None
+            self._leave(stream)
+            stream.end_sentence(finish)
+        return made is not None or bool(ended)
+
+    def _far_ahead(self, stream: Stream) -> bool:
+        return self.pace.ahead_s is not None and stream.buffered_s(self.clock()) > self.pace.ahead_s
+
+    # -- the codec ------------------------------------------------------------------------------------------------
+    def _sound(self) -> bool:
+        """Groups that are due -> sound. Without a thread all of them; with one, as many as it has finished."""
+        worked = self._collect()
+        busy = {id(stream) for stream, _ in self._decoding}
+        due = [s for s in self.streams if s.due and id(s) not in busy]
+        for stream in sorted(due, key=lambda s: s.deadline()):
+            work = stream.decoding()
+            if self._thread is None:
+                stream.take_sound(work())
+            else:
+                self._decoding.append((stream, self._thread.submit(work)))
+        return worked or bool(due) or bool(self._decoding)
+
+    def _collect(self) -> bool:
+        """Take what the codec's thread has finished; when there is nothing else to do, wait a moment for it."""
+        if not self._decoding:
+            return False
+        if not any(future.done() for _, future in self._decoding) and not self._others_can_work():
+            self._decoding[0][1].exception(timeout=None)
+        finished = [(s, f) for s, f in self._decoding if f.done()]
+        self._decoding = [(s, f) for s, f in self._decoding if not f.done()]
+        for stream, future in finished:
+            stream.take_sound(future.result())
+        return bool(finished)
+
+    def _others_can_work(self) -> bool:
+        going = self._run is not None and any(self._run.going())
+        return going or (self.writer is not None and self.writer.busy)
+
+    def _relaxed(self) -> bool:
+        """Whether text may be written: no stream is about to run dry."""
+        now = self.clock()
+        return all(s.idle or s.buffered_s(now) > self.pace.margin_s for s in self.streams)
+
+
+def run_to_end(scheduler: Scheduler) -> None:
+    """Tick until there is nothing to do."""
+    while scheduler.tick():
+        continue

@@ -1,0 +1,297 @@
+"""One text on its way to sound: what has come, what is spoken, what is sounded.
+
+One codec row runs through the whole text, sentence after sentence, so there is no seam; the talker starts afresh with
+each sentence. A stream does no work by itself: the scheduler asks it what is due.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from speech_mtp.lm.bundle import SpeechModel
+from speech_mtp.lm.units import UnitMaker, UnitStream, WordUnits
+from speech_mtp.streaming.feed import MAX_TOTAL, Feed, Piece
+from speech_mtp.types import Finish, Sampling, TextUnits, WordTime
+
+_SEVERITY = ("stop", "length", "runaway", "cancelled")
+_NEXT_SENTENCE = 1_000_003
+"""Added to the seed with every sentence."""
+
+
+@dataclass
+class Chunk:
+    """``wave [S]`` float in [-1, 1], the words that ended inside what was decoded so far, and running totals.
+
+    There are ``words`` only where speech points into its text (layout ``aligned``); a text prefix has no word times.
+    ``finish`` is set on the last chunk only (its wave may be empty).
+    """
+
+    wave: Tensor
+    words: list[WordTime] = field(default_factory=list)
+    steps: int = 0
+    frames: int = 0
+    finish: Finish | None = None
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """How many groups are gathered before the codec is called: small at first, then more at a time."""
+
+    groups: tuple[int, ...] = (1, 1, 2, 4)
+
+    def __getitem__(self, call: int) -> int:
+        return self.groups[min(call, len(self.groups) - 1)]
+
+
+class Stream:
+    """A text that is spoken while it comes. :meth:`push` text, :meth:`finish_text`, :meth:`take` chunks of sound.
+
+    ``finish`` says why it ended. ``max_total`` limits the characters of the whole text.
+    """
+
+    def __init__(
+        self,
+        model: SpeechModel,
+        voice: str | None,
+        sampling: Sampling,
+        ramp: Ramp,
+        clock: Callable[[], float],
+        max_total: int = MAX_TOTAL,
+    ) -> None:
+        self.model, self.sampling, self.ramp, self.clock = model, sampling, ramp, clock
+        self.timbre = model.timbre(voice)
+        self.row: int | None = None  # its place in the talker's run
+        self.reading: UnitStream | None = None  # of the sentence that is read piece by piece
+        self.changed = False  # units may have changed without the reader: the sentence was closed, or read whole
+        self.steps = self.frames = 0
+        self.finish: Finish | None = None
+        self._arrives = isinstance(model.maker, UnitMaker) and model.lm.layout.points
+        self._feed = Feed(max_total=max_total)
+        self._pieces: deque[Piece] = deque()
+        self._text_ended = self._left_behind = False
+        self._gathered = ""
+        self._whole: tuple[TextUnits, list[WordUnits]] | None = None  # a sentence that was read whole
+        self._sentence = 0
+        self._worst = Finish("stop")
+        self._track: _WordTrack | None = None
+        self._pending: list[Tensor] = []
+        self._calls = 0
+        self._flushed = False
+        self._codec = model.codec.open(1)
+        self._codec_row = torch.zeros(1, dtype=torch.long)
+        model.codec.reset(self._codec, self._codec_row, self.timbre)
+        self._words: list[WordTime] = []
+        self._chunks: deque[Chunk] = deque()
+        self._came = clock()
+        self._first_sound: float | None = None
+        self._sounded_s = 0.0
+
+    # -- text -------------------------------------------------------------------------------------------------------
+    def push(self, text: str) -> None:
+        """More text, cut anywhere. Raises ValueError for what cannot be spoken."""
+        self._pieces += self._feed.push(text)
+
+    def finish_text(self) -> None:
+        """The text ends here. Raises ValueError for what cannot be spoken."""
+        if not self._text_ended:
+            self._pieces += self._feed.finish()
+            self._text_ended = True
+
+    def cancel(self) -> None:
+        """Say no more; what has been sounded can still be taken."""
+        if self.finish is None:
+            self._end(torch.zeros(0), Finish("cancelled"))
+
+    def take_text(self) -> None:
+        """Take in pieces that have come, up to the end of the sentence that is read or, between sentences, of the
+        next; at the end of everything, let the rest be sounded."""
+        if self._left_behind:
+            self._leave_behind()
+        while self._pieces and not self._sentence_closed():
+            self._take_piece(self._pieces.popleft())
+        if self._text_ended and not self._pieces and self.row is None and not self._reading_something():
+            self._flushed = True
+
+    def _sentence_closed(self) -> bool:
+        """Whether the text of the sentence at hand is all there."""
+        return self._whole is not None or (self.reading is not None and self.reading.finished)
+
+    def _reading_something(self) -> bool:
+        return self.reading is not None or self._whole is not None
+
+    def _take_piece(self, piece: Piece) -> None:
+        if not self._arrives:
+            self._gathered += piece.text
+            if piece.end and self._gathered:
+                self._read_whole(self._gathered)
+            self._gathered = "" if piece.end else self._gathered
+            return
+        if self.reading is None:
+            assert isinstance(self.model.maker, UnitMaker)
+            self.reading = UnitStream(self.model.maker)
+        self.reading.push(piece.text)
+        if piece.end:
+            self.reading.finish()
+            self.changed = True
+
+    def _read_whole(self, text: str) -> None:
+        maker = self.model.maker
+        words = maker.words(text) if isinstance(maker, UnitMaker) else []
+        self._whole, self.changed = (maker.make([text]), words), True
+
+    def units(self) -> TextUnits | None:
+        """The units of the sentence at hand that are there, a batch of one. A sentence without any is dropped."""
+        self.changed = False
+        if self._whole is not None:
+            return self._whole[0]
+        if self.reading is None:
+            return None
+        units = self.reading.units
+        if bool(units.complete[0]) and not int(units.lengths[0]):
+            self.reading = None
+        return units
+
+    def next_sampling(self) -> Sampling:
+        """The settings of the sentence that begins now."""
+        rate = self.model.codec.spec.frame_rate_hz
+        self._track = _WordTrack(self.frames / rate, rate, self.model.lm.layout.frames_per_group)
+        seed = self.sampling.seed + _NEXT_SENTENCE * self._sentence
+        self._sentence += 1
+        return replace(self.sampling, seed=seed)
+
+    # -- groups -----------------------------------------------------------------------------------------------------
+    def take_groups(self, tokens: Tensor, pointers: list[int]) -> None:
+        """The talker has made groups ``tokens [1, T, C]``, after which the pointer stood at ``pointers``."""
+        self.steps += 1
+        self.frames += tokens.shape[1] * self.model.lm.layout.frames_per_group
+        self._pending += tokens.split(1, 1)
+        words = self._whole[1] if self._whole else (self.reading.words if self.reading else [])
+        if self._track is not None and pointers:
+            self._words += [word for pointer in pointers for word in self._track.move(pointer, words)]
+        if self._words and not self.due:
+            self._tell(torch.zeros(0))
+
+    def end_sentence(self, finish: Finish) -> None:
+        """The sentence at hand has been spoken."""
+        self._worst = max(self._worst, finish, key=lambda f: _SEVERITY.index(f.reason))
+        self._left_behind = self.reading is not None and not self.reading.finished
+        self.reading = self._whole = None
+        if self._left_behind:
+            self._leave_behind()
+
+    def _leave_behind(self) -> None:
+        """Drop the rest of a sentence that ended before its text did."""
+        while self._pieces and self._left_behind:
+            self._left_behind = not self._pieces.popleft().end
+
+    # -- sound ------------------------------------------------------------------------------------------------------
+    @property
+    def due(self) -> bool:
+        """Whether the codec has something to do: groups that fill the ramp, or the end."""
+        return self.finish is None and (self._flushed or len(self._pending) >= self.ramp[self._calls])
+
+    def decoding(self) -> Callable[[], Tensor]:
+        """What the codec has to do now, as a function that may run in another thread."""
+        codec, state, row, last = self.model.codec, self._codec, self._codec_row, self._flushed
+        count = len(self._pending) if last else self.ramp[self._calls]
+        groups, self._pending = self._pending[:count], self._pending[count:]
+        self._calls += bool(groups)
+        frames = self.model.lm.layout.frames(torch.cat(groups, 1)) if groups else None
+
+        @torch.inference_mode()
+        def work() -> Tensor:
+            parts = []
+            if frames is not None:
+                parts += codec.push(state, frames, torch.tensor([frames.shape[-1]]))
+            if last:
+                parts += codec.flush(state, row)
+            return torch.cat(parts)
+
+        return work
+
+    def take_sound(self, wave: Tensor) -> None:
+        """The codec has made ``wave [S]``."""
+        if self.finish is not None:
+            return
+        if self._first_sound is None and wave.numel():
+            self._first_sound = self.clock()
+        self._sounded_s += len(wave) / self.model.codec.spec.sample_rate
+        if self._flushed:
+            self._end(wave, self._worst)
+        else:
+            self._tell(wave)
+
+    def _tell(self, wave: Tensor, finish: Finish | None = None) -> None:
+        words, self._words = self._words, []
+        self._chunks.append(Chunk(wave, words, self.steps, self.frames, finish))
+
+    def _end(self, wave: Tensor, finish: Finish) -> None:
+        if finish.reason != "cancelled" and not self._sentence:
+            self.finish = Finish("error", "The text stream ended without a word; there is nothing to say.")
+            return
+        self.finish = finish
+        self._tell(wave, finish)
+
+    def take(self) -> list[Chunk]:
+        """The chunks that have been made since the last call. Raises ValueError if there was nothing to say."""
+        if self.finish is not None and self.finish.reason == "error":
+            raise ValueError(self.finish.detail)
+        chunks = list(self._chunks)
+        self._chunks.clear()
+        return chunks
+
+    # -- time -------------------------------------------------------------------------------------------------------
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will come."""
+        return self.finish is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has nothing to say at the moment."""
+        return self.row is None and not self._pending and not self._pieces and not self._reading_something()
+
+    @property
+    def first_audio_s(self) -> float | None:
+        """From the stream's beginning to its first sound."""
+        return None if self._first_sound is None else self._first_sound - self._came
+
+    def buffered_s(self, now: float) -> float:
+        """Seconds of sound that would be left to play, had it been played since it began; below 0 it has run dry.
+        Before the first sound, minus the time for which somebody has been waiting."""
+        if self._first_sound is None:
+            return self._came - now
+        return self._sounded_s - (now - self._first_sound)
+
+    def deadline(self) -> float:
+        """When its sound runs out."""
+        return self._came if self._first_sound is None else self._first_sound + self._sounded_s
+
+
+class _WordTrack:
+    """Pointer positions of one sentence -> when each word was spoken (seconds of audio)."""
+
+    def __init__(self, offset_s: float, frame_rate_hz: float, frames_per_group: int) -> None:
+        self.offset_s, self.rate, self.group = offset_s, frame_rate_hz, frames_per_group
+        self.starts = [0.0]  # frame at which each unit begins
+        self.groups = 0
+        self.told = 0
+
+    def move(self, pointer: int, words: list[WordUnits]) -> list[WordTime]:
+        """One more group ended at ``pointer``: the words that have been spoken whole since the last call."""
+        before, known = self.groups * self.group, len(self.starts) - 1
+        moved = pointer - known
+        self.starts += [before + self.group * (i + 1) / moved for i in range(moved)]
+        self.groups += 1
+        done: list[WordTime] = []
+        while self.told < len(words) and words[self.told][2] <= pointer:
+            word = words[self.told]
+            start, end = (self.offset_s + self.starts[u] / self.rate for u in word[1:])
+            done.append(WordTime(word[0], round(start, 3), round(end, 3)))
+            self.told += 1
+        return done
