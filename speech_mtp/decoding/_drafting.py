@@ -50,8 +50,10 @@ class HeadRule(DecodingRule):
         state.head = self.head.open(len(state.last), state.last.device, state.dtype)
 
     def read(self, state: TextState, out: LMOutput, tokens: Tensor, following: Tensor, lengths: Tensor) -> None:
-        self.head.read(state.head, out.hidden, tokens, following, lengths)
-        state.head.last = state.last[:, 0].clone()  # a row whose only token is its last has nothing to read yet
+        self.head.read(state.head, out.hidden, self.head.embed(following), lengths)
+        state.head.last = self.head.embed(
+            state.last[:, 0]
+        )  # a row whose only token is its last has nothing to read yet
         if self.payoff is not None and self.payoff.running:
             self.payoff.finish(float(lengths.sum() / (lengths > 0).sum()))
 

@@ -41,12 +41,12 @@ class Chain(HeadRule):
         self.depth = self.check_depth(depth or self.reach(head))
         self.stochastic, self.confidence = stochastic, confidence
 
-    def scores(self, state: TextState, depth: int, token: Tensor) -> Tensor:
-        """The head's scores ``[B, num_tokens]`` of draft ``depth`` (from 0), after ``token [B]``."""
+    def ahead(self, state: TextState, depth: int, token: Tensor) -> tuple[int, Tensor]:
+        """The head's states ``[B, D]`` of draft ``depth`` (from 0), after ``token [B]``, and whose depth they are."""
         if depth == 0:
-            return self.head.root(state.head)
+            return 0, self.head.root(state.head)
         parents = torch.full_like(token, depth - 2)
-        return self.head.expand(state.head, token[:, None], parents[:, None])[:, 0]
+        return depth, self.head.expand(state.head, self.head.embed(token)[:, None], parents[:, None])[:, 0]
 
     def propose(self, state: TextState, law: TextLaw) -> Draft:
         if self.rests():
@@ -54,12 +54,13 @@ class Chain(HeadRule):
         tokens, laws = [state.last[:, 0]], []
         sure = torch.ones(len(state.last), device=state.last.device)
         for d in range(self.depth):
-            so_far, scores = torch.stack(tokens, 1), self.scores(state, d, tokens[-1])
+            so_far, (j, states) = torch.stack(tokens, 1), self.ahead(state, d, tokens[-1])
+            scores = self.head.scores(states, j, tokens[-1])
             ids = self.head.token_map
             adjusted = law.adjusted(state, scores[:, None], so_far, chain_of(so_far), ids)[:, 0]
             if self.confidence:
                 # Judged before the token is drawn: to drop some tokens after seeing them would bend the law.
-                sure = sure * self._chance(state, adjusted)
+                sure = sure * self._chance(self.head.confidence(states[:, None], j, so_far[:, -1:]), adjusted)
                 if bool((sure < self.confidence).all()):
                     break
             if self.stochastic and not law.greedy:
@@ -73,9 +74,9 @@ class Chain(HeadRule):
         q = [torch.stack(laws, 1)] if laws else None
         return Draft(drafted[..., None], chain_of(drafted), q)
 
-    def _chance(self, state: TextState, adjusted: Tensor) -> Tensor:
+    @staticmethod
+    def _chance(estimate: Tensor | None, adjusted: Tensor) -> Tensor:
         """How likely ``[B]`` the next draft is kept: the head's estimate, or its best token's probability."""
-        estimate = self.head.confidence(state.head)
         return adjusted.float().softmax(-1).amax(-1) if estimate is None else estimate[:, 0]
 
     def accept(self, state: TextState, draft: Draft, out: LMOutput, law: TextLaw) -> Verdict:

@@ -29,6 +29,6 @@ class Leap(Chain):
     def reach(head: MTPHead) -> int:
         return head.offsets[-1] - 1
 
-    def scores(self, state: TextState, depth: int, token: Tensor) -> Tensor:
+    def ahead(self, state: TextState, depth: int, token: Tensor) -> tuple[int, Tensor]:
         j, age = source(self.head.offsets, depth + 2)
-        return self.head.at_age(state.head, j, age)
+        return j, self.head.at_age(state.head, j, age)

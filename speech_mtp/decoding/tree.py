@@ -172,11 +172,14 @@ class Growth:
 
     def root(self) -> Tensor:
         """Scores ``[B, 1, num_tokens]`` of the children of node 0."""
-        return self._adjusted(self.head.root(self.state.head)[:, None])
+        states = self.head.root(self.state.head)[:, None]
+        return self._adjusted(self.head.scores(states, 0, self.tokens))
 
     def expand(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """Scores ``[B, N, num_tokens]`` of the children of ``tokens [B, N]``; arguments as :meth:`MTPHead.expand`."""
-        scores = self.head.expand(self.state.head, tokens, parents)
+        """Scores ``[B, N, num_tokens]`` of the children of ``tokens [B, N]``, all at one depth; ``parents`` as in
+        :meth:`MTPHead.expand`."""
+        states = self.head.expand(self.state.head, self.head.embed(tokens), parents)
+        scores = self.head.scores(states, self.state.head.depth, tokens)
         self.tokens = torch.cat([self.tokens, tokens], 1)
         self.parents = torch.cat([self.parents, parents + 1], 1)
         return self._adjusted(scores)
