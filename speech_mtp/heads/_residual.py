@@ -29,4 +29,5 @@ class ResidualHead(ParallelHead):
             self.private = PrivateUnembedding(len(offsets), shape.dim, self.num_tokens)
 
     def ahead(self, hidden: Tensor, j: int) -> Tensor:
-        return self.output(self.blocks[j](hidden), j)
+        out: Tensor = self.blocks[j](hidden)
+        return out

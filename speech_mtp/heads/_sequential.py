@@ -1,12 +1,13 @@
 """What heads share that draft token by token with keys and values of their own: DeepSeek, FastMTP, EAGLE, EAGLE-3.
 
-Such a head reads *pairs*: pair t is the trunk state ``h_t`` and the embedding of ``x_{t+1}``, and its output scores
-``x_{t+2}``. All committed pairs stand in the head's cache. A drafted node is one more pair, whose state is the head's
-own output at its parent; it sees the committed pairs and its ancestors, and nothing else of the draft.
+Such a head reads *pairs*: pair t is the trunk state ``h_t`` and the input vector ``x_{t+1}`` of the next position, and
+its output is the state of position t + 2. All committed pairs stand in the head's cache. A drafted node is one more
+pair, whose state is the head's own output at its parent; it sees the committed pairs and its ancestors, and nothing
+else of the draft.
 
 Training repeats this at all anchors t at once. Every step's queries see the pairs up to their anchor and, of later
 steps, only what belongs to the same anchor: the diagonal (EAGLE-3, arXiv:2503.01840, "training-time test"; HASS,
-arXiv:2408.15766). So :meth:`SequentialHead.unroll` computes exactly what drafting with the true tokens would.
+arXiv:2408.15766). So :meth:`SequentialHead.unroll_states` computes exactly what drafting with the true vectors would.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_mtp.heads.base import HeadState, MTPHead, TrunkShape
+from speech_mtp.heads.base import HeadState, MTPHead, TrunkShape, newest_of, shifted
 from speech_mtp.nn.kv_cache import KVCache
 from speech_mtp.nn.transformer import LlamaBlock, causal
 from speech_mtp.types import LMOutput
@@ -69,7 +70,7 @@ class MTPModule(nn.Module):
         self.norm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
 
     def forward(self, hidden: Tensor, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None) -> Tensor:
-        """States and embeddings ``[B, T, D]`` -> states ``[B, T, D]`` that the output layer can read."""
+        """States and input vectors ``[B, T, D]`` -> states ``[B, T, D]`` that the output layer can read."""
         pair = [self.enorm(x), self.hnorm(hidden)]
         if self.order == "hidden_first":
             pair.reverse()
@@ -95,24 +96,24 @@ class SequentialHead(MTPHead):
         self.num_modules = num_modules
 
     @abstractmethod
-    def walk(self, out: LMOutput, tokens: Tensor) -> Iterator[Tensor]:
+    def walk(self, out: LMOutput, x: Tensor) -> Iterator[Tensor]:
         """Teacher-forced outputs ``[B, T, D]``, one depth after another, each built on the one before."""
 
     @abstractmethod
-    def score(self, output: Tensor) -> Tensor:
-        """Outputs ``[..., D]`` -> scores ``[..., num_tokens]``."""
-
-    @abstractmethod
     def enter(self, state: SequentialState, hidden: Tensor, x: Tensor, place: Place) -> Tensor:
-        """Committed pairs, mixed states ``[B, T, D]`` and embeddings ``x [B, T, D]`` -> outputs ``[B, T, L, D]``."""
+        """Committed pairs, mixed states ``[B, T, D]`` and vectors ``x [B, T, D]`` -> outputs ``[B, T, L, D]``."""
 
     @abstractmethod
     def extend(self, state: SequentialState, above: Tensor, x: Tensor, place: Place) -> Tensor:
-        """Drafted nodes: their parents' outputs ``above [B, N, L, D]`` and embeddings -> outputs ``[B, N, L, D]``."""
+        """Drafted nodes: their parents' outputs ``above [B, N, L, D]`` and vectors -> outputs ``[B, N, L, D]``."""
 
-    def unroll(self, out: LMOutput, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
-        for offset, output in zip(self.offsets, self.walk(out, tokens), strict=True):
-            yield offset, self.where_wanted(out, self.score, output)
+    def readable(self, output: Tensor) -> Tensor:
+        """Outputs ``[..., D]``, which the next step reads -> states ``[..., D]`` that an output layer can read."""
+        return output
+
+    def unroll_states(self, out: LMOutput, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        for offset, output in zip(self.offsets, self.walk(out, x), strict=True):
+            yield offset, self.readable(output)
 
     def open(self, rows: int, device: torch.device, dtype: torch.dtype) -> SequentialState:
         base, s, modules = super().open(rows, device, dtype), self.shape, self.num_modules
@@ -126,11 +127,11 @@ class SequentialHead(MTPHead):
         )
 
     @torch.inference_mode()
-    def read(self, state: HeadState, hidden: Tensor, tokens: Tensor, following: Tensor, lengths: Tensor) -> None:
+    def read(self, state: HeadState, hidden: Tensor, x: Tensor, lengths: Tensor) -> None:
         assert isinstance(state, SequentialState)
-        super().read(state, hidden, tokens, following, lengths)
+        super().read(state, hidden, x, lengths)
         state.nodes, state.ancestors = state.nodes[:, :0], state.ancestors[:, :0, :0]
-        b, t = tokens.shape
+        b, t = x.shape[:2]
         if not t:
             return
         cache = state.cache
@@ -138,23 +139,19 @@ class SequentialHead(MTPHead):
         at, past = causal(hidden)
         mask = cache.mask(past[:, 0].expand(b, -1, -1), _seen(cache, t))
         place = Place(cache.lengths[:, None] + at, mask, cache)
-        y = self.enter(state, self.mix(hidden), self.trunk.embed(following), place)
-        newest = y[torch.arange(b, device=y.device), (lengths - 1).clamp(min=0)]
-        state.newest = torch.where((lengths > 0)[:, None, None], newest, state.newest)
+        state.newest = newest_of(self.enter(state, self.mix(hidden), x, place), lengths, state.newest)
         cache.advance(lengths, t)
 
     @torch.inference_mode()
     def root(self, state: HeadState) -> Tensor:
         assert isinstance(state, SequentialState)
-        return self.score(state.newest[:, 0])
+        return self.readable(state.newest[:, 0])
 
     @torch.inference_mode()
-    def expand(self, state: HeadState, tokens: Tensor, parents: Tensor) -> Tensor:
+    def expand(self, state: HeadState, x: Tensor, parents: Tensor) -> Tensor:
         assert isinstance(state, SequentialState)
-        if state.depth + 1 >= self.num_depths and not self.recursive:
-            raise ValueError(f"This head drafts {self.num_depths} tokens, not more.")
-        state.depth += 1
-        m, n = state.nodes.shape[1], tokens.shape[1]
+        depth = self.next_depth(state)
+        m, n = state.nodes.shape[1], x.shape[1]
         state.ancestors = _grown(state.ancestors, parents)
         cache = state.cache
         cache.make_room(m + n)
@@ -163,9 +160,9 @@ class SequentialHead(MTPHead):
         place = Place(at, cache.mask(state.ancestors, _seen(cache, m + n))[:, :, m:], behind)
         known = torch.cat([state.newest[:, None], state.nodes], 1)
         above = known.gather(1, (parents + 1)[..., None, None].expand(-1, -1, *known.shape[2:]))
-        y = self.extend(state, above, self.trunk.embed(tokens), place)
+        y = self.extend(state, above, x, place)
         state.nodes = torch.cat([state.nodes, y], 1)
-        return self.score(y[:, :, min(state.depth, self.num_modules - 1)])
+        return self.readable(y[:, :, min(depth, self.num_modules - 1)])
 
 
 class RecursiveHead(SequentialHead):
@@ -180,7 +177,7 @@ class RecursiveHead(SequentialHead):
 
     @abstractmethod
     def step(self, hidden: Tensor, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
-        """The module once: states and embeddings ``[B, T, D]`` -> what it will be fed next, ``[B, T, D]``."""
+        """The module once: states and vectors ``[B, T, D]`` -> what it will be fed next, ``[B, T, D]``."""
 
     alone = True
     """Whether a later step sees, of all later steps, only its own anchor's: then other anchors can be left out."""
@@ -191,27 +188,27 @@ class RecursiveHead(SequentialHead):
         own = torch.eye(past.shape[2], dtype=torch.bool, device=past.device).expand(len(past), 1, -1, -1)
         return torch.cat([past] + [own] * j, -1)
 
-    def walk(self, out: LMOutput, tokens: Tensor) -> Iterator[Tensor]:
+    def walk(self, out: LMOutput, x: Tensor) -> Iterator[Tensor]:
         hidden, s = self.mix(out.hidden), self.shape
         index, past = causal(hidden)
-        trace = _Trace.empty(1, len(tokens), s.num_kv_heads, 0, s.head_dim, hidden.device, hidden.dtype)
+        trace = _Trace.empty(1, len(x), s.num_kv_heads, 0, s.head_dim, hidden.device, hidden.dtype)
         anchors: Tensor | None = None
         for j in range(len(self.offsets)):
-            x = self.trunk.embed(shifted(tokens, j + 1))
+            after = shifted(x, j + 1)
             if j == 1 and out.wanted is not None and self.alone:
                 # From here on only the anchors that are asked for, of each row as many as of the fullest.
                 anchors, real = first_true(out.wanted)
-                hidden, index = taken(hidden, anchors), index.expand(len(tokens), -1).gather(1, anchors)
-                past = past.expand(len(tokens), 1, -1, -1).gather(
+                hidden, index = taken(hidden, anchors), index.expand(len(x), -1).gather(1, anchors)
+                past = past.expand(len(x), 1, -1, -1).gather(
                     2, anchors[:, None, :, None].expand(-1, 1, -1, past.shape[-1])
                 )
             if anchors is not None:
-                x = taken(x, anchors)
-            hidden = self.step(hidden, x, index + j, self.seen(past, j), trace)
+                after = taken(after, anchors)
+            hidden = self.step(hidden, after, index + j, self.seen(past, j), trace)
             if anchors is None or out.wanted is None:
                 yield hidden
             else:
-                yield hidden.new_zeros(*tokens.shape, s.dim).index_put((out.wanted,), hidden[real])
+                yield torch.zeros_like(x, dtype=hidden.dtype).index_put((out.wanted,), hidden[real])
 
     def enter(self, state: SequentialState, hidden: Tensor, x: Tensor, place: Place) -> Tensor:
         return self.step(hidden, x, *place)[:, :, None]
@@ -227,12 +224,6 @@ class _Trace(KVCache):
         self.keys = torch.cat([self.keys, keys[None]], 3)
         self.values = torch.cat([self.values, values[None]], 3)
         return self.keys[layer, :, :, :seen], self.values[layer, :, :, :seen]
-
-
-def shifted(x: Tensor, n: int) -> Tensor:
-    """``x [B, T, ...]`` -> what stands n positions later; the last entry is repeated at the end."""
-    t = x.shape[1]
-    return x[:, (torch.arange(t, device=x.device) + n).clamp(max=t - 1)]
 
 
 def _seen(cache: KVCache, more: int) -> int:

@@ -3,16 +3,20 @@
 Life of a head in decoding::
 
     state = head.open(rows)                     nothing read yet
-    head.read(state, hidden, tokens, following, lengths)   the prompt, and after every verification what was kept
-    head.root(state)                            scores of the token after ``last``: the children of node 0
-    head.expand(state, tokens, parents)         drafted nodes, one depth at a time -> scores of their children
+    head.read(state, hidden, x, lengths)        the prompt, and after every verification what was kept
+    head.root(state)                            the state of the position after ``last``: what follows node 0
+    head.expand(state, x, parents)              drafted nodes, one depth at a time -> the states of what follows them
     head.read(...)                              drafted entries leave, verified ones enter
 
-Where ``h_t`` is the trunk's state at the newest position in its cache, ``last`` is ``x_{t+1}``, which is known, and the
-first drafted token is ``x_{t+2}``: offset 2 from ``h_t``.
+Where ``h_t`` is the trunk's state at the newest position in its cache, ``last`` is ``x_{t+1}``, the input vector of the
+position after it, which is known, and the first drafted position is t + 2: offset 2 from ``h_t``.
 
-Training asks for the same numbers at all positions at once: :meth:`MTPHead.unroll`. A head knows nothing of rules,
-of sampling, or of how its trunk is built.
+A head reads vectors and predicts *states*. What embeds tokens into vectors, and what makes tokens of a state, lies
+outside: text with the trunk's embedding and :meth:`MTPHead.scores`, speech with an LM that embeds groups of tokens with
+their context and has an output layer of its own.
+
+Training asks for the same states at all positions at once: :meth:`MTPHead.unroll_states`, for text with the scores:
+:meth:`MTPHead.unroll`. A head knows nothing of rules, of sampling, or of how its trunk is built.
 """
 
 from __future__ import annotations
@@ -64,18 +68,24 @@ class TrunkShape:
 @dataclass(frozen=True)
 class Binding:
     """What a head borrows from its trunk: ``embed`` tokens ``[...]`` -> ``[..., D]``, ``unembed`` states (after the
-    final norm) ``[..., D]`` -> ``[..., V]``, ``weight [V, D]`` of that map, and ``norm``, the final norm itself."""
+    final norm) ``[..., D]`` -> ``[..., V]``, ``weight [V, D]`` of that map, and ``norm``, the final norm itself.
 
-    embed: Callable[[Tensor], Tensor]
-    unembed: Callable[[Tensor], Tensor]
-    weight: Tensor
+    A trunk without text lends its norm alone."""
+
+    embed: Callable[[Tensor], Tensor] | None
+    unembed: Callable[[Tensor], Tensor] | None
+    weight: Tensor | None
     norm: nn.Module
+
+
+NO_TEXT = "The head is bound to a trunk without text: it predicts states, but has no {}."
 
 
 @dataclass
 class HeadState:
     """What a head keeps of every row. ``window [B, W, taps, D]`` are the newest trunk states, newest last (zeros before
-    the text), ``last [B]`` the newest known token, ``depth`` how many levels have been expanded since the last read."""
+    the text), ``last [B, D]`` the input vector of the newest known position, ``depth`` how many levels have been
+    expanded since the last read."""
 
     window: Tensor
     last: Tensor
@@ -199,6 +209,9 @@ class MTPHead(nn.Module, ABC):
         """Whether the offsets are 2, 3, 4, ...: leaps need the rule that looks back."""
         return self.offsets == tuple(range(2, 2 + len(self.offsets)))
 
+    needs_tokens = False
+    """Whether scores depend on which token came before (DSpark's bigrams): such a head drafts one channel only."""
+
     recursive = False
     """Whether :meth:`expand` may be called more than ``num_depths - 1`` times."""
 
@@ -206,16 +219,21 @@ class MTPHead(nn.Module, ABC):
     """Whether an untrained head that reads the top layer scores its first offset as the trunk scores the next token."""
 
     shared_pass = False
-    """Whether the offsets of :meth:`unroll` share one pass: back-propagating one by one needs the graph retained."""
+    """Whether the offsets of :meth:`unroll_states` share one pass: back-propagating one by one needs the graph
+    retained."""
 
     drafts_as_trained = True
-    """Whether :meth:`unroll` gives the numbers that :meth:`root` and :meth:`expand` give when fed with the true tokens.
-    A head that is published with another training says so here, and why."""
+    """Whether :meth:`unroll_states` gives the states that :meth:`root` and :meth:`expand` give when fed with the true
+    vectors. A head that is published with another training says so here, and why."""
 
     # -- the trunk --------------------------------------------------------------------------------------------
     def bind(self, binding: Binding) -> None:
-        """Borrow the trunk's embedding and output layer; held in a tuple, so they are not parameters of the head."""
+        """Borrow the trunk's embedding and output layer; held in a tuple, so they are not parameters of the head.
+
+        Raises ValueError if the head needs text and the trunk has none."""
         self._binding, self._rows = (binding,), None
+        if binding.weight is None and self.token_map is not None:
+            raise ValueError(NO_TEXT.format("draft vocabulary"))
         if self.private is not None:
             self.private.start(self.unembedding())
 
@@ -246,21 +264,25 @@ class MTPHead(nn.Module, ABC):
         """The trunk's output layer on the draft vocabulary: ``[..., D]`` -> ``[..., num_tokens]``."""
         if self._rows is not None:
             return self._rows(hidden)
+        if self.trunk.unembed is None:
+            raise ValueError(NO_TEXT.format("output layer for tokens"))
         if self.token_map is None:
             return self.trunk.unembed(hidden)
-        return F.linear(hidden.to(self.trunk.weight.dtype), self.unembedding())
-
-    def output(self, hidden: Tensor, j: int) -> Tensor:
-        """Output layer j of the head's own if it has any, else the trunk's: ``[..., D]`` -> ``[..., num_tokens]``."""
-        if self.private is None:
-            return self.unembed(hidden)
-        out: Tensor = self.private[j](hidden)
-        return out
+        weight = self.unembedding()
+        return F.linear(hidden.to(weight.dtype), weight)
 
     def unembedding(self) -> Tensor:
         """The rows of the trunk's output layer that belong to the draft vocabulary ``[num_tokens, D]``."""
         weight = self.trunk.weight
+        if weight is None:
+            raise ValueError(NO_TEXT.format("output layer for tokens"))
         return weight if self.token_map is None else weight[self.token_map]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The input vectors of ``tokens [...]`` of a text: ``[..., D]``."""
+        if self.trunk.embed is None:
+            raise ValueError(NO_TEXT.format("embedding of tokens"))
+        return self.trunk.embed(tokens)
 
     def to_target(self, ids: Tensor) -> Tensor:
         """Draft ids -> the trunk's ids."""
@@ -268,61 +290,93 @@ class MTPHead(nn.Module, ABC):
 
     # -- training ---------------------------------------------------------------------------------------------
     @abstractmethod
-    def unroll(self, out: LMOutput, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Teacher-forced: yields ``(offset, logits [B, T, num_tokens])``, one offset at a time.
+    def unroll_states(self, out: LMOutput, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Teacher-forced: yields ``(offset, states [B, T, D])``, one offset at a time.
 
-        ``out.hidden [B, T, taps, D]`` are the trunk's states of ``tokens [B, T]``; the logits at t score
-        ``x_{t + offset}``. Nothing at t may depend on tokens at or past ``t + offset``, nor on states past t. Logits
+        ``out.hidden [B, T, taps, D]`` are the trunk's states of positions with the input vectors ``x [B, T, D]``, so
+        that ``x`` at t + 1 is what :meth:`read` is given with the state at t. The state at t stands for the position
+        ``t + offset``. Nothing at t may depend on vectors at or past ``t + offset``, nor on trunk states past t. States
         whose own inputs reach past the sequence, or that are not ``out.wanted``, are unspecified. The caller may
         back-propagate each yield at once (``shared_pass``: if it retains the graph).
         """
 
+    def unroll(self, out: LMOutput, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """:meth:`unroll_states` of a text ``tokens [B, T]``, with its scores: yields ``(offset, logits [B, T,
+        num_tokens])``. The logits at t score ``x_{t + offset}``."""
+        for offset, states in self.unroll_states(out, self.embed(tokens)):
+            score = partial(self._scored, self.offsets.index(offset))
+            yield offset, self.where_wanted(out, score, states, shifted(tokens, offset - 1))
+            del states  # or they would live while the next are computed
+
+    def _scored(self, depth: int, states: Tensor, before: Tensor) -> Tensor:
+        return self.scores(states, depth, before)
+
     @staticmethod
-    def where_wanted(out: LMOutput, score: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """``score`` of ``inputs [B, T, ...]`` where ``out`` wants it, zeros elsewhere: ``[B, T, num_tokens]``.
+    def where_wanted(out: LMOutput, make: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """``make`` of ``inputs [B, T, ...]`` where ``out`` wants it, zeros elsewhere: ``[B, T, ...]``.
 
         Output layers are large, and there is nothing to learn after the positions of a prompt.
         """
         if out.wanted is None:
-            return score(*inputs)
-        some = score(*(x[out.wanted] for x in inputs))
+            return make(*inputs)
+        some = make(*(x[out.wanted] for x in inputs))
         return some.new_zeros(*out.wanted.shape, some.shape[-1]).index_put((out.wanted,), some)
 
     # -- decoding ---------------------------------------------------------------------------------------------
     def open(self, rows: int, device: torch.device, dtype: torch.dtype) -> HeadState:
         """State of rows that have read nothing."""
         window = torch.zeros(rows, self.window, len(self.taps), self.shape.dim, device=device, dtype=dtype)
-        return HeadState(window, torch.zeros(rows, dtype=torch.long, device=device))
+        return HeadState(window, torch.zeros(rows, self.shape.dim, device=device, dtype=dtype))
 
-    def read(self, state: HeadState, hidden: Tensor, tokens: Tensor, following: Tensor, lengths: Tensor) -> None:
-        """Committed positions: trunk states ``[B, T, taps, D]`` of ``tokens [B, T]``, the token ``following`` each, of
-        which ``lengths [B]`` per row count. What was drafted since the last call leaves."""
-        if tokens.shape[1]:
+    def read(self, state: HeadState, hidden: Tensor, x: Tensor, lengths: Tensor) -> None:
+        """Committed positions: trunk states ``hidden [B, T, taps, D]`` and the input vectors ``x [B, T, D]`` of the
+        position after each (of a text: the embedding of the following token), of which ``lengths [B]`` per row count.
+        What was drafted since the last call leaves."""
+        if x.shape[1]:
             both = torch.cat([state.window, hidden], 1)
             newest = lengths[:, None] + torch.arange(self.window, device=lengths.device)
             index = newest[..., None, None].expand(-1, -1, *both.shape[2:])
             state.window = both.gather(1, index)
-            end = (lengths - 1).clamp(min=0)[:, None]
-            state.last = torch.where(lengths > 0, following.gather(1, end)[:, 0], state.last)
+            state.last = newest_of(x, lengths, state.last)
         state.depth = 0
 
     @abstractmethod
     def root(self, state: HeadState) -> Tensor:
-        """Scores of the token after ``last``: ``[B, num_tokens]``."""
+        """The state ``[B, D]`` of the position after ``last``'s, as an output layer reads it (after the final norm,
+        where there is one)."""
 
     @abstractmethod
-    def expand(self, state: HeadState, tokens: Tensor, parents: Tensor) -> Tensor:
-        """New nodes, target ids ``tokens [B, N]``, all at the same depth -> scores of their children.
+    def expand(self, state: HeadState, x: Tensor, parents: Tensor) -> Tensor:
+        """New nodes with the input vectors ``x [B, N, D]``, all at one depth -> the states ``[B, N, D]`` of the
+        positions of their children.
 
-        ``parents [B, N]`` count the nodes expanded since the last read (-1: node 0, that is ``last``).
-        Returns ``[B, N, num_tokens]``. A head that predicts by offset alone ignores the tokens.
+        ``parents [B, N]`` count the nodes expanded since the last read (-1: node 0, that is ``last``). A head that
+        predicts by offset alone ignores the vectors.
         """
 
-    def confidence(self, state: HeadState) -> Tensor | None:
-        """For the nodes scored last, the chance ``[B, N]`` that a child drawn from those scores is kept.
+    def next_depth(self, state: HeadState) -> int:
+        """Go one level down: its depth. Raises ValueError where the head ends."""
+        if state.depth + 1 >= self.num_depths and not self.recursive:
+            raise ValueError(f"This head drafts {self.num_depths} tokens, not more.")
+        state.depth += 1
+        return state.depth
 
-        None: the head has no opinion besides its scores. It may not depend on the child itself, so that a rule may stop
-        drafting by it and stay lossless.
+    # -- text -------------------------------------------------------------------------------------------------
+    def scores(self, states: Tensor, depth: int, before: Tensor) -> Tensor:
+        """States ``[..., D]`` made by :meth:`root` (``depth`` 0) or by the ``depth``-th :meth:`expand` -> scores of the
+        tokens there ``[..., num_tokens]``, by the head's own output layer of that depth (its last, for all below) or by
+        the trunk's. ``before [...]`` is the token before each; heads that do not need it ignore it."""
+        if self.private is None:
+            return self.unembed(states)
+        out: Tensor = self.private[min(depth, len(self.private) - 1)](states)
+        return out
+
+    def confidence(self, states: Tensor, depth: int, before: Tensor) -> Tensor | None:
+        """The chance ``[B, N]`` that a token drawn from the scores of ``states [B, N, D]`` is kept; arguments as for
+        :meth:`scores`.
+
+        None: the head has no opinion besides its scores. It may not depend on the drawn token itself, so that a rule
+        may stop drafting by it and stay lossless.
         """
         return None
 
@@ -332,25 +386,35 @@ class MTPHead(nn.Module, ABC):
 
 
 class ParallelHead(MTPHead):
-    """A head whose predictions depend on trunk states only: one set of scores per offset, drafted all at once."""
+    """A head whose predictions depend on trunk states only: one state per offset, drafted all at once."""
 
     @abstractmethod
     def ahead(self, hidden: Tensor, j: int) -> Tensor:
-        """Mixed states ``[..., D]``, each by itself -> scores ``[..., num_tokens]`` of what is ``offsets[j]`` ahead."""
+        """Mixed trunk states ``[..., D]``, each by itself -> the states ``[..., D]`` of ``offsets[j]`` ahead."""
 
-    def unroll(self, out: LMOutput, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
-        for j, offset in enumerate(self.offsets):
+    def unroll_states(self, out: LMOutput, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        for j, offset in enumerate(self.offsets):  # mixed anew for every offset: each may be back-propagated at once
             yield offset, self.where_wanted(out, partial(self.ahead, j=j), self.mix(out.hidden))
 
     def at_age(self, state: HeadState, j: int, age: int) -> Tensor:
-        """Head j on the trunk state of ``age`` positions ago (0: the newest), ``[B, num_tokens]``."""
+        """Head j on the trunk state of ``age`` positions ago (0: the newest): a state ``[B, D]``."""
         return self.ahead(self.mix(state.window[:, -1 - age]), j)
 
     def root(self, state: HeadState) -> Tensor:
         return self.at_age(state, 0, 0)
 
-    def expand(self, state: HeadState, tokens: Tensor, parents: Tensor) -> Tensor:
-        state.depth += 1
-        if state.depth >= self.num_depths:
-            raise ValueError(f"This head drafts {self.num_depths} tokens, not more.")
-        return self.at_age(state, state.depth, 0)[:, None].expand(-1, tokens.shape[1], -1)
+    def expand(self, state: HeadState, x: Tensor, parents: Tensor) -> Tensor:
+        return self.at_age(state, self.next_depth(state), 0)[:, None].expand(-1, x.shape[1], -1)
+
+
+def shifted(x: Tensor, n: int) -> Tensor:
+    """``x [B, T, ...]`` -> what stands n positions later; the last entry is repeated at the end."""
+    t = x.shape[1]
+    return x[:, (torch.arange(t, device=x.device) + n).clamp(max=t - 1)]
+
+
+def newest_of(new: Tensor, lengths: Tensor, old: Tensor) -> Tensor:
+    """The last of the first ``lengths [B]`` entries of ``new [B, T, ...]``, ``old [B, ...]`` where there is none."""
+    rows = torch.arange(len(new), device=new.device)
+    some = (lengths > 0).view(-1, *[1] * (old.ndim - 1))
+    return torch.where(some, new[rows, (lengths - 1).clamp(min=0)], old)

@@ -41,4 +41,5 @@ class Blockwise(ParallelHead):
             nn.init.zeros_(layer.get_parameter("bias"))
 
     def ahead(self, hidden: Tensor, j: int) -> Tensor:
-        return self.unembed(hidden + self.down[j](F.relu(self.up(hidden))))
+        out: Tensor = hidden + self.down[j](F.relu(self.up(hidden)))
+        return out

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from speech_mtp.heads._sequential import MTPModule, Place, SequentialHead, SequentialState, shifted
-from speech_mtp.heads.base import TrunkShape
+from speech_mtp.heads._sequential import MTPModule, Place, SequentialHead, SequentialState
+from speech_mtp.heads.base import TrunkShape, shifted
 from speech_mtp.nn.transformer import causal
 from speech_mtp.types import LMOutput
 
@@ -43,14 +43,11 @@ class DeepSeek(SequentialHead):
         super().__init__(shape, depth, depth, taps, feed, draft_vocab)
         self.layers = nn.ModuleList(MTPModule(shape, order, k) for k in range(depth))
 
-    def score(self, output: Tensor) -> Tensor:
-        return self.unembed(output)
-
-    def walk(self, out: LMOutput, tokens: Tensor) -> Iterator[Tensor]:
+    def walk(self, out: LMOutput, x: Tensor) -> Iterator[Tensor]:
         hidden = self.mix(out.hidden)
         index, mask = causal(hidden)
         for k, module in enumerate(self.layers):
-            hidden = module(hidden, self.trunk.embed(shifted(tokens, k + 1)), index, mask)
+            hidden = module(hidden, shifted(x, k + 1), index, mask)
             yield hidden
 
     def enter(self, state: SequentialState, hidden: Tensor, x: Tensor, place: Place) -> Tensor:

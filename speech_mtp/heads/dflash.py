@@ -48,13 +48,10 @@ class DraftLayer(LlamaBlock):
 
 @dataclass(kw_only=True)
 class BlockState(HeadState):
-    """``cache`` holds keys and values of the trunk's states. After :meth:`DFlash.root`: ``slots [B, K, D]`` and their
-    ``scores [B, K, num_tokens]``; ``chance [B, N]`` is what DSpark thinks of the nodes scored last."""
+    """``cache`` holds keys and values of the trunk's states, ``slots [B, K, D]`` what :meth:`DFlash.root` made."""
 
     cache: KVCache
     slots: Tensor | None = None
-    scores: Tensor | None = None
-    chance: Tensor | None = None
 
 
 @dataclass
@@ -100,12 +97,11 @@ class DFlash(MTPHead):
         self.mask = nn.Parameter(0.02 * torch.randn(shape.dim)) if mask_id is None else None
 
     def blocks(self, last: Tensor) -> Tensor:
-        """``last [..., A]`` -> what the slots of their blocks hold, ``[..., A, slots, D]``."""
-        first = self.trunk.embed(last)[..., None, :]
-        mask = self.mask if self.mask_id is None else self.trunk.embed(torch.full((), self.mask_id, device=last.device))
+        """``last [..., A, D]`` -> what the slots of their blocks hold, ``[..., A, slots, D]``."""
+        mask = self.mask if self.mask_id is None else self.embed(torch.full((), self.mask_id, device=last.device))
         assert mask is not None
-        masks = mask.to(first.dtype).expand(*last.shape, self.num_slots - 1, -1)
-        return torch.cat([first, masks], -2)
+        masks = mask.to(last.dtype).expand(*last.shape[:-1], self.num_slots - 1, -1)
+        return torch.cat([last[..., None, :], masks], -2)
 
     def project(self, hidden: Tensor, index: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Trunk states ``[B, T, taps, D]`` at ``index [B, T]`` -> per layer, keys and values ``[B, H, T, d]``."""
@@ -125,34 +121,33 @@ class DFlash(MTPHead):
         return out
 
     # -- training ---------------------------------------------------------------------------------------------
-    def unroll(self, out: LMOutput, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
-        every = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
-        return self.unroll_at(out, tokens, every)
+    def unroll_states(self, out: LMOutput, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        every = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
+        return self.unroll_states_at(out, x, every)
 
-    def unroll_at(self, out: LMOutput, tokens: Tensor, anchors: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """As :meth:`unroll` for blocks after the positions ``anchors [B, A]`` only: logits ``[B, A, num_tokens]``.
+    def unroll_states_at(self, out: LMOutput, x: Tensor, anchors: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """As :meth:`unroll_states` for blocks after the positions ``anchors [B, A]`` only: states ``[B, A, D]``.
 
         The memory of the one pass grows with A times (T + A times slots).
         """
-        slots = self.train_slots(out, tokens, anchors)
-        for j, offset in enumerate(self.offsets):
-            yield offset, self.unembed(slots[:, :, j])
+        yield from zip(self.offsets, self.train_slots(out, x, anchors).unbind(2), strict=True)
 
-    def train_slots(self, out: LMOutput, tokens: Tensor, anchors: Tensor) -> Tensor:
+    def train_slots(self, out: LMOutput, x: Tensor, anchors: Tensor) -> Tensor:
         """States of the predicting slots ``[B, A, K, D]``: blocks lie one behind the other, blind to each other."""
-        b, t = tokens.shape
-        device, width = tokens.device, self.num_slots
+        b, t, d = x.shape
+        device, width = x.device, self.num_slots
         known = self.project(out.hidden, torch.arange(t, device=device).expand(b, -1))
         keys, values = (torch.stack(part) for part in zip(*known, strict=True))
         context = _Context(keys, values, torch.full((b,), t, device=device))
-        at = anchors + 1  # the position of ``last``; where the text ends, any token will do
-        x = self.blocks(tokens.gather(1, at.clamp(max=t - 1))).flatten(1, 2)
+        at = anchors + 1  # the position of ``last``; where the text ends, any vector will do
+        last = x.gather(1, at.clamp(max=t - 1)[..., None].expand(-1, -1, d))
+        slots = self.blocks(last).flatten(1, 2)
         index = (at[..., None] + torch.arange(width, device=device)).flatten(1)
         past = torch.arange(t, device=device) <= anchors.repeat_interleave(width, 1)[..., None]
-        block = torch.arange(x.shape[1], device=device) // width
+        block = torch.arange(slots.shape[1], device=device) // width
         own = (block[:, None] == block).expand(b, -1, -1)
-        x = self.run(x, index, torch.cat([past, own], -1)[:, None], context)
-        return x.unflatten(1, (-1, width))[:, :, -self.num_depths :]
+        slots = self.run(slots, index, torch.cat([past, own], -1)[:, None], context)
+        return slots.unflatten(1, (-1, width))[:, :, -self.num_depths :]
 
     # -- decoding ---------------------------------------------------------------------------------------------
     def open(self, rows: int, device: torch.device, dtype: torch.dtype) -> BlockState:
@@ -161,17 +156,17 @@ class DFlash(MTPHead):
         cache = KVCache.empty(len(self.layers), rows, s.num_kv_heads, 128, s.head_dim, device, dtype)
         return BlockState(window=plain.window, last=plain.last, cache=cache)
 
-    def read(self, state: HeadState, hidden: Tensor, tokens: Tensor, following: Tensor, lengths: Tensor) -> None:
+    def read(self, state: HeadState, hidden: Tensor, x: Tensor, lengths: Tensor) -> None:
         assert isinstance(state, BlockState)
-        super().read(state, hidden, tokens, following, lengths)
-        cache, t = state.cache, tokens.shape[1]
+        super().read(state, hidden, x, lengths)
+        cache, t = state.cache, hidden.shape[1]
         if t:
             cache.make_room(t)
-            index = cache.lengths[:, None] + torch.arange(t, device=tokens.device)
+            index = cache.lengths[:, None] + torch.arange(t, device=hidden.device)
             for i, (keys, values) in enumerate(self.project(hidden, index)):
                 cache.write(i, keys, values)
             cache.advance(lengths, t)
-        state.slots = state.scores = state.chance = None
+        state.slots = None
 
     def root(self, state: HeadState) -> Tensor:
         assert isinstance(state, BlockState)
@@ -181,20 +176,12 @@ class DFlash(MTPHead):
         both_ways = torch.ones(len(state.last), width, width, dtype=torch.bool, device=state.last.device)
         x = self.run(self.blocks(state.last), index, cache.mask(both_ways), cache)
         state.slots = x[:, -self.num_depths :]
-        state.scores = self.unembed(state.slots)
-        return self.after(state, state.last[:, None])[:, 0]
+        return state.slots[:, 0]
 
-    def expand(self, state: HeadState, tokens: Tensor, parents: Tensor) -> Tensor:
+    def expand(self, state: HeadState, x: Tensor, parents: Tensor) -> Tensor:
         assert isinstance(state, BlockState)
-        state.depth += 1
-        if state.depth >= self.num_depths:
-            raise ValueError(f"This head drafts {self.num_depths} tokens, not more.")
-        return self.after(state, tokens)
-
-    def after(self, state: BlockState, tokens: Tensor) -> Tensor:
-        """Scores of the current depth after each of ``tokens [B, N]``: ``[B, N, num_tokens]``."""
-        assert state.scores is not None, "root() comes before expand()"
-        return state.scores[:, state.depth, None].expand(-1, tokens.shape[1], -1)
+        assert state.slots is not None, "root() comes before expand()"
+        return state.slots[:, self.next_depth(state), None].expand(-1, x.shape[1], -1)
 
 
 def spread(count: int, num_layers: int) -> tuple[int, ...]:

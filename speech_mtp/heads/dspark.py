@@ -7,20 +7,18 @@ Slot k predicts the token after its own position, so a block has as many slots a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
-from speech_mtp.heads.base import HeadState, TrunkShape
-from speech_mtp.heads.dflash import BlockState, DFlash
-from speech_mtp.types import LMOutput
+from speech_mtp.heads.base import TrunkShape
+from speech_mtp.heads.dflash import DFlash
 
 
 class DSpark(DFlash):
     """As :class:`~speech_mtp.heads.dflash.DFlash`, with a bigram bias of rank ``rank``, zero at the start."""
 
     from_anchor = True
+    needs_tokens = True
 
     def __init__(
         self,
@@ -40,32 +38,15 @@ class DSpark(DFlash):
         nn.init.normal_(self.before.weight, std=0.02)
         nn.init.zeros_(self.bias.weight)
 
-    def unroll_at(self, out: LMOutput, tokens: Tensor, anchors: Tensor) -> Iterator[tuple[int, Tensor]]:
-        for step in self.unroll_judged(out, tokens, anchors):
-            yield step[:2]
-            del step  # or its logits would live while the next are computed
+    def scores(self, states: Tensor, depth: int, before: Tensor) -> Tensor:
+        bias: Tensor = self.bias(self.before(before))
+        return super().scores(states, depth, before) + bias
 
-    def unroll_judged(self, out: LMOutput, tokens: Tensor, anchors: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Offset, logits ``[B, A, num_tokens]`` and the logit ``[B, A]`` of the draft's being kept, as
-        :meth:`unroll_at`, with the true tokens as previous ones."""
-        slots = self.train_slots(out, tokens, anchors)
-        for j, offset in enumerate(self.offsets):
-            previous = tokens.gather(1, (anchors + offset - 1).clamp(max=tokens.shape[1] - 1))
-            bias, chance = self.given(slots[:, :, j], previous)
-            yield offset, self.unembed(slots[:, :, j]) + bias, chance
+    def kept_logit(self, states: Tensor, before: Tensor) -> Tensor:
+        """The logit ``[...]`` of the chance that what is drafted from ``states [..., D]`` after the tokens ``before
+        [...]`` is kept."""
+        logit: Tensor = self.judge(torch.cat([states, self.before(before)], -1))
+        return logit[..., 0]
 
-    def given(self, slots: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
-        """Slots ``[..., D]`` after the tokens ``previous [...]`` -> bias ``[..., num_tokens]``, confidence's logit."""
-        gram = self.before(previous)
-        return self.bias(gram), self.judge(torch.cat([slots, gram], -1))[..., 0]
-
-    def after(self, state: BlockState, tokens: Tensor) -> Tensor:
-        assert state.slots is not None, "root() comes before expand()"
-        slots = state.slots[:, state.depth, None].expand(-1, tokens.shape[1], -1)
-        bias, chance = self.given(slots, tokens)
-        state.chance = chance.sigmoid()
-        return super().after(state, tokens) + bias
-
-    def confidence(self, state: HeadState) -> Tensor | None:
-        assert isinstance(state, BlockState)
-        return state.chance
+    def confidence(self, states: Tensor, depth: int, before: Tensor) -> Tensor | None:
+        return self.kept_logit(states, before).sigmoid()

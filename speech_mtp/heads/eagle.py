@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from speech_mtp.heads._sequential import RecursiveHead, shifted
-from speech_mtp.heads.base import TrunkShape
+from speech_mtp.heads._sequential import RecursiveHead
+from speech_mtp.heads.base import TrunkShape, shifted
 from speech_mtp.nn.kv_cache import KVCache
 from speech_mtp.nn.transformer import Attention, SwiGLU
 from speech_mtp.types import LMOutput
@@ -51,19 +51,16 @@ class Eagle(RecursiveHead):
         self.fc = nn.Linear(2 * shape.dim, shape.dim)
         self.layer = FeatureLayer(shape)
 
-    def score(self, output: Tensor) -> Tensor:
-        return self.unembed(output)
-
     def step(self, hidden: Tensor, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
         out: Tensor = self.layer(self.fc(torch.cat([x, hidden], -1)), index, mask, cache)
         return out
 
-    def regress(self, out: LMOutput, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def regress(self, out: LMOutput, x: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted features and their targets, both ``[B, T, D]``: entry t is that of position t + 1, and the last one
-        means nothing. ``score`` of the prediction is what :meth:`unroll` yields first.
+        means nothing. The prediction is what :meth:`unroll_states` yields first.
 
         Raises ValueError if ``out`` does not hold the trunk's final states.
         """
         if out.final is None and self.taps[-1] != -1:
             raise ValueError(f"Features are the trunk's final states, but the last tap is {self.taps[-1]}.")
-        return next(self.walk(out, tokens)), shifted(out.top, 1).detach()
+        return next(self.walk(out, x)), shifted(out.top, 1).detach()

@@ -66,8 +66,9 @@ class Eagle3(RecursiveHead):
         if private:
             self.private = PrivateUnembedding(1, shape.dim, self.num_tokens)
 
-    def score(self, output: Tensor) -> Tensor:
-        return self.output(self.norm(output), 0)
+    def readable(self, output: Tensor) -> Tensor:
+        out: Tensor = self.norm(output)
+        return out
 
     def step(self, hidden: Tensor, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
         out: Tensor = self.layer(hidden, x, index, mask, cache)

@@ -47,9 +47,6 @@ class FastMTP(RecursiveHead):
     def num_depths(self) -> int:
         return self.depth
 
-    def score(self, output: Tensor) -> Tensor:
-        return self.unembed(output)
-
     def step(self, hidden: Tensor, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
         out: Tensor = self.module(hidden, x, index, mask, cache)
         return out

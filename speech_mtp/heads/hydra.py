@@ -1,8 +1,9 @@
 """Hydra (Ankner et al. 2024, arXiv:2402.05109): heads that know the tokens drafted before theirs.
 
-Head i (from 0) predicts ``x_{t+2+i}`` from ``h_t`` and the embeddings of the i + 1 tokens after t. Its first block is
-``S z + SiLU(W z + b)`` on their concatenation z, then come ``num_layers - 1`` blocks of Medusa. ``prefix_layer`` puts
-one transformer layer over the trunk's states in front of all heads (Hydra++: also ``num_heads=4, num_layers=4``).
+Head i (from 0) predicts ``x_{t+2+i}`` from ``h_t`` and the input vectors of the i + 1 positions after t. Its first
+block is ``S z + SiLU(W z + b)`` on their concatenation z, then come ``num_layers - 1`` blocks of Medusa.
+``prefix_layer`` puts one transformer layer over the trunk's states in front of all heads (Hydra++: also
+``num_heads=4, num_layers=4``).
 
 Unlike the released code every block has its own weights. S starts by passing ``h_t`` on, everything else that is added
 starts at zero, so that an untrained head is exactly the trunk's next-token layer.
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_mtp.heads.base import HeadState, MTPHead, PrivateUnembedding, TrunkShape
+from speech_mtp.heads.base import HeadState, MTPHead, PrivateUnembedding, TrunkShape, newest_of, shifted
 from speech_mtp.nn.kv_cache import KVCache
 from speech_mtp.nn.residual import ResBlock
 from speech_mtp.nn.transformer import LlamaBlock, causal
@@ -28,8 +29,8 @@ from speech_mtp.types import LMOutput
 class HydraState(HeadState):
     """``base [B, D]`` is what the heads read of the newest position, ``cache`` that of the prefix layer.
 
-    ``paths [B, n, num_heads]`` are the tokens from ``last`` on that lead to node 0 and to every drafted node; of a node
-    at depth d the first d + 1 count.
+    ``paths [B, n, num_heads - 1, D]`` are the vectors on the way to every drafted node, its own at last; of a node at
+    depth d the first d count.
     """
 
     base: Tensor
@@ -80,51 +81,47 @@ class Hydra(MTPHead):
         if private:
             self.private = PrivateUnembedding(num_heads, shape.dim, self.num_tokens)
 
-    def score(self, base: Tensor, after: Tensor) -> Tensor:
-        """``base [..., D]`` and the ``n`` tokens ``after [..., n]`` it -> scores of the next ``[..., num_tokens]``."""
-        i = after.shape[-1] - 1
-        x = self.blocks[i](torch.cat([base, self.trunk.embed(after).flatten(-2)], -1))
-        return self.output(x, i)
+    def ahead(self, base: Tensor, *after: Tensor) -> Tensor:
+        """``base [..., D]`` and the n vectors ``[..., D]`` after it -> the state ``[..., D]`` of the next position."""
+        out: Tensor = self.blocks[len(after) - 1](torch.cat([base, *after], -1))
+        return out
 
-    def unroll(self, out: LMOutput, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def unroll_states(self, out: LMOutput, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         for offset in self.offsets:
             base = self.mix(out.hidden)  # anew for every offset: each may be back-propagated at once
             if self.prefix is not None:
                 base = self.prefix(base, *causal(base))
-            after = torch.stack([tokens.roll(-ahead, 1) for ahead in range(1, offset)], -1)
-            yield offset, self.where_wanted(out, self.score, base, after)
+            yield offset, self.where_wanted(out, self.ahead, base, *(shifted(x, n) for n in range(1, offset)))
 
     def open(self, rows: int, device: torch.device, dtype: torch.dtype) -> HydraState:
         s, cache = self.shape, None
         if self.prefix is not None:
             cache = KVCache.empty(1, rows, s.num_kv_heads, 128, s.head_dim, device, dtype)
         base = torch.zeros(rows, s.dim, device=device, dtype=dtype)
-        paths = torch.zeros(rows, 1, self.num_depths, dtype=torch.long, device=device)
+        paths = torch.zeros(rows, 0, self.num_depths - 1, s.dim, device=device, dtype=dtype)
         return HydraState(**vars(super().open(rows, device, dtype)), base=base, paths=paths, cache=cache)
 
-    def read(self, state: HeadState, hidden: Tensor, tokens: Tensor, following: Tensor, lengths: Tensor) -> None:
+    def read(self, state: HeadState, hidden: Tensor, x: Tensor, lengths: Tensor) -> None:
         assert isinstance(state, HydraState)
-        super().read(state, hidden, tokens, following, lengths)
-        state.paths = F.pad(state.last[:, None, None], (0, self.num_depths - 1))
-        if tokens.shape[1]:
-            x = self.mix(hidden)
+        super().read(state, hidden, x, lengths)
+        state.paths = state.paths[:, :0]
+        if hidden.shape[1]:
+            base = self.mix(hidden)
             if self.prefix is not None and state.cache is not None:
-                x = self.prefix(x, *state.cache.behind(x.shape[1]), state.cache)
-                state.cache.advance(lengths, x.shape[1])
-            end = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, x.shape[-1])
-            state.base = torch.where((lengths > 0)[:, None], x.gather(1, end)[:, 0], state.base)
+                base = self.prefix(base, *state.cache.behind(base.shape[1]), state.cache)
+                state.cache.advance(lengths, base.shape[1])
+            state.base = newest_of(base, lengths, state.base)
 
     def root(self, state: HeadState) -> Tensor:
         assert isinstance(state, HydraState)
-        return self.score(state.base, state.last[:, None])
+        return self.ahead(state.base, state.last)
 
-    def expand(self, state: HeadState, tokens: Tensor, parents: Tensor) -> Tensor:
+    def expand(self, state: HeadState, x: Tensor, parents: Tensor) -> Tensor:
         assert isinstance(state, HydraState)
-        state.depth += 1
-        if state.depth >= self.num_depths:
-            raise ValueError(f"This head drafts {self.num_depths} tokens, not more.")
-        paths = state.paths.gather(1, (parents + 1)[..., None].expand(-1, -1, self.num_depths))
-        paths[..., state.depth] = tokens
+        depth = self.next_depth(state)
+        known = F.pad(state.paths, (0, 0, 0, 0, 1, 0))  # node 0 has nothing on its way
+        paths = known.gather(1, (parents + 1)[..., None, None].expand(-1, -1, *known.shape[2:]))
+        paths[:, :, depth - 1] = x
         state.paths = torch.cat([state.paths, paths], 1)
-        base = state.base[:, None].expand(-1, tokens.shape[1], -1)
-        return self.score(base, paths[..., : state.depth + 1])
+        base, last = (vector[:, None].expand_as(x) for vector in (state.base, state.last))
+        return self.ahead(base, last, *paths[:, :, :depth].unbind(2))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from speech_mtp.heads.base import HeadState, ParallelHead, TrunkShape
+from speech_mtp.heads.base import HeadState, ParallelHead, TrunkShape, newest_of
 from speech_mtp.nn.kv_cache import KVCache
 from speech_mtp.nn.transformer import LlamaBlock, causal
 from speech_mtp.types import LMOutput
@@ -49,16 +49,13 @@ class Parallel(ParallelHead):
                 nn.init.zeros_(weight)
 
     def ahead(self, hidden: Tensor, j: int) -> Tensor:
-        """Mixed states of whole texts ``[B, T, D]`` -> scores ``[B, T, num_tokens]``."""
-        return self._score(self.blocks[j](hidden, *causal(hidden)))
+        """Mixed trunk states of whole texts ``[B, T, D]`` -> states ``[B, T, D]``."""
+        out: Tensor = self.trunk.norm(self.blocks[j](hidden, *causal(hidden)))
+        return out
 
-    def unroll(self, out: LMOutput, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
-        for block, offset in zip(self.blocks, self.offsets, strict=True):
-            hidden = self.mix(out.hidden)  # anew for every offset: each may be back-propagated at once
-            yield offset, self.where_wanted(out, self._score, block(hidden, *causal(hidden)))
-
-    def _score(self, x: Tensor) -> Tensor:
-        return self.unembed(self.trunk.norm(x))
+    def unroll_states(self, out: LMOutput, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        for j, offset in enumerate(self.offsets):  # mixed anew for every offset: each may be back-propagated at once
+            yield offset, self.ahead(self.mix(out.hidden), j)
 
     def open(self, rows: int, device: torch.device, dtype: torch.dtype) -> ParallelState:
         s, n = self.shape, self.num_depths
@@ -66,19 +63,19 @@ class Parallel(ParallelHead):
         newest = torch.zeros(rows, n, s.dim, device=device, dtype=dtype)
         return ParallelState(**vars(super().open(rows, device, dtype)), cache=cache, newest=newest)
 
-    def read(self, state: HeadState, hidden: Tensor, tokens: Tensor, following: Tensor, lengths: Tensor) -> None:
+    def read(self, state: HeadState, hidden: Tensor, x: Tensor, lengths: Tensor) -> None:
         assert isinstance(state, ParallelState)
-        super().read(state, hidden, tokens, following, lengths)
-        if not tokens.shape[1]:
-            return
-        x = self.mix(hidden)
-        index, mask = state.cache.behind(x.shape[1])
-        made = torch.stack([block(x, index, mask, state.cache) for block in self.blocks], 2)
-        end = (lengths - 1).clamp(min=0)[:, None, None, None].expand(-1, 1, *made.shape[2:])
-        state.newest = torch.where((lengths > 0)[:, None, None], made.gather(1, end)[:, 0], state.newest)
-        state.cache.advance(lengths, x.shape[1])
+        super().read(state, hidden, x, lengths)
+        count = hidden.shape[1]
+        if count:
+            mixed = self.mix(hidden)
+            index, mask = state.cache.behind(count)
+            made = torch.stack([block(mixed, index, mask, state.cache) for block in self.blocks], 2)
+            state.newest = newest_of(made, lengths, state.newest)
+            state.cache.advance(lengths, count)
 
     def at_age(self, state: HeadState, j: int, age: int) -> Tensor:
         assert isinstance(state, ParallelState), type(state)
         assert age == 0, f"adjacent heads look from the newest state, not from {age} positions ago"
-        return self._score(state.newest[:, j])
+        out: Tensor = self.trunk.norm(state.newest[:, j])
+        return out

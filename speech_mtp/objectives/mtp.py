@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -113,24 +113,25 @@ def choose_anchors(positions: Positions, first: int, count: int, noise: torch.Ge
 class Regressing(Protocol):
     """A head that also predicts the trunk's states (EAGLE)."""
 
-    def regress(self, out: LMOutput, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Predictions and targets ``[B, T, D]``: entry t is the state of position t + 1."""
+    def regress(self, out: LMOutput, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Predictions and targets ``[B, T, D]``: entry t is the state of position t + 1. Arguments as for
+        :meth:`MTPHead.unroll_states`."""
 
 
 @runtime_checkable
 class Anchored(Protocol):
     """A head whose drafts are blocks, too dear to unroll after every position (DFlash)."""
 
-    def unroll_at(self, out: LMOutput, tokens: Tensor, anchors: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """As ``unroll`` after the positions ``anchors [B, A]``: logits ``[B, A, num_tokens]``."""
+    def unroll_states_at(self, out: LMOutput, x: Tensor, anchors: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """As ``unroll_states`` after the positions ``anchors [B, A]``: states ``[B, A, D]``."""
 
 
 @runtime_checkable
 class Judging(Protocol):
     """A block drafter that says how likely each draft is kept (DSpark)."""
 
-    def unroll_judged(self, out: LMOutput, tokens: Tensor, anchors: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """As ``unroll_at``, with the logit ``[B, A]`` of the chance."""
+    def kept_logit(self, states: Tensor, before: Tensor) -> Tensor:
+        """The logit ``[...]`` of the chance, for ``states [..., D]`` after the tokens ``before [...]``."""
 
 
 # -- the objective --------------------------------------------------------------------------------------------------
@@ -163,6 +164,14 @@ class Step:
     ranks: Tensor | None = None
 
 
+class Guesses(NamedTuple):
+    """Of n positions: their mean ``loss``, whether the best guess is ``right [n]``, and their ``ranks [n]``."""
+
+    loss: Tensor
+    right: Tensor
+    ranks: Tensor
+
+
 class MTP:
     """The terms of one ``head``. ``taps`` are the layers that the trunk's output holds (default: the head's own).
 
@@ -192,61 +201,65 @@ class MTP:
         self, out: LMOutput, positions: Positions, noise: torch.Generator | None = None, ranked: bool = False
     ) -> Iterator[Step]:
         """The terms, one at a time: see the module. ``out`` are the trunk's states of ``positions``, detached.
-        ``ranked`` asks for the ranks."""
-        tokens, first = positions.tokens[..., 0], self.head.offsets[0]
+        ``ranked`` asks for the ranks.
+
+        1. The head makes its states: after every position that counts, or after a block drafter's anchors.
+        2. What is to be guessed there, and which of it the draft vocabulary holds.
+        3. Only these n states are scored.
+        """
+        head, tokens, first = self.head, positions.tokens[..., 0], self.head.offsets[0]
         # Whatever of a draft is trained, its first token is.
-        wanted = None if isinstance(self.head, Anchored) else labels_at(positions, first, first) != IGNORE
+        wanted = None if isinstance(head, Anchored) else labels_at(positions, first, first) != IGNORE
         mine = LMOutput(out.hidden[:, :, self._select], final=out.top, wanted=wanted)
+        x = head.embed(tokens)
         if "feature" in self.losses:
-            yield self._feature(mine, positions)
-        at = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
-        if isinstance(self.head, Anchored):
+            yield self._feature(mine, x, positions)
+        if isinstance(head, Anchored):
             at = choose_anchors(positions, first, self.anchors, noise)
-        for offset, logits, chance in self._unroll(mine, tokens, at):
+            unrolled = head.unroll_states_at(mine, x, at)
+        else:
+            at = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+            unrolled = head.unroll_states(mine, x)
+        for offset, states in unrolled:
             labels = labels_at(positions, offset, first).gather(1, at)
             ids, known = self._draft_ids(labels), labels != IGNORE
             b, a = (ids >= 0).nonzero(as_tuple=True)
-            scores, wanted = logits[b, a].float(), ids[b, a]
+            t = at[b, a] + offset - 1  # the positions before those to guess
+            guesses = self._guess(offset, states[b, a], ids[b, a], tokens[b, t], mine.top[b, t])
+            del states  # or they would live while the next are made
             right = torch.zeros_like(known)
-            right[b, a] = scores.detach().argmax(-1) == wanted
-            loss = self._loss(
-                scores, wanted, None if chance is None else chance[b, a], mine.top[b, at[b, a] + offset - 1]
-            )
-            step = Step(str(offset), loss, self.weights[offset], offset, right, known)
+            right[b, a] = guesses.right
+            step = Step(str(offset), guesses.loss, self.weights[offset], offset, right, known)
             if ranked:
-                step.ranks = torch.full_like(labels, self.head.num_tokens)
-                step.ranks[b, a] = (scores.detach() > scores.detach().gather(-1, wanted[:, None])).sum(-1)
-                step.ranks = step.ranks[known]
-            del logits, chance, scores, loss
+                ranks = torch.full_like(labels, head.num_tokens)
+                ranks[b, a] = guesses.ranks
+                step.ranks = ranks[known]
+            del guesses
             yield step
             del step
 
-    def _unroll(self, out: LMOutput, tokens: Tensor, at: Tensor) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        if "judge" in self.losses and isinstance(self.head, Judging):
-            yield from self.head.unroll_judged(out, tokens, at)
-            return
-        blocks = self.head if isinstance(self.head, Anchored) else None
-        for offset, logits in blocks.unroll_at(out, tokens, at) if blocks else self.head.unroll(out, tokens):
-            yield offset, logits, None
-            del logits  # or it would live while the next is computed
-
-    def _loss(self, scores: Tensor, wanted: Tensor, chance: Tensor | None, before: Tensor) -> Tensor:
-        """``scores [n, num_tokens]`` of the tokens ``wanted [n]`` (draft ids), ``before [n, D]`` the trunk's states at
-        the positions before them."""
+    def _guess(self, offset: int, states: Tensor, ids: Tensor, before: Tensor, above: Tensor) -> Guesses:
+        """The head's ``states [n, D]`` of positions that hold the tokens ``ids [n]`` (draft ids), with the tokens
+        ``before [n]`` them and the trunk's states ``above [n, D]`` there, which give its law."""
+        head = self.head
         parts: dict[str, Tensor] = {}
+        scores = head.scores(states, head.offsets.index(offset), before).float()
         if "hard" in self.losses:
-            parts["hard"] = cross_entropy(scores, wanted)
+            parts["hard"] = cross_entropy(scores, ids)
         if self.losses.keys() & {"soft", "l1", "judge"}:
             with torch.no_grad():
-                law = self.head.unembed(before).float().log_softmax(-1)
+                law = head.unembed(above).float().log_softmax(-1)
             if "soft" in self.losses:
                 parts["soft"] = divergence(law, scores)
             if "l1" in self.losses:
                 parts["l1"] = distance(law, scores).sum() / max(1, len(law))
-            if "judge" in self.losses and chance is not None:
-                parts["judge"] = judgement(law, scores, chance.float())
+            if "judge" in self.losses and isinstance(head, Judging):
+                parts["judge"] = judgement(law, scores, head.kept_logit(states, before).float())
         terms = [weight * parts[name] for name, weight in self.losses.items() if name in parts]
-        return torch.stack(terms).sum() if terms else scores.sum() * 0
+        loss = torch.stack(terms).sum() if terms else scores.sum() * 0
+        with torch.no_grad():
+            better = (scores > scores.gather(-1, ids[:, None])).sum(-1)
+            return Guesses(loss, scores.argmax(-1) == ids, better)
 
     def _draft_ids(self, labels: Tensor) -> Tensor:
         """The trunk's ids, or IGNORE -> draft ids, or -1 where there is no label or none in the draft vocabulary."""
@@ -256,9 +269,9 @@ class MTP:
         known[self.head.token_map] = torch.arange(self.head.num_tokens, device=labels.device)
         return torch.where(labels == IGNORE, -1, known[labels.clamp(min=0)])
 
-    def _feature(self, out: LMOutput, positions: Positions) -> Step:
+    def _feature(self, out: LMOutput, x: Tensor, positions: Positions) -> Step:
         assert isinstance(self.head, Regressing)
-        states, targets = self.head.regress(out, positions.tokens[..., 0])
+        states, targets = self.head.regress(out, x)
         counts = labels_at(positions, self.head.offsets[0], self.head.offsets[0]) != IGNORE
         loss = regression(states[counts].float(), targets[counts].float())
         return Step("feature", loss, self.losses["feature"])

@@ -83,6 +83,13 @@ def trunk() -> Binding:
     return Binding(lambda t: F.embedding(t, table), lambda h: F.linear(h, weight), weight, norm)
 
 
+def weights() -> Tensor:
+    """The trunk's output layer ``[V, D]``."""
+    weight = trunk().weight
+    assert weight is not None
+    return weight
+
+
 def make(case: Case, trained: bool = True, **more: Any) -> MTPHead:
     """The head of a case, bound to the trunk; ``trained`` gives it random parameters."""
     torch.manual_seed(3)
@@ -112,26 +119,38 @@ def new_state(head: MTPHead, rows: int) -> HeadState:
     return head.open(rows, torch.device("cpu"), torch.float32)
 
 
-def feed(
-    head: MTPHead, state: HeadState, hidden: Tensor, tokens: Tensor, begin: Sequence[int], n: Sequence[int]
-) -> None:
-    """Let row b read ``n[b]`` positions from ``begin[b]`` on; what pads the shorter rows is noise."""
+def feed(head: MTPHead, state: HeadState, hidden: Tensor, x: Tensor, begin: Sequence[int], n: Sequence[int]) -> None:
+    """Let row b read ``n[b]`` positions from ``begin[b]`` on; what pads the shorter rows is noise. ``x [B, T, D]`` are
+    the input vectors, or ``[B, T]`` the tokens of a text."""
+    x = vectors(x)
     rows, widest = len(begin), max(n)
     states = torch.full((rows, widest, *hidden.shape[2:]), 9.0)
-    here, after = torch.full((2, rows, widest), 1)
+    after = torch.full((rows, widest, SHAPE.dim), 9.0)
     for b, (start, count) in enumerate(zip(begin, n, strict=True)):
         states[b, :count] = hidden[b, start : start + count]
-        here[b, :count] = tokens[b, start : start + count]
-        after[b, :count] = tokens[b, start + 1 : start + count + 1]
-    head.read(state, states, here, after, torch.tensor(n))
+        after[b, :count] = x[b, start + 1 : start + count + 1]
+    head.read(state, states, after, torch.tensor(n))
+
+
+def vectors(x: Tensor) -> Tensor:
+    """The embeddings of tokens; vectors as they are."""
+    embed = trunk().embed
+    assert embed is not None
+    return x if x.is_floating_point() else embed(x)
+
+
+def draft_states(head: MTPHead, state: HeadState, true: Tensor) -> Iterator[Tensor]:
+    """States ``[B, D]`` of every depth, fed with the ``true`` vectors ``[B, N, D]`` after ``last``, as far as they
+    go."""
+    yield head.root(state)
+    for d in range(min(head.num_depths - 1, true.shape[1])):
+        yield head.expand(state, true[:, d : d + 1], torch.full((len(true), 1), d - 1))[:, 0]
 
 
 def draft(head: MTPHead, state: HeadState, true: Tensor) -> Iterator[Tensor]:
-    """Scores of every depth, fed with the ``true [B, N]`` tokens after ``last``, as far as they go."""
-    yield head.root(state)
-    for d in range(min(head.num_depths - 1, true.shape[1])):
-        parents = torch.full((len(true), 1), d - 1)
-        yield head.expand(state, true[:, d : d + 1], parents)[:, 0]
+    """Scores of every depth, fed with the ``true [B, N]`` tokens of which the first is ``last``."""
+    for d, states in enumerate(draft_states(head, state, vectors(true[:, 1:]))):
+        yield head.scores(states, d, true[:, d])
 
 
 def near(a: Tensor, b: Tensor, of_largest: float = 1e-4) -> None:
@@ -159,7 +178,7 @@ def test_drafts_are_what_was_trained(case: Case) -> None:
     assert tuple(trained) == head.offsets
     for t in range(tokens.shape[1] - head.offsets[0] + 1):
         feed(head, state, hidden, tokens, [t, t], [1, 1])
-        for offset, scores in zip(head.offsets, draft(head, state, tokens[:, t + 2 :]), strict=False):
+        for offset, scores in zip(head.offsets, draft(head, state, tokens[:, t + 1 :]), strict=False):
             if t + offset <= tokens.shape[1]:
                 near(scores, trained[offset][:, t])
 
@@ -203,7 +222,7 @@ def test_every_parameter_learns_also_one_offset_at_a_time(case: Case) -> None:
 @where()
 def test_no_weights_are_tied_or_taken_from_the_trunk(case: Case) -> None:
     own = make(case).state_dict(keep_vars=True)
-    tensors = {**own, "trunk": trunk().weight, "norm": trunk().norm.get_parameter("weight")}
+    tensors = {**own, "trunk": weights(), "norm": trunk().norm.get_parameter("weight")}
     homes: dict[int, list[str]] = {}
     for name, tensor in tensors.items():
         homes.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
@@ -229,8 +248,8 @@ def test_an_untrained_head_is_the_trunks_own(case: Case) -> None:
     hidden, tokens = texts(head)
     state = new_state(head, 2)
     feed(head, state, hidden, tokens, [0, 0], [5, 3])
-    expected = trunk().unembed(torch.stack([hidden[0, 4, -1], hidden[1, 2, -1]]))
-    assert torch.equal(head.root(state), expected)
+    expected = torch.stack([hidden[0, 4, -1], hidden[1, 2, -1]]) @ weights().T
+    assert torch.equal(head.scores(head.root(state), 0, torch.tensor([0, 0])), expected)
 
 
 @where()
@@ -239,7 +258,7 @@ def test_rows_and_pieces_do_not_matter(case: Case) -> None:
     head = make(case)
     hidden, tokens = texts(head, 3)
     lengths, first = [5, 3, 4], [2, 0, 3]
-    ahead = torch.stack([tokens[b, n + 1 :][:1] for b, n in enumerate(lengths)])
+    ahead = torch.stack([tokens[b, n:][:2] for b, n in enumerate(lengths)])
     batch, pieces = new_state(head, 3), new_state(head, 3)
     feed(head, batch, hidden, tokens, [0, 0, 0], lengths)
     feed(head, pieces, hidden, tokens, [0, 0, 0], first)
@@ -259,7 +278,7 @@ def test_a_prepared_head_drafts_the_same(case: Case) -> None:
     heads = make(case), make(case).prepare()
     hidden, tokens = texts(heads[0])
     lengths = [4, 2]
-    ahead = torch.stack([tokens[b, n + 1 :][:1] for b, n in enumerate(lengths)])
+    ahead = torch.stack([tokens[b, n:][:2] for b, n in enumerate(lengths)])
     plain, fast = (new_state(head, 2) for head in heads)
     for head, state in zip(heads, (plain, fast), strict=True):
         feed(head, state, hidden, tokens, [0, 0], lengths)
@@ -279,14 +298,14 @@ def test_a_branch_of_a_tree_is_a_chain(case: Case) -> None:
     for paths in levels[: 3 if head.recursive else head.num_depths - 1]:
         new = torch.tensor([[path[-1] for path in paths]] * 2)
         parents = torch.tensor([[places[tuple(path[:-1])] for path in paths]] * 2)
-        scores = head.expand(state, new, parents)
+        scores = head.scores(head.expand(state, vectors(new), parents), len(paths[0]), new)
         for i, path in enumerate(paths):
             places[tuple(path)] = len(places) - 1
             chain, alone = start.clone(), torch.tensor([path] * 2)
             head.root(chain)
             for d in range(len(path)):
-                last = head.expand(chain, alone[:, d : d + 1], torch.full((2, 1), d - 1))
-            near(scores[:, i], last[:, 0])
+                last = head.expand(chain, vectors(alone[:, d : d + 1]), torch.full((2, 1), d - 1))
+            near(scores[:, i], head.scores(last, len(path), alone[:, -1:])[:, 0])
 
 
 @where(setting="draft_vocab")
@@ -294,8 +313,8 @@ def test_a_reduced_vocabulary_is_a_choice_of_rows(case: Case) -> None:
     ids = torch.tensor([4, 19, 2, 22, 7, 11, 0])
     whole, reduced = make(case, draft_vocab=None), make(case, draft_vocab=len(ids))
     reduced.set_vocabulary(ids)
-    weights = {name: rows_of(w, whole.state_dict().get(name), ids) for name, w in reduced.state_dict().items()}
-    reduced.load_state_dict(weights)
+    cut = {name: rows_of(w, whole.state_dict().get(name), ids) for name, w in reduced.state_dict().items()}
+    reduced.load_state_dict(cut)
     assert reduced.to_target(torch.arange(len(ids))).tolist() == ids.tolist()
     hidden, tokens = texts(whole)
     full, few = unroll(whole, hidden, tokens), unroll(reduced, hidden, tokens)
@@ -321,7 +340,7 @@ def test_a_clone_goes_its_own_way(case: Case) -> None:
     hidden, tokens = texts(head)
     state = new_state(head, 2)
     feed(head, state, hidden, tokens, [0, 0], [3, 2])
-    true = tokens[:, 4:5]
+    true = tokens[:, 3:5]
     before = torch.stack(list(draft(head, state.clone(), true)))
     other = state.clone()
     list(draft(head, other, true))

@@ -57,7 +57,7 @@ def test_a_long_match_drafts_alone_and_the_head_only_reads() -> None:
     assert head.drafts == 0
     heard = started(Tree(head), [REPEATS + run.tokens[0]])
     torch.testing.assert_close(run.rows.head.head.window, heard.state.head.window)
-    assert run.rows.head.head.last.tolist() == [run.tokens[0][-1]]
+    assert torch.equal(run.rows.head.head.last, head.embed(torch.tensor([run.tokens[0][-1]])))
 
 
 def test_lookups_grow_while_they_are_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:

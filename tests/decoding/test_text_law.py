@@ -172,7 +172,8 @@ def test_a_draft_is_cut_before_its_token_is_drawn() -> None:
     """A cut that saw the token would take the unlikely ones out of the draft's law."""
     head = bound(Walk, LM)
     run = text.start(LM, PROMPTS[:1], PLAIN, Chain(head))
-    best = float(head.root(run.rows.head).softmax(-1).max())
+    scores = head.scores(head.root(run.rows.head), 0, run.rows.last[:, 0])
+    best = float(scores.softmax(-1).max())
 
     def lengths(confidence: float) -> set[bool]:
         rule = Chain(head, 1, confidence=confidence)

@@ -44,10 +44,11 @@ def paths_of(draft: Draft, b: int) -> dict[int, tuple[int, ...]]:
 def scores_after(head: Walk, run: text.TextRun, b: int, path: tuple[int, ...]) -> Tensor:
     """The head's scores after a path, walked alone."""
     state = run.rows.head.clone()
-    scores = head.root(state)[:, None]
+    states = head.root(state)[:, None]
     for d, token in enumerate(path):
-        scores = head.expand(state, torch.full((len(PROMPTS), 1), token), torch.full((len(PROMPTS), 1), d - 1))
-    return scores[b, 0].log_softmax(-1)
+        x = head.embed(torch.full((len(PROMPTS), 1), token))
+        states = head.expand(state, x, torch.full((len(PROMPTS), 1), d - 1))
+    return states[b, 0].matmul(head.output).log_softmax(-1)
 
 
 def test_a_dynamic_tree_has_the_likeliest_paths_of_all() -> None:

@@ -29,19 +29,22 @@ class WalkState(HeadState):
 
 
 class Walk(MTPHead):
-    """Random weights: a node's state is made of its parent's state and its own token."""
+    """Random weights: a node's state is made of its parent's state and its own vector."""
 
     recursive = True
 
     def __init__(self, shape: TrunkShape, num_drafts: int = 3, draft_vocab: int | None = None) -> None:
         super().__init__(shape, tuple(range(2, 2 + num_drafts)), draft_vocab=draft_vocab)
         noise = torch.Generator().manual_seed(1)
-        self.read_token = torch.randn(shape.vocab_size, shape.dim, generator=noise)
+        self.read_vector = torch.randn(shape.dim, shape.dim, generator=noise) / shape.dim**0.5
         self.turn = torch.randn(shape.dim, shape.dim, generator=noise) / shape.dim**0.5
-        self.score = torch.randn(shape.dim, self.num_tokens, generator=noise) / 2
+        self.output = torch.randn(shape.dim, self.num_tokens, generator=noise) / 2
 
-    def unroll(self, out: LMOutput, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def unroll_states(self, out: LMOutput, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         return iter(())
+
+    def scores(self, states: Tensor, depth: int, before: Tensor) -> Tensor:
+        return states @ self.output
 
     def open(self, rows: int, device: torch.device, dtype: torch.dtype) -> WalkState:
         plain = super().open(rows, device, dtype)
@@ -49,16 +52,17 @@ class Walk(MTPHead):
 
     def root(self, state: HeadState) -> Tensor:
         assert isinstance(state, WalkState)
-        node = torch.tanh(state.window[:, -1, -1] @ self.turn + self.read_token[state.last])
+        node = torch.tanh(state.window[:, -1, -1] @ self.turn + state.last @ self.read_vector)
         state.nodes = node[:, None]
-        return node @ self.score
+        return node
 
-    def expand(self, state: HeadState, tokens: Tensor, parents: Tensor) -> Tensor:
+    def expand(self, state: HeadState, x: Tensor, parents: Tensor) -> Tensor:
         assert isinstance(state, WalkState)
         above = state.nodes.gather(1, (parents + 1)[..., None].expand(-1, -1, self.shape.dim))
-        nodes = torch.tanh(above @ self.turn + self.read_token[tokens])
+        nodes = torch.tanh(above @ self.turn + x @ self.read_vector)
         state.nodes = torch.cat([state.nodes, nodes], 1)
-        return nodes @ self.score
+        state.depth += 1
+        return nodes
 
 
 def bound(head: type[Any], lm: TextLM, **settings: Any) -> Any:

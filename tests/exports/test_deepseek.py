@@ -79,14 +79,18 @@ def test_a_draft_vocabulary_is_widened(tmp_path: Path, lm: TextLM) -> None:
         torch.testing.assert_close(back[offset][..., head.token_map], logits, rtol=0, atol=1e-6)
 
 
+@torch.no_grad()
 def drafts(head: MTPHead, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """The scores ``[1, depth, V]`` of a greedy draft of ours after ``ids [1, T]``, ``hidden [1, T - 1, D]``."""
     state = head.open(1, hidden.device, hidden.dtype)
-    head.read(state, hidden[:, :, None], ids[:, :-1], ids[:, 1:], torch.tensor([ids.shape[1] - 1]))
-    found = [head.root(state)]
+    head.read(state, hidden[:, :, None], head.embed(ids[:, 1:]), torch.tensor([ids.shape[1] - 1]))
+    token = ids[:, -1:]
+    found = [head.scores(head.root(state)[:, None], 0, token)]
     for depth in range(1, head.num_depths):
-        found.append(head.expand(state, found[-1].argmax(-1)[:, None], torch.tensor([[depth - 2]]))[:, 0])
-    return torch.stack(found, 1)
+        token = found[-1].argmax(-1)
+        states = head.expand(state, head.embed(token), torch.tensor([[depth - 2]]))
+        found.append(head.scores(states, depth, token))
+    return torch.cat(found, 1)
 
 
 @pytest.mark.usefixtures("modules")

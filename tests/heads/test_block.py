@@ -46,13 +46,24 @@ def drafted(head: DFlash, out: LMOutput, lengths: list[int], truth: Tensor = TOK
     state = head.open(len(lengths), torch.device("cpu"), torch.float32)
     first, rest = torch.tensor([1] * len(lengths)), torch.tensor(lengths) - 1
     for part, count in ((slice(0, 1), first), (slice(1, max(lengths)), rest)):
-        head.read(state, out.hidden[:, part], truth[:, part], truth.roll(-1, 1)[:, part], count)
-    scores = [head.root(state)]
-    for d in range(1, head.num_depths):
+        head.read(state, out.hidden[:, part], head.embed(truth.roll(-1, 1)[:, part]), count)
+    scores = []
+    for d in range(head.num_depths):
         at = torch.tensor(lengths)[:, None] + d
         token = truth.gather(1, at.clamp(max=truth.shape[1] - 1))
-        scores.append(head.expand(state, token, torch.full_like(token, d - 2))[:, 0])
+        parents = torch.full_like(token, d - 2)
+        states = head.expand(state, head.embed(token), parents) if d else head.root(state)[:, None]
+        scores.append(head.scores(states, d, token)[:, 0])
     return scores
+
+
+def at_anchors(head: DFlash, out: LMOutput, anchors: Tensor) -> dict[int, Tensor]:
+    """Scores ``[B, A, num_tokens]`` per offset after ``anchors [B, A]``, with the true tokens."""
+    found = {}
+    for d, (offset, states) in enumerate(head.unroll_states_at(out, head.embed(TOKENS), anchors)):
+        before = TOKENS.gather(1, (anchors + offset - 1).clamp(max=TOKENS.shape[1] - 1))
+        found[offset] = head.scores(states, d, before)
+    return found
 
 
 @pytest.mark.parametrize(("kind", "settings"), CASES)
@@ -74,7 +85,7 @@ def test_a_block_sees_neither_the_future_nor_other_blocks(kind: type[DFlash]) ->
     head = random_head(kind, num_drafts=3)
     out = states(head)
     anchors = torch.tensor([[5, 1], [0, 3]])
-    some = dict(head.unroll_at(out, TOKENS, anchors))
+    some = at_anchors(head, out, anchors)
     whole = dict(head.unroll(out, TOKENS))
     other = TOKENS.clone()
     other[:, 5:] = (other[:, 5:] + 1) % 11
@@ -113,12 +124,12 @@ def test_confidence_is_as_trained_and_stops_the_chain() -> None:
     assert isinstance(head, DSpark)
     prompts = [TOKENS[0, :4].tolist(), TOKENS[1, :6].tolist()]
     run = text.start(LM, prompts, Sampling(temperature=0), Chain(head))
-    head.root(run.rows.head)
+    last = torch.tensor([[prompt[-1]] for prompt in prompts])
+    chance = head.confidence(head.root(run.rows.head)[:, None], 0, last)
     anchors = torch.tensor([[2], [4]])  # the last token is not read yet
-    (_, _, logit), *_ = head.unroll_judged(states(head), TOKENS, anchors)
-    chance = head.confidence(run.rows.head)
+    (_, trained), *_ = head.unroll_states_at(states(head), head.embed(TOKENS), anchors)
     assert chance is not None
-    torch.testing.assert_close(chance, logit.sigmoid(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(chance, head.kept_logit(trained, last).sigmoid(), atol=1e-4, rtol=1e-4)
     most = float(chance.max())
     for confidence, drafts in ((1.01 * most, False), (0.99 * most, True)):
         rule = Chain(head, confidence=confidence)
@@ -129,8 +140,8 @@ def test_gradients_reach_every_weight_one_offset_at_a_time() -> None:
     for kind in (DFlash, DSpark):
         head = random_head(kind, num_drafts=3).requires_grad_(True)
         out = LMOutput(states(head).hidden.clone())
-        for step in head.unroll_at(out, TOKENS, torch.tensor([[1, 4], [2, 3]])):
-            step[1].square().sum().backward(retain_graph=head.shared_pass)
+        for logits in at_anchors(head, out, torch.tensor([[1, 4], [2, 3]])).values():
+            logits.square().sum().backward(retain_graph=head.shared_pass)
         trained = [name for name, weight in head.named_parameters() if weight.grad is not None and weight.grad.any()]
         assert set(dict(head.named_parameters())) - set(trained) <= {"judge.weight", "judge.bias"}
 
@@ -146,10 +157,10 @@ def test_taps_spread_over_the_trunk() -> None:
 def test_a_block_has_an_end() -> None:
     head = random_head(DFlash, num_drafts=2)
     state = head.open(1, torch.device("cpu"), torch.float32)
-    token = torch.tensor([[1]])
+    x, parents = head.embed(torch.tensor([[1]])), torch.tensor([[-1]])
     head.root(state)
-    head.expand(state, token, token)
+    head.expand(state, x, parents)
     with pytest.raises(ValueError, match="drafts 2 tokens"):
-        head.expand(state, token, token)
+        head.expand(state, x, parents)
     with pytest.raises(ValueError, match="mask_id is 11"):
         bound(DFlash, LM, mask_id=11)

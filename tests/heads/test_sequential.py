@@ -48,7 +48,7 @@ def read(head: SequentialHead, state: SequentialState, out: LMOutput, begin: lis
     lengths = torch.tensor(end) - torch.tensor(begin)
     at = torch.tensor(begin)[:, None] + torch.arange(int(lengths.max()))
     rows, at = torch.arange(len(begin))[:, None], at.clamp(max=TOKENS.shape[1] - 2)
-    head.read(state, out.hidden[rows, at], TOKENS[rows, at], TOKENS[rows, at + 1], lengths)
+    head.read(state, out.hidden[rows, at], head.embed(TOKENS[rows, at + 1]), lengths)
 
 
 def opened(head: SequentialHead, out: LMOutput, end: list[int]) -> SequentialState:
@@ -57,13 +57,14 @@ def opened(head: SequentialHead, out: LMOutput, end: list[int]) -> SequentialSta
     return state
 
 
+@torch.no_grad()
 def chain(head: SequentialHead, state: SequentialState, tokens: Tensor) -> Tensor:
     """Scores ``[B, N + 1, V]`` before, between and after the drafted ``tokens [B, N]``."""
-    scores = [head.root(state)]
+    states = [head.root(state)]
     for j in range(tokens.shape[1]):
         parents = torch.full((len(tokens), 1), j - 1)
-        scores.append(head.expand(state, tokens[:, j : j + 1], parents)[:, 0])
-    return torch.stack(scores, 1)
+        states.append(head.expand(state, head.embed(tokens[:, j : j + 1]), parents)[:, 0])
+    return torch.stack([head.scores(y, j, TOKENS[:, 0]) for j, y in enumerate(states)], 1)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -94,13 +95,18 @@ def test_drafting_again_and_again_leaves_no_trace(name: str, monkeypatch: pytest
 
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("end", [[1, 2, 1], [6, 9, 4]])
+@torch.no_grad()
 def test_a_tree_is_its_chains(name: str, end: list[int]) -> None:
     """Two children of node 0, one child of each in swapped order, then two grandchildren of the second."""
     head = head_of(name, depth=4)
     out = states_of(head)
     state = opened(head, out, end)
     levels = [([4, 7], [-1, -1]), ([9, 9], [1, 0]), ([5, 6], [2, 2])]
-    found = [head.expand(state, torch.tensor([tokens] * 3), torch.tensor([parents] * 3)) for tokens, parents in levels]
+    found = []
+    for depth, (nodes, parents) in enumerate(levels, 1):
+        tokens = torch.tensor([nodes] * 3)
+        states = head.expand(state, head.embed(tokens), torch.tensor([parents] * 3))
+        found.append(head.scores(states, depth, tokens))
     paths = {(0, 0): [4], (0, 1): [7], (1, 0): [7, 9], (1, 1): [4, 9], (2, 0): [7, 9, 5], (2, 1): [7, 9, 6]}
     for (level, node), path in paths.items():
         alone = chain(head, opened(head, out, end), torch.tensor([path] * 3))[:, -1]
@@ -160,7 +166,7 @@ def test_deepseek_is_the_chain_of_layers_of_transformers(first: str) -> None:
         layer.load_state_dict(
             {next((b + n[len(a) :] for a, b in names.items() if n.startswith(a)), n): own[n] for n in own}
         )
-        x = head.trunk.embed(TOKENS.roll(-k - 1, 1))
+        x = head.embed(TOKENS.roll(-k - 1, 1))
         hidden = layer(x, hidden, rotary, mask, index, None)
         torch.testing.assert_close(logits[:, :-2], head.unembed(hidden)[:, :-2], atol=1e-4, rtol=1e-4)
 
@@ -191,15 +197,16 @@ def test_fastmtp_without_recursion_trains_one_step_and_drafts_all() -> None:
 def test_eagle_predicts_the_next_features_and_scores_them() -> None:
     head = head_of("eagle", taps=(2, -1), feed="mixture")
     out = states_of(head)
-    predicted, target = head.regress(out, TOKENS)
+    x = head.embed(TOKENS)
+    predicted, target = head.regress(out, x)
     assert torch.equal(target[:, :-1], out.top[:, 1:])
-    assert torch.equal(head.score(predicted), next(head.unroll(out, TOKENS))[1])
+    assert torch.equal(predicted, next(head.unroll_states(out, x))[1])
     assert predicted.requires_grad
     low = head_of("eagle", taps=(2,))
     with pytest.raises(ValueError, match="last tap is 2"):
-        low.regress(states_of(low), TOKENS)
+        low.regress(states_of(low), x)
     final = LMOutput(states_of(low).hidden, final=out.top)
-    assert torch.equal(low.regress(final, TOKENS)[1], target)
+    assert torch.equal(low.regress(final, x)[1], target)
 
 
 def test_eagle3_reads_low_middle_and_high_layers() -> None:

@@ -66,17 +66,16 @@ class Oracle(ParallelHead):
     def ahead(self, hidden: Tensor, j: int) -> Tensor:
         raise NotImplementedError("an oracle cannot draft")
 
-    def unroll(self, out: LMOutput, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def unroll_states(self, out: LMOutput, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         for offset in self.offsets:
-            yield offset, self.where_wanted(out, self.unembed, self.mix(out.hidden).roll(-(offset - 1), 1))
+            yield offset, self.mix(out.hidden).roll(-(offset - 1), 1)
 
-    def regress(self, out: LMOutput, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def regress(self, out: LMOutput, x: Tensor) -> tuple[Tensor, Tensor]:
         later = out.top.roll(-1, 1)
         return later + 3, later
 
-    def unroll_judged(self, out: LMOutput, tokens: Tensor, anchors: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-        for offset, logits in self.unroll(out, tokens):
-            yield offset, logits, torch.full(anchors.shape, 2.0)
+    def kept_logit(self, states: Tensor, before: Tensor) -> Tensor:
+        return torch.full(before.shape, 2.0)
 
 
 def terms(head: MTPHead, out: LMOutput, positions: Positions, **config: Any) -> dict[str, Step]:
@@ -241,8 +240,11 @@ class Watched(ParallelHead):
         self.alive: list[int] = []
 
     def ahead(self, hidden: Tensor, j: int) -> Tensor:
+        return hidden
+
+    def scores(self, states: Tensor, depth: int, before: Tensor) -> Tensor:
         self.alive.append(sum(reference() is not None for reference in self.made))
-        logits = self.unembed(hidden) * self.scale[j]
+        logits = self.unembed(states) * self.scale[depth]
         self.made.append(weakref.ref(logits))
         return logits
 

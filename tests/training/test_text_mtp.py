@@ -59,10 +59,10 @@ class Peeking(MTPHead):
         self.map = nn.Linear(shape.dim, shape.dim)
         nn.init.zeros_(self.map.weight)
 
-    def unroll(self, out: LMOutput, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def unroll_states(self, out: LMOutput, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         for offset in self.offsets:
-            mean = self.mix(out.hidden).cumsum(1) / torch.arange(1, tokens.shape[1] + 1)[:, None]
-            yield offset, self.unembed(nn.functional.dropout(self.map(mean), 0.1, self.training))
+            mean = self.mix(out.hidden).cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
+            yield offset, nn.functional.dropout(self.map(mean), 0.1, self.training)
 
     def root(self, state: Any) -> Tensor:
         raise AssertionError("not used in training")
