@@ -84,9 +84,10 @@ class ReadingState:
         return edge, block + [0] * (BLOCK - len(block))
 
     def keep(self, start: int, found: Tensor) -> None:
-        """Take the states ``found [n, D]`` of the tokens from number ``start`` on, as far as they are new."""
-        known = self.hidden.shape[1]
-        self.hidden = torch.cat([self.hidden, found[None, known - start : len(self.tokens) - start]], 1)
+        """Take the states ``found [n, D]`` of the tokens from number ``start`` on, of one block, as far as they are
+        new."""
+        known, end = self.hidden.shape[1], min(len(self.tokens), start // BLOCK * BLOCK + BLOCK)
+        self.hidden = torch.cat([self.hidden, found[None, known - start : end - start]], 1)
 
 
 class TextReader(ABC):
