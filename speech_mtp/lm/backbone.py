@@ -10,19 +10,20 @@ The backbone knows nothing of phonemes, codes or speech; phonemes written in a t
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import is_accelerate_available, logging
 
-from speech_mtp.lm.cache import as_keyword
+from speech_mtp.lm.cache import HuggingFaceCache, as_keyword
 from speech_mtp.lm.fingerprint import check_weights, fingerprint_of
-from speech_mtp.lm.reader import ReadingState, TextReader
+from speech_mtp.lm.reader import TextReader
+from speech_mtp.nn.row_pool import Chains, RowPool
 
 MODEL_TYPES = (
     "gemma",
@@ -50,6 +51,7 @@ class Backbone(nn.Module, TextReader):
         self, model: Any, tokenizer: Any, fingerprint: str, hidden_layer: int = -1, frozen: bool = True
     ) -> None:
         super().__init__()
+        TextReader.__init__(self)
         check_supported(model.config)
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError("The backbone's tokenizer gives no character offsets; use one with a tokenizer.json.")
@@ -90,20 +92,45 @@ class Backbone(nn.Module, TextReader):
         """A frozen backbone stays in evaluation mode whatever the model around it does."""
         return super().train(mode and not self.frozen)
 
-    def _open_cache(self) -> DynamicCache:
-        return DynamicCache(config=self._lower[0].config)
+    def _open_pool(self) -> RowPool:
+        c = self._lower[0].config
+        width = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        return RowPool(c.num_hidden_layers, c.num_key_value_heads, width, self.device, self.model.dtype)
 
-    def _read_block(self, state: ReadingState, ids: Tensor, keep: bool) -> Tensor:
-        cache = state.cache if keep else copy.deepcopy(state.cache)
-        return self._run(ids, cache)
+    def _read_chains(self, chains: Chains, tokens: list[list[int]]) -> Sequence[Tensor]:
+        rows = [torch.tensor(row, device=self.device) for row in tokens]
+        index = chains.padded_places
+        return self._run(
+            nn.utils.rnn.pad_sequence(rows, batch_first=True),
+            position_ids=index,
+            attention_mask=self._masks(index, chains.seen),
+            use_cache=True,
+            **as_keyword(self._lower[0], HuggingFaceCache(chains)),
+        ).unbind()
+
+    def _masks(self, index: Tensor, seen: int) -> Any:
+        """What is added to the scores of queries at ``index [R, M]`` over the entries before ``seen``:
+        ``[R, 1, M, S]``, or a dictionary of it for layers that see all and layers that see a window."""
+        config = self._lower[0].config
+        gap = index[:, None, :, None] - torch.arange(seen, device=index.device)
+
+        def mask(visible: Tensor) -> Tensor:
+            zeros = torch.zeros(visible.shape, dtype=self.model.dtype, device=index.device)
+            return zeros.masked_fill_(~visible, torch.finfo(zeros.dtype).min)
+
+        window, everything = getattr(config, "sliding_window", None), mask(gap >= 0)
+        if window is None:
+            return everything
+        near = mask((gap >= 0) & (gap < window))
+        if getattr(config, "layer_types", None) is None:
+            return near
+        return {"full_attention": everything, "sliding_attention": near}
 
     def _read_whole(self, ids: Tensor) -> Tensor:
-        return self._run(ids)
+        return self._run(ids, use_cache=False)
 
-    def _run(self, ids: Tensor, cache: DynamicCache | None = None) -> Tensor:
-        use_cache = cache is not None
-        out = self._lower[0](input_ids=ids.to(self.device), use_cache=use_cache, **as_keyword(self._lower[0], cache))
-        hidden: Tensor = out.last_hidden_state.float()
+    def _run(self, ids: Tensor, **more: Any) -> Tensor:
+        hidden: Tensor = self._lower[0](input_ids=ids.to(self.device), **more).last_hidden_state.float()
         return hidden
 
 

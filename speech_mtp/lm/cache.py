@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -11,14 +11,23 @@ from speech_mtp.nn.kv_cache import KVCache, ancestors_of, as_keyword
 __all__ = ["HuggingFaceCache", "KVCache", "ancestors_of", "as_keyword", "growing_cache"]
 
 
+class Written(Protocol):
+    """Keys and values of all layers, ``keys`` among them, to which new ones are written."""
+
+    keys: Tensor
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put ``[B, H, M, d]`` into one layer; returns all that may be seen there."""
+
+
 class HuggingFaceCache:
-    """A :class:`KVCache` as the attention layers of ``transformers`` write to a cache.
+    """A cache of our own as the attention layers of ``transformers`` write to a cache.
 
     They call ``update`` alone when the mask is four-dimensional and positions are given, so rows may have different
     lengths and a draft may be a tree: nothing of the library's own caches, which change between releases, is used.
     """
 
-    def __init__(self, inner: KVCache) -> None:
+    def __init__(self, inner: Written) -> None:
         self.inner = inner
 
     def update(

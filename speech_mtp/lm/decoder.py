@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_mtp.nn.kv_cache import KVCache
+from speech_mtp.nn.kv_cache import Attends
 from speech_mtp.nn.packed import PackedLinear, is_invariant
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -230,12 +230,12 @@ class Decoder:
         x: Tensor,
         index: Tensor,
         mask: Tensor | None,
-        cache: KVCache,
+        cache: Attends,
         taps: tuple[int, ...] = (-1,),
     ) -> tuple[Tensor, Tensor]:
         """``x [B, M, D]`` embeddings at positions ``index [B, M]``; ``mask [B, 1, M, S]``, in ``cache_dtype``, is added
-        to the attention scores over the first S entries of ``cache``, to which the M nodes are written. None: a chain
-        behind an empty cache, or a single node that sees all that is in it.
+        to the attention scores over the first S entries of ``cache``, to which the M nodes are written. None: what
+        ``cache`` makes of it (:meth:`speech_mtp.nn.kv_cache.KVCache.attend`, :class:`speech_mtp.nn.row_pool.Chains`).
 
         Returns the states of ``taps`` ``[B, M, taps, D]`` (the number of layers: after the last, before the final norm)
         and those after the final norm ``[B, M, D]``.
@@ -272,7 +272,7 @@ class Decoder:
         return self._maths.added(x, y, norm.weight, norm.eps, norm.scaled, norm.least)
 
     def _attend(
-        self, layer: _Layer, i: int, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache
+        self, layer: _Layer, i: int, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Attends
     ) -> Tensor:
         joined = layer.qkv(x).to(self.cache_dtype).unflatten(-1, (-1, self.head_dim))
         q_heads, k_heads, _ = self.sizes
@@ -282,10 +282,5 @@ class Decoder:
         else:
             turned, v = joined[:, :, : q_heads + k_heads], joined[:, :, q_heads + k_heads :]
         turned = self._maths.turned(turned, cos, sin).transpose(1, 2)
-        seen = cache.longest + len(x[0]) if mask is None else mask.shape[-1]
-        keys, values = cache.write(i, turned[:, q_heads:], v.transpose(1, 2), seen)
-        chain = mask is None and x.shape[1] > 1
-        y = F.scaled_dot_product_attention(
-            turned[:, :q_heads], keys, values, attn_mask=mask, is_causal=chain, enable_gqa=q_heads != k_heads
-        )
+        y = cache.attend(i, turned[:, :q_heads], turned[:, q_heads:], v.transpose(1, 2), mask)
         return layer.leave(y.transpose(1, 2).flatten(2))

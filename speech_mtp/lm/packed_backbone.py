@@ -21,8 +21,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from speech_mtp.lm.decoder import FAMILIES, Decoder
-from speech_mtp.lm.reader import BLOCK, ReadingState, TextReader
-from speech_mtp.nn.kv_cache import KVCache
+from speech_mtp.lm.reader import TextReader
+from speech_mtp.nn.kv_cache import Attends, KVCache
+from speech_mtp.nn.row_pool import Chains, RowPool
 
 INDEX = "model.safetensors.index.json"
 PARTS = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
@@ -51,6 +52,7 @@ class PackedBackbone(TextReader):
     """
 
     def __init__(self, folder: Path, fingerprint: str, hidden_layer: int, prefix: Sequence[int]) -> None:
+        super().__init__()
         config = SimpleNamespace(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
         total = config.num_hidden_layers
         if hidden_layer != -1 and not 1 <= hidden_layer <= total:
@@ -70,32 +72,28 @@ class PackedBackbone(TextReader):
     def device(self) -> torch.device:
         return self._embed.device
 
-    def _open_cache(self) -> KVCache:
-        return self._cache(1, 64)
+    def _open_pool(self) -> RowPool:
+        return RowPool(*self._shape, self.device, torch.float32)
 
-    def _cache(self, rows: int, size: int) -> KVCache:
-        heads, width = self._decoder.sizes[1], self._decoder.head_dim
-        return KVCache.empty(len(self._decoder.layers), rows, heads, size, width, self.device)
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        """Layers, heads of keys, and the width of one."""
+        return len(self._decoder.layers), self._decoder.sizes[1], self._decoder.head_dim
 
-    def _read_block(self, state: ReadingState, ids: Tensor, keep: bool) -> Tensor:
-        cache: KVCache = state.cache
-        cache.make_room(BLOCK)
-        start = cache.longest
-        behind = torch.ones(BLOCK, start + BLOCK, dtype=torch.bool).triu(start + 1)
-        mask = torch.zeros(1, 1, BLOCK, start + BLOCK).masked_fill(behind, torch.finfo(torch.float32).min)
-        found = self._states(ids, start, mask, cache)
-        if keep:
-            cache.advance(torch.tensor([BLOCK]), BLOCK)
-        return found
+    def _read_chains(self, chains: Chains, tokens: list[list[int]]) -> Sequence[Tensor]:
+        ids = torch.tensor([[token for row in tokens for token in row]])
+        return self._states(ids, chains.places, chains)[0].split(chains.counts)
 
     @torch.inference_mode()
     def _read_whole(self, ids: Tensor) -> Tensor:
-        return self._states(ids, 0, None, self._cache(*ids.shape))
+        layers, heads, width = self._shape
+        cache = KVCache.empty(layers, ids.shape[0], heads, ids.shape[1], width, self.device)
+        return self._states(ids, torch.arange(ids.shape[1]).expand(len(ids), -1), cache)
 
-    def _states(self, ids: Tensor, start: int, mask: Tensor | None, cache: KVCache) -> Tensor:
+    def _states(self, ids: Tensor, index: Tensor, cache: Attends) -> Tensor:
+        """States ``[B, T, D]`` of tokens at positions ``index``, both ``[B, T]``."""
         x = F.embedding(ids, self._embed).float()
-        index = torch.arange(start, start + ids.shape[1]).expand(len(ids), -1)
-        return self._decoder(x, index, mask, cache, (self._tap,))[0][:, :, 0]
+        return self._decoder(x, index, None, cache, (self._tap,))[0][:, :, 0]
 
 
 class _Weights:

@@ -8,17 +8,25 @@ padding, and again when more of it has come; attention is causal, so nothing dep
 
 A token is therefore always computed in a product of the same shape at the same place, and its state is the same to the
 last bit whether the text was there at once or came word by word.
+
+Many texts share one pass (:meth:`TextReader.advance_many`), each at a place of its own. Then only what is new of each
+block is read, and products see the tokens of all texts as their rows, as many as there happen to be; a state equals
+that of the text alone up to rounding. Keys and values of all texts are rows of one pool.
 """
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from speech_mtp.nn.row_pool import Chains, RowPool
 from speech_mtp.text import inline
 
 BLOCK = 8
@@ -40,26 +48,46 @@ class Encoded:
     lengths: Tensor
 
 
-@dataclass
+@dataclass(eq=False)
 class ReadingState:
     """One growing text: ``tokens`` and ``spans`` of all that has come, ``hidden [1, n, D]`` of the n tokens read.
 
-    ``first`` tokens of ``hidden`` and of ``tokens`` are the prefix, which is no part of the text; ``blocks`` full ones
-    are in ``cache``.
+    ``first`` tokens of ``hidden`` and of ``tokens`` are the prefix, which is no part of the text. Keys and values of
+    the tokens read are in ``row`` of the reader's pool until the text is closed, or the state is no longer used.
     """
 
-    cache: Any
+    row: int
     tokens: list[int]
     first: int
     hidden: Tensor
     text: str = ""
     spans: list[Span] = field(default_factory=list)
-    blocks: int = 0
+    close: Callable[[], object] = field(default=lambda: None, repr=False)
 
     @property
     def states(self) -> Tensor:
         """``[1, l, D]``: the states of the text's first l tokens."""
         return self.hidden[:, self.first :]
+
+    @property
+    def unread(self) -> bool:
+        """Whether there is text that is not read."""
+        return max(self.first, self.hidden.shape[1]) < len(self.tokens)
+
+    def next_block(self, whole: bool) -> tuple[int, list[int]]:
+        """Where the block of the next token begins, and its tokens, filled up; or, unless ``whole``, what is unread."""
+        start = self.hidden.shape[1]
+        edge = start // BLOCK * BLOCK
+        if not whole:
+            return start, self.tokens[start : edge + BLOCK]
+        block = self.tokens[edge : edge + BLOCK]
+        return edge, block + [0] * (BLOCK - len(block))
+
+    def keep(self, start: int, found: Tensor) -> None:
+        """Take the states ``found [n, D]`` of the tokens from number ``start`` on, of one block, as far as they are
+        new."""
+        known, end = self.hidden.shape[1], min(len(self.tokens), start // BLOCK * BLOCK + BLOCK)
+        self.hidden = torch.cat([self.hidden, found[None, known - start : end - start]], 1)
 
 
 class TextReader(ABC):
@@ -73,18 +101,22 @@ class TextReader(ABC):
     text_tokens: Any
     """The ``tokenizers.Tokenizer``."""
 
+    def __init__(self) -> None:
+        self._pool: RowPool | None = None
+        self._lock = Lock()  # of the pool: texts may be read in several threads, one after the other
+
     @property
     @abstractmethod
     def device(self) -> torch.device:
         """Where states are computed."""
 
     @abstractmethod
-    def _open_cache(self) -> Any:
-        """An empty key-value cache of one row."""
+    def _open_pool(self) -> RowPool:
+        """A pool of keys and values, all of its rows free."""
 
     @abstractmethod
-    def _read_block(self, state: ReadingState, ids: Tensor, keep: bool) -> Tensor:
-        """States ``[1, BLOCK, D]`` of the tokens ``ids`` behind the cache, into which they go if ``keep``."""
+    def _read_chains(self, chains: Chains, tokens: list[list[int]]) -> Sequence[Tensor]:
+        """States ``[n, D]`` of each row's ``tokens``, which are the new entries of ``chains``; perhaps of more rows."""
 
     @abstractmethod
     def _read_whole(self, ids: Tensor) -> Tensor:
@@ -104,10 +136,24 @@ class TextReader(ABC):
         inside = torch.arange(width, device=hidden.device) < counts[:, None]
         return Encoded(hidden.masked_fill(~inside[..., None], 0.0), [spans for _, spans in read], counts)
 
+    @property
+    def num_open(self) -> int:
+        """How many texts have a row of the pool."""
+        return 0 if self._pool is None else self._pool.num_taken
+
     def open(self) -> ReadingState:
         """The state before the first word of a text that will arrive piece by piece."""
-        nothing = torch.zeros(1, 0, self.dim, device=self.device)
-        return ReadingState(self._open_cache(), list(self.prefix), len(self.prefix), nothing)
+        with self._lock:
+            if self._pool is None or not self._pool.num_taken:  # a new one is small again
+                self._pool = self._open_pool()
+            pool, row = self._pool, self._pool.take()
+        state = ReadingState(row, list(self.prefix), len(self.prefix), torch.zeros(1, 0, self.dim, device=self.device))
+        state.close = weakref.finalize(state, pool.give_back, row)
+        return state
+
+    def close(self, state: ReadingState) -> None:
+        """No more of the text will be read: its row is free for another. Its states stay."""
+        state.close()
 
     def extend(self, state: ReadingState, text_piece: str) -> None:
         """Add the next piece of a growing text; :meth:`advance` reads it.
@@ -124,19 +170,32 @@ class TextReader(ABC):
         state.text, state.spans = text, spans
         state.tokens += tokens[known:]
 
-    @torch.inference_mode()
     def advance(self, state: ReadingState) -> bool:
         """Read the next block of the text, as far as it is there; False when all that has come is read."""
-        known = state.states.shape[1]
-        while state.states.shape[1] == known and state.hidden.shape[1] < len(state.tokens):
-            start = BLOCK * state.blocks
-            block = state.tokens[start : start + BLOCK]
-            full = len(block) == BLOCK
-            ids = torch.tensor([block + [0] * (BLOCK - len(block))], device=self.device)
-            found = self._read_block(state, ids, keep=full)
-            state.hidden = torch.cat([state.hidden, found[:, state.hidden.shape[1] - start : len(block)]], 1)
-            state.blocks += full
-        return state.states.shape[1] > known
+        return self.advance_many([state])[0]
+
+    @torch.inference_mode()
+    def advance_many(self, states: Sequence[ReadingState]) -> list[bool]:
+        """Read the next block of each text, as far as it is there, all in one pass; for each, whether there was any.
+
+        A prefix of more than a block takes a text more than one pass.
+        """
+        known = [state.states.shape[1] for state in states]
+        with self._lock:
+            while behind := [
+                state for state, n in zip(states, known, strict=True) if state.unread and state.states.shape[1] == n
+            ]:
+                self._read(behind)
+        return [state.states.shape[1] > n for state, n in zip(states, known, strict=True)]
+
+    def _read(self, states: list[ReadingState]) -> None:
+        """One pass over the next block of every state."""
+        assert self._pool is not None, "no text is open"
+        blocks = [state.next_block(whole=len(states) == 1) for state in states]
+        starts, tokens = [start for start, _ in blocks], [block for _, block in blocks]
+        chains = self._pool.chains([state.row for state in states], starts, [len(block) for block in tokens])
+        for state, start, found in zip(states, starts, self._read_chains(chains, tokens), strict=True):
+            state.keep(start, found)
 
     def read_all(self, state: ReadingState) -> Tensor:
         """Read all that has come: the states ``[1, l, D]`` of the text's tokens."""

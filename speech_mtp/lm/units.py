@@ -8,7 +8,7 @@ give the same units.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 import torch
@@ -75,10 +75,21 @@ class UnitStream:
         if not self._complete:
             self._complete = True
             self._read_words()
+            self._close_if_read()
+
+    @property
+    def unread(self) -> bool:
+        """Whether there is text for the backbone that it has not read."""
+        return self._state.unread
 
     def advance(self) -> bool:
         """Let the backbone read one block further, if any of its text is unread; whether it has."""
-        return self._maker.backbone.advance(self._state)
+        return advance_all([self])[0]
+
+    def close(self) -> None:
+        """The backbone reads no further, and may forget the text; units that are there stay. Done by itself when all
+        of a finished text is read, or when the stream is no longer used."""
+        self._maker.backbone.close(self._state)
 
     @property
     def units(self) -> TextUnits:
@@ -102,6 +113,23 @@ class UnitStream:
             end = len(self._text) if self._complete else self._words[self._num_read - 1][1]
             self._maker.backbone.extend(self._state, self._text[len(self._state.text) : end])
             self._tokens = join(self._units, self._state.spans)
+
+    def _close_if_read(self) -> None:
+        if self._complete and not self.unread:
+            self.close()
+
+
+def advance_all(streams: Sequence[UnitStream]) -> list[bool]:
+    """Let the backbone read one block further in every stream with unread text, all of them in one pass; for each,
+    whether it has. The streams are of one maker."""
+    if not streams:
+        return []
+    backbone = streams[0]._maker.backbone
+    assert all(stream._maker.backbone is backbone for stream in streams), "streams of several backbones"
+    read = backbone.advance_many([stream._state for stream in streams])
+    for stream in streams:
+        stream._close_if_read()
+    return read
 
 
 def join(units: Iterable[Unit], spans: list[Span]) -> list[int]:

@@ -6,10 +6,25 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Attends(Protocol):
+    """Keys and values of the tokens before, with attention of new ones over them."""
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """New queries, keys and values ``[B, H, M, d]`` of one layer -> what they see ``[B, H, M, d]``."""
+
+
+def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, chain: bool = False) -> Tensor:
+    """Attention of ``[B, H, M, d]`` over ``[B, H', S, d]``, H' a divisor of H. ``mask`` is added to the scores;
+    ``chain``: M is S, and each sees those before it."""
+    grouped = queries.shape[1] != keys.shape[1]
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=chain, enable_gqa=grouped)
 
 
 @dataclass
@@ -84,6 +99,14 @@ class KVCache:
         if seen is None:
             return self.keys[layer], self.values[layer]
         return self.keys[layer, :, :, :seen], self.values[layer, :, :, :seen]
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``mask [B, 1, M, S]`` is added to the scores over the first S entries, the new ones among them. None: a chain
+        behind an empty cache, or a single node that sees all that is in it."""
+        count = queries.shape[2]
+        seen = self.longest + count if mask is None else mask.shape[-1]
+        known, contents = self.write(layer, keys, values, seen)
+        return attention(queries, known, contents, mask, chain=mask is None and count > 1)
 
     def _where(self, shape: torch.Size) -> Tensor | slice:
         """Where new entries go; the same for every layer, so it is made once. One row on a CPU: a plain slice."""
