@@ -87,7 +87,7 @@ class Growth:
         return self.draft.parents.shape[1] - 1
 
     def add(self, tokens: Tensor, parents: Tensor) -> None:
-        """Add nodes ``tokens [B, N, C]``, all at the next depth; ``parents [B, N]`` as :meth:`MTPHead.expand` counts."""
+        """Add nodes ``tokens [B, N, C]``, all at the next depth; ``parents [B, N]`` as :meth:`MTPHead.expand`."""
         self.depth, self._newest = self.depth + 1, parents
         tokens = torch.cat([self.draft.tokens, tokens], 1)
         self.draft = Draft(tokens, torch.cat([self.draft.parents, parents + 1], 1), depth=self.depth)

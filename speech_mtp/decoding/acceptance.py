@@ -24,7 +24,7 @@ def matching(draft: Draft, choose: Choose, ended: Tensor) -> Verdict:
         node 0 --draw a--> child a: go on --draw b--> no child b: b is the sure position
     """
     tokens, parents = draft.tokens, draft.parents
-    rows, m = parents.shape
+    rows = len(parents)
     on_cpu = parents.device.type == "cpu"
     node = torch.zeros(rows, dtype=torch.long, device=parents.device)
     going = torch.ones(rows, dtype=torch.bool, device=parents.device)
@@ -65,8 +65,8 @@ def path_to(stop: Tensor, draft: Draft) -> tuple[Tensor, Tensor]:
 
 
 def until_ended(draft: Draft, path: Tensor, length: Tensor, after: Tensor, ended: Tensor) -> Verdict:
-    """The verdict that keeps ``path [B, M]`` of ``length [B]`` with ``after [B, C]`` behind it, but nothing after a node
-    that is ``ended [B, M]``: the first such node is the sure position."""
+    """The verdict that keeps ``path [B, M]`` of ``length [B]`` with ``after [B, C]`` behind it, but nothing after a
+    node that is ``ended [B, M]``: the first such node is the sure position."""
     at = torch.arange(path.shape[1], device=path.device)
     over = ended.gather(1, path.clamp(min=0)) & (at < length[:, None]) & (at > 0)
     cut = over.any(1)
@@ -107,7 +107,7 @@ def rejection_chain(tokens: Tensor, p: Tensor, q: Tensor | None, uniform: Tensor
 
 
 def typical(draft: Draft, p: Tensor, threshold: float = 0.09, delta: float = 0.3) -> Tensor:
-    """Medusa's rule, **lossy**: keep x where ``p(x) > min(threshold, delta exp(-H(p)))``, p ``[B, M, V]`` at its parent.
+    """Medusa's rule, **lossy**: keep x where ``p(x) > min(threshold, delta exp(-H(p)))``, ``p [B, M, V]`` at its parent.
     The last kept node ``[B]``."""
     at = draft.parents.clamp(min=0)
     mine = p.gather(1, at[..., None].expand(-1, -1, p.shape[-1])).gather(2, draft.tokens[..., :1])[..., 0]

@@ -17,8 +17,8 @@ from speech_mtp.types import Draft, Emitted, LMOutput, Verdict
 class DecodingRule(ABC):
     """The same rule drafts text tokens and groups of speech tokens, unless it needs text.
 
-    ``lossless`` rules give exactly what plain decoding gives: the same tokens for the same seed, or, where the rule says
-    so, the same distribution. ``taps`` are the layers of the trunk whose states the rule's head reads (see
+    ``lossless`` rules give exactly what plain decoding gives: the same tokens for the same seed, or, where the rule
+    says so, the same distribution. ``taps`` are the layers of the trunk whose states the rule's head reads (see
     :class:`speech_mtp.lm.text_lm.TextLM`). ``paused`` says that the newest draft was left out because drafting did not
     pay.
     """

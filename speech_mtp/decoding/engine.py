@@ -74,6 +74,16 @@ class Statistics:
             self.kept[d] += d < kept
 
 
+def total(counts: Sequence[Statistics]) -> Statistics:
+    """All of ``counts`` together."""
+    found = Statistics(sum(c.forwards for c in counts), sum(c.paused for c in counts), sum(c.emitted for c in counts))
+    depths = max((len(c.tried) for c in counts), default=0)
+    for d in range(depths):
+        found.tried.append(sum(c.tried[d] for c in counts if d < len(c.tried)))
+        found.kept.append(sum(c.kept[d] for c in counts if d < len(c.kept)))
+    return found
+
+
 @dataclass
 class Step:
     """What one step gave: new positions ``tokens [B, T, C]``, ``lengths [B]`` of them per row, and the tokens of each
@@ -101,14 +111,20 @@ class Run:
     finish: list[Finish | None] = field(default_factory=list)
     status: list[Status] = field(default_factory=list)
     steps: int = 0
-    statistics: Statistics = field(default_factory=Statistics)
+    counts: list[Statistics] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.finish:
             self.finish = [None] * self.rows.count
+            self.counts = [Statistics() for _ in self.finish]
             if self.rows.head is None:
                 self.rule.begin(self.rows, self.law)
             self.refresh()
+
+    @property
+    def statistics(self) -> Statistics:
+        """What drafting gave over the rows that are there."""
+        return total(self.counts)
 
     # -- rows come and go ---------------------------------------------------------------------------------------
     @torch.inference_mode()
@@ -122,10 +138,11 @@ class Run:
             self.rows = widen(self.rows, 2 * size)
             self.finish += [LEFT] * size
             self.status += [Status.STOP] * size
+            self.counts += [Statistics() for _ in range(size)]
             free = [size]
         b = free[0]
         self.rows = put(self.rows, b, row)
-        self.finish[b] = None
+        self.finish[b], self.counts[b] = None, Statistics()
         self.refresh()
         return b
 
@@ -160,6 +177,7 @@ class Run:
         self.rows = select(self.rows, torch.tensor(order, device=self.rows.last.device))
         self.finish = [self.finish[b] for b in order]
         self.status = [self.status[b] for b in order]
+        self.counts = [self.counts[b] for b in order]
         return stay
 
     def refresh(self) -> None:
@@ -209,9 +227,9 @@ class Run:
             found.pointers.append(rest[t * c : t * c + length])
             if going[b]:
                 self.status[b] = Status(status_b)
-                self.statistics.count(tried, kept)
-                self.statistics.emitted += length
-                self.statistics.paused += self.rule.paused
+                self.counts[b].count(tried, kept)
+                self.counts[b].emitted += length
+                self.counts[b].paused += self.rule.paused
         self.rows.cache.know(max(row[4] for row in host))
         self.going()
         return found

@@ -111,8 +111,8 @@ class TextRun(Run):
 
     @torch.inference_mode()
     def resumed(self, b: int) -> TextRows:
-        """Row ``b``, which has ended a turn, on its own. Where a stop string cut its answer short of what the cache holds,
-        an empty row: the context must be told again."""
+        """Row ``b``, which has ended a turn, on its own. Where a stop string cut its answer short of what the cache
+        holds, an empty row: the context must be told again."""
         row: TextRows = self.alone(b)
         answer = self.answers[b]
         assert answer is not None
@@ -133,7 +133,7 @@ class TextRun(Run):
             b = self.join(row)
             self.answers += [None] * (len(self.finish) - len(self.answers))
         else:
-            self.finish[b] = None
+            self.finish[b], self.counts[b] = None, Statistics()
             self.put(b, row)
         self.answers[b] = answer
         return b
@@ -160,7 +160,7 @@ class TextRun(Run):
         if answer.search is not None:
             for count, token in enumerate(new, 1):
                 if answer.search.push(token):
-                    self.statistics.emitted -= len(new) - count
+                    self.counts[b].emitted -= len(new) - count
                     self.finish[b] = Finish("stop", "stop string")
                     new = new[:count]
                     break

@@ -1,7 +1,7 @@
 """Draft a tree, verify all its nodes in one forward: Medusa's fixed trees and EAGLE-2's grown ones.
 
-Siblings are ranked by draft logit plus the noise that the trunk will draw with, so the best few hold the draw more often
-than the likeliest few would.
+Siblings are ranked by draft logit plus the noise that the trunk will draw with, so the best few hold the draw more
+often than the likeliest few would.
 """
 
 from __future__ import annotations

@@ -131,8 +131,8 @@ class Trunk(ABC):
 def following(draft: Draft, verdict: Verdict) -> Tensor:
     """The tokens ``[B, M, C]`` that follow the kept nodes: what is new. ::
 
-        path      0   2   5          (kept nodes, node 0 was known before)
-        new       t2  t5  next
+    path      0   2   5          (kept nodes, node 0 was known before)
+    new       t2  t5  next
     """
     c = draft.tokens.shape[-1]
     kept = draft.tokens.gather(1, verdict.path.clamp(min=0)[..., None].expand(-1, -1, c))

@@ -78,6 +78,11 @@ class UnitStream:
             self._close_if_read()
 
     @property
+    def finished(self) -> bool:
+        """Whether the text has ended."""
+        return self._complete
+
+    @property
     def unread(self) -> bool:
         """Whether there is text for the backbone that it has not read."""
         return self._state.unread

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speech_mtp.layouts.base import IGNORE
-from speech_mtp.lm.group_lm import GroupLM
 from speech_mtp.lm.direct import DirectLM, DirectOutput
+from speech_mtp.lm.group_lm import GroupLM
 from speech_mtp.objectives.ntp import NTP
 from speech_mtp.types import LMOutput, Positions
 

@@ -20,6 +20,8 @@ from speech_mtp.lm.chat import Message, TextStream, following, opening
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.types import Finish, RowSampling, Sampling
 
+GREEDY = Sampling(temperature=0)
+
 CHUNK = 64
 """Tokens of a prompt that are read at a time, on a fixed grid, so that a long one does not hold up what is spoken."""
 
@@ -51,6 +53,8 @@ class Conversation:
         self.writing = False
         self.statistics = Statistics()
         self._prompt: list[int] = []
+        self._began, self._said = 0.0, ""
+        self._first: float | None = None
         self._pieces: deque[str] = deque()
 
     def ask(self, text: str) -> None:
@@ -131,7 +135,7 @@ class Writer:
 
     def converse(
         self,
-        sampling: Sampling = Sampling(temperature=0),
+        sampling: Sampling = GREEDY,
         max_new_tokens: int = 256,
         stops: tuple[str, ...] = (),
         raw: bool = False,
@@ -195,6 +199,7 @@ class Writer:
         finish = self._run.finish[place]
         if finish is not None:
             self._writing.remove(conversation)
+            conversation.statistics = self._run.counts[place]
         conversation.hear([] if new is None else new[place], finish)
 
     def stop(self, conversation: Conversation) -> None:
@@ -214,5 +219,3 @@ class Writer:
             self._run.leave(conversation.place)
             self._run.answers[conversation.place] = None
             conversation.place = None
-
-

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from speech_mtp.decoding.base import DecodingRule
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.streaming.scheduler import Scheduler
-from speech_mtp.streaming.stream import Chunk, Ramp, Stream
+from speech_mtp.streaming.stream import RAMP, Chunk, Ramp, Stream
 from speech_mtp.text.normalize import check_text
 from speech_mtp.types import Sampling
 
@@ -24,7 +24,7 @@ def speak(
     text: str | Iterable[str],
     voice: str | None = None,
     sampling: Sampling | None = None,
-    ramp: Ramp = Ramp(),
+    ramp: Ramp = RAMP,
     rule: DecodingRule | None = None,
 ) -> Iterator[Chunk]:
     """Speak a text, or a stream of pieces of text (words may be cut anywhere); ``rule`` drafts groups of speech.

@@ -8,8 +8,8 @@
               passes
 
 A :class:`Stream` is a text that becomes sound; a :class:`Conversation` is a chat that becomes text. A *tick* does a
-little of everything that is due (:meth:`Scheduler.tick`): text fills the time that speech leaves. Nothing here knows the
-web, and nothing waits: who has no work for a tick waits where the text comes from.
+little of everything that is due (:meth:`Scheduler.tick`): text fills the time that speech leaves. Nothing here knows
+the web, and nothing waits: who has no work for a tick waits where the text comes from.
 
 What a stream says does not depend on the others: every row has its own noise, and chunking decides only when frames are
 sounded. One thread calls the language models; with ``codec_thread`` the codec runs in a second one beside it.
@@ -29,10 +29,11 @@ from torch import Tensor
 from speech_mtp.decoding.base import DecodingRule
 from speech_mtp.decoding.engine import Run
 from speech_mtp.decoding.laws import SpeechLaw
+from speech_mtp.decoding.vanilla import Vanilla
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.lm.units import UnitStream, advance_all
 from speech_mtp.streaming.conversation import Conversation, Writer
-from speech_mtp.streaming.stream import Ramp, Stream
+from speech_mtp.streaming.stream import RAMP, Ramp, Stream
 from speech_mtp.types import RowSampling, Sampling, Status
 
 __all__ = ["Pace", "Scheduler"]
@@ -65,7 +66,7 @@ class Scheduler:
     ) -> None:
         if max_streams < 1:
             raise ValueError(f"max_streams is {max_streams}; at least one stream must be able to speak.")
-        self.model, self.writer, self.rule = model, writer, rule
+        self.model, self.writer, self.rule = model, writer, rule or Vanilla()
         self.max_streams, self.pace, self.clock = max_streams, pace, clock
         self.waiting: list[Stream] = []
         self.streams: list[Stream] = []
@@ -76,7 +77,7 @@ class Scheduler:
 
     # -- who comes and goes ---------------------------------------------------------------------------------------
     def speak(
-        self, voice: str | None = None, sampling: Sampling | None = None, ramp: Ramp = Ramp(), **limits: int
+        self, voice: str | None = None, sampling: Sampling | None = None, ramp: Ramp = RAMP, **limits: int
     ) -> Stream:
         """A new stream, whose text is pushed. Raises ValueError for an unknown voice."""
         if self.model is None:
@@ -174,7 +175,7 @@ class Scheduler:
         rows.sampling = RowSampling([stream.next_sampling()], stream.timbre.device)
         if self._run is None:
             law = SpeechLaw(self.model.lm)
-            self._run = Run(self.model.lm, law, rows, **({} if self.rule is None else {"rule": self.rule}))
+            self._run = Run(self.model.lm, law, rows, self.rule)
             stream.row = 0
         else:
             stream.row = self._run.join(rows)

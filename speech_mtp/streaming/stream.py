@@ -48,6 +48,9 @@ class Ramp:
         return self.groups[min(call, len(self.groups) - 1)]
 
 
+RAMP = Ramp()
+
+
 class Stream:
     """A text that is spoken while it comes. :meth:`push` text, :meth:`finish_text`, :meth:`take` chunks of sound.
 
@@ -78,7 +81,7 @@ class Stream:
         self._whole: tuple[TextUnits, list[WordUnits]] | None = None  # a sentence that was read whole
         self._sentence = 0
         self._worst = Finish("stop")
-        self._track: _WordTrack | None = None
+        self._track: WordTrack | None = None
         self._pending: list[Tensor] = []
         self._calls = 0
         self._flushed = False
@@ -159,7 +162,7 @@ class Stream:
     def next_sampling(self) -> Sampling:
         """The settings of the sentence that begins now."""
         rate = self.model.codec.spec.frame_rate_hz
-        self._track = _WordTrack(self.frames / rate, rate, self.model.lm.layout.frames_per_group)
+        self._track = WordTrack(self.frames / rate, rate, self.model.lm.layout.frames_per_group)
         seed = self.sampling.seed + _NEXT_SENTENCE * self._sentence
         self._sentence += 1
         return replace(self.sampling, seed=seed)
@@ -273,7 +276,7 @@ class Stream:
         return self._came if self._first_sound is None else self._first_sound + self._sounded_s
 
 
-class _WordTrack:
+class WordTrack:
     """Pointer positions of one sentence -> when each word was spoken (seconds of audio)."""
 
     def __init__(self, offset_s: float, frame_rate_hz: float, frames_per_group: int) -> None:

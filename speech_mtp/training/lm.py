@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from speech_mtp.corpus.codes import CodeCorpus, CodeRow
 from speech_mtp.corpus.texts import rows_of
 from speech_mtp.files import replacing
-from speech_mtp.lm.group_lm import GroupLM
 from speech_mtp.lm.direct import DirectLM
+from speech_mtp.lm.group_lm import GroupLM
 from speech_mtp.lm.speech_lm import SpeechLM
 from speech_mtp.lm.token_maker import TokenMaker
 from speech_mtp.objectives.base import Objective

@@ -22,8 +22,8 @@ from speech_mtp.corpus import answers
 from speech_mtp.corpus.codes import load_codes
 from speech_mtp.corpus.store import AudioStore, store_manifest
 from speech_mtp.lm.backbone import Backbone, load_causal_lm
-from speech_mtp.lm.group_lm import GroupLMConfig
 from speech_mtp.lm.direct import DirectConfig, DirectLM
+from speech_mtp.lm.group_lm import GroupLMConfig
 from speech_mtp.lm.speech_lm import SpeechLM, SpeechLMConfig
 from speech_mtp.lm.text_encoder import TextEncoder, TextEncoderConfig
 from speech_mtp.lm.text_lm import TextLM

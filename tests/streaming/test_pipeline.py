@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from speech_mtp.decoding import engine
 from speech_mtp.lm.bundle import SpeechModel
-from speech_mtp.streaming.pipeline import Chunk, Ramp, _WordTrack, speak
+from speech_mtp.streaming.pipeline import Chunk, Ramp, speak
+from speech_mtp.streaming.stream import WordTrack
 from speech_mtp.streaming.timed import say, warm_up
 from speech_mtp.types import Codes, Sampling
 from tests.tiny import tiny_model
@@ -241,8 +242,8 @@ def test_speech_needs_no_more_text_than_the_layout_waits_for() -> None:
 def test_a_word_lasts_while_the_pointer_is_in_it() -> None:
     """Two frames a group, 25 frames a second; words of 2, 3 and 1 units, a pause of one unit before the last."""
     words = [("it", 0, 2), ("fox", 2, 5), ("a", 6, 7)]
-    track = _WordTrack(1.0, 25.0, 2)
-    told = [track.move([pointer], words) for pointer in (0, 1, 3, 3, 6, 7)]
+    track = WordTrack(1.0, 25.0, 2)
+    told = [track.move(pointer, words) for pointer in (0, 1, 3, 3, 6, 7)]
     expected = {2: ("it", 1.0, 1.2), 4: ("fox", 1.2, 1.3733), 5: ("a", 1.4, 1.48)}
     for i, found in enumerate(told):
         assert [w.word for w in found] == ([expected[i][0]] if i in expected else [])
