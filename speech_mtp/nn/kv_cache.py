@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -69,9 +70,7 @@ class KVCache:
         """Make room for ``size`` entries per row (doubling, so that long speech copies rarely)."""
         if size > self.size:
             more = max(size, 2 * self.size) - self.size
-            pad = (0, 0, 0, more)
-            self.keys = torch.nn.functional.pad(self.keys, pad)
-            self.values = torch.nn.functional.pad(self.values, pad)
+            self.keys, self.values = (F.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
 
     def write(self, layer: int, keys: Tensor, values: Tensor, seen: int | None = None) -> tuple[Tensor, Tensor]:
         """Put ``[B, H, M, d]`` behind the valid entries; returns the first ``seen`` keys and values of the layer."""
@@ -131,6 +130,30 @@ class KVCache:
             for buffer in (self.keys, self.values):
                 buffer.scatter_(3, target, buffer.gather(3, source))
         self.advance(length, m)
+
+    # -- rows that join and leave: see speech_mtp.nn.row_values -------------------------------------------------
+    def select(self, rows: Tensor) -> KVCache:
+        """The rows ``rows [N]`` in that order, in buffers of their own."""
+        return KVCache(self.keys[:, rows], self.values[:, rows], self.lengths[rows], self._bound)
+
+    def put(self, row: int, other: KVCache) -> KVCache:
+        """Row ``row`` holds what the only row of ``other`` holds: written in place, buffers grow if they must."""
+        count = int(other.lengths)
+        self.grow(count)
+        for mine, new in ((self.keys, other.keys), (self.values, other.values)):
+            mine[:, row, :, :count] = new[:, 0, :, :count]
+        lengths = self.lengths.clone()
+        lengths[row] = count
+        self.lengths, self._bound, self._place = lengths, max(self._bound, count), None
+        return self
+
+    def widen(self, rows: int) -> KVCache:
+        """Empty rows behind those that there are, up to ``rows`` in all."""
+        missing = rows - len(self.lengths)
+        if missing < 0:
+            raise ValueError(f"There are {len(self.lengths)} rows; select some before {rows} can be left.")
+        keys, values = (F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)) for x in (self.keys, self.values))
+        return KVCache(keys, values, F.pad(self.lengths, (0, missing)), self._bound)
 
     def clone(self) -> KVCache:
         return KVCache(self.keys.clone(), self.values.clone(), self.lengths.clone(), self._bound)
