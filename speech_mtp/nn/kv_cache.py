@@ -84,9 +84,7 @@ class KVCache:
         """Make room for ``size`` entries per row (doubling, so that long speech copies rarely)."""
         if size > self.size:
             more = max(size, 2 * self.size) - self.size
-            pad = (0, 0, 0, more)
-            self.keys = torch.nn.functional.pad(self.keys, pad)
-            self.values = torch.nn.functional.pad(self.values, pad)
+            self.keys, self.values = (F.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
 
     def write(self, layer: int, keys: Tensor, values: Tensor, seen: int | None = None) -> tuple[Tensor, Tensor]:
         """Put ``[B, H, M, d]`` behind the valid entries; returns the first ``seen`` keys and values of the layer."""
@@ -155,26 +153,29 @@ class KVCache:
                 buffer.scatter_(3, target, buffer.gather(3, source))
         self.advance(length, m)
 
+    # -- rows that join and leave: see speech_mtp.nn.row_values -------------------------------------------------
     def select(self, rows: Tensor) -> KVCache:
-        """The given rows, in that order."""
+        """The rows ``rows [N]`` in that order, in buffers of their own."""
         return KVCache(self.keys[:, rows], self.values[:, rows], self.lengths[rows], self._bound)
 
-    def widen(self, rows: int) -> KVCache:
-        """More rows, empty ones."""
-        more = (0, 0, 0, 0, 0, 0, 0, rows - len(self.lengths))
-        pad = torch.nn.functional.pad
-        return KVCache(pad(self.keys, more), pad(self.values, more), pad(self.lengths, more[-2:]), self._bound)
-
     def put(self, row: int, other: KVCache) -> KVCache:
-        """Row ``row`` becomes row 0 of ``other``, in place where there is room."""
-        self.grow(other.longest)
-        n = min(self.size, other.size)
-        self.keys[:, row, :, :n] = other.keys[:, 0, :, :n]
-        self.values[:, row, :, :n] = other.values[:, 0, :, :n]
+        """Row ``row`` holds what the only row of ``other`` holds: written in place, buffers grow if they must."""
+        count = int(other.lengths)
+        self.grow(count)
+        for mine, new in ((self.keys, other.keys), (self.values, other.values)):
+            mine[:, row, :, :count] = new[:, 0, :, :count]
         lengths = self.lengths.clone()
-        lengths[row] = other.lengths[0]
-        self.lengths, self._bound = lengths, max(self._bound, other._bound)
+        lengths[row] = count
+        self.lengths, self._bound, self._place = lengths, max(self._bound, count), None
         return self
+
+    def widen(self, rows: int) -> KVCache:
+        """Empty rows behind those that there are, up to ``rows`` in all."""
+        missing = rows - len(self.lengths)
+        if missing < 0:
+            raise ValueError(f"There are {len(self.lengths)} rows; select some before {rows} can be left.")
+        keys, values = (F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)) for x in (self.keys, self.values))
+        return KVCache(keys, values, F.pad(self.lengths, (0, missing)), self._bound)
 
     def clone(self) -> KVCache:
         return KVCache(self.keys.clone(), self.values.clone(), self.lengths.clone(), self._bound)

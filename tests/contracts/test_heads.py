@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from speech_mtp import plugins
 from speech_mtp.heads.base import Binding, HeadState, MTPHead, TrunkShape
+from speech_mtp.nn.row_values import put, select, widen
 from speech_mtp.types import LMOutput
 
 SHAPE = TrunkShape(16, 23, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=4, intermediate_size=24)
@@ -349,3 +350,78 @@ def test_a_clone_goes_its_own_way(case: Case) -> None:
     assert torch.equal(torch.stack(list(draft(head, state.clone(), true))), before)
     feed(head, state, hidden, tokens, [3, 2], [2, 2])
     near(torch.stack(list(draft(head, state, true))), gone)
+
+
+# -- trunks without text --------------------------------------------------------------------------------------------
+def textless(case: Case) -> MTPHead:
+    """The head of a case on a trunk that embeds and scores no tokens."""
+    shared = {"private": False} if accepts(case.name, "private") else {}
+    head = make(Case(case.name, {**case.settings, **shared}))
+    head.bind(Binding(embed=None, unembed=None, weight=None, norm=trunk().norm))
+    return head
+
+
+@where(lambda head: head.drafts_as_trained and not head.needs_tokens, CASES)
+@torch.no_grad()
+def test_states_of_any_vectors_are_drafted_as_trained(case: Case) -> None:
+    """Positions of several channels: there are no tokens, only what an LM made of them."""
+    head = textless(case)
+    hidden, _ = texts(head)
+    x = torch.randn(*hidden.shape[:2], SHAPE.dim, generator=torch.Generator().manual_seed(9))
+    trained, state, end = dict(head.unroll_states(LMOutput(hidden), x)), new_state(head, 2), x.shape[1]
+    for t in range(end - head.offsets[0] + 1):
+        feed(head, state, hidden, x, [t, t], [1, 1])
+        for offset, states in zip(head.offsets, draft_states(head, state, x[:, t + 2 :]), strict=False):
+            if t + offset <= end:
+                near(states, trained[offset][:, t])
+
+
+@where()
+@torch.no_grad()
+def test_scores_of_trunks_without_text_are_refused(case: Case) -> None:
+    head = textless(case)
+    hidden, tokens = texts(head)
+    with pytest.raises(ValueError, match="trunk without text"):
+        next(head.unroll(LMOutput(hidden), tokens))
+    state = new_state(head, 2)
+    feed(head, state, hidden, tokens, [0, 0], [3, 2])
+    with pytest.raises(ValueError, match="trunk without text"):
+        head.scores(head.root(state), 0, tokens[:, 0])
+    head.prepare()
+
+
+@where(setting="private")
+def test_layers_of_its_own_need_a_trunk_with_text(case: Case) -> None:
+    for setting in ({"private": True}, {"private": False, "draft_vocab": 5}):
+        head = plugins.build("heads", {"name": case.name, **case.settings, **setting}, shape=SHAPE)
+        with pytest.raises(ValueError, match="trunk without text"):
+            head.bind(Binding(embed=None, unembed=None, weight=None, norm=trunk().norm))
+
+
+# -- rows that join and leave ---------------------------------------------------------------------------------------
+@where(among=CASES)
+@torch.inference_mode()
+def test_a_row_that_joins_others_goes_on_as_alone(case: Case) -> None:
+    head = make(case)
+    hidden, tokens = texts(head, 3)
+    others, alone = new_state(head, 2), new_state(head, 1)
+    feed(head, others, hidden[:2], tokens[:2], [0, 0], [2, 3])
+    list(draft(head, others, tokens[:2, 3:5]))
+    feed(head, others, hidden[:2], tokens[:2], [2, 3], [0, 1])  # what was drafted leaves; row 0 rests
+    feed(head, alone, hidden[2:], tokens[2:], [0], [4])
+    batch = put(widen(others.clone(), 4), 2, alone.clone())
+    left = select(batch, torch.tensor([2, 0]))
+    more = [(batch, [0, 1, 2, 2], [2, 4, 4, 0]), (left, [2, 0], [4, 2]), (alone, [2], [4])]
+    for state, rows, begin in more:
+        count = [int(n > 0) for n in begin]
+        feed(head, state, hidden[rows], tokens[rows], begin, count)
+    drafts = []
+    for state, rows, begin in more:
+        true = torch.stack([tokens[b, n + 1 : n + 3] for b, n in zip(rows, begin, strict=True)])
+        drafts.append(torch.stack(list(draft(head, state, true)), 1))
+    near(drafts[0][2:3], drafts[2])
+    near(drafts[1][:1], drafts[2])
+    near(drafts[1][1:], drafts[0][:1])
+    again = new_state(head, 2)
+    feed(head, again, hidden[:2], tokens[:2], [0, 0], [3, 5])
+    near(drafts[0][:2], torch.stack(list(draft(head, again, torch.stack([tokens[0, 3:5], tokens[1, 5:7]]))), 1))
