@@ -17,7 +17,7 @@ from speech_mtp.layouts.aligned import Aligned
 from speech_mtp.layouts.base import Layout
 from speech_mtp.lm.cache import KVCache
 from speech_mtp.lm.decode import DecodeState, GroupLM, GroupLMConfig, behind_text, causal_mask
-from speech_mtp.lm.embeddings import GroupFusion, UnitEncoder, Window
+from speech_mtp.lm.embeddings import EncodedUnits, GroupFusion, UnitEncoder, Window
 from speech_mtp.lm.output import build_output
 from speech_mtp.lm.talker import Talker
 from speech_mtp.types import Kind, LMOutput, Positions, TextUnits
@@ -122,7 +122,9 @@ class SpeechLM(GroupLM):
     def extend(self, state: DecodeState, units: TextUnits) -> None:
         if self.prefix is not None:
             raise ValueError("The prefix layout reads its text once; late text needs the aligned layout.")
-        state.units, state.encoded = units, self.units.in_blocks(units)
+        known = [rows[:n] for rows, n in zip(state.encoded, state.units.lengths.tolist(), strict=True)]
+        rows = [EncodedUnits(self.units, rows).extend(units, b) for b, rows in enumerate(known)]
+        state.units, state.encoded = units, torch.stack(rows)
 
     def embed_nodes(self, state: DecodeState, tokens: Tensor, pointer: Tensor) -> Tensor:
         return self.embed(tokens, state.encoded, state.units, state.timbre, pointer)
