@@ -56,17 +56,23 @@ class UnitEncoder(nn.Module):
 
         Every unit is then computed in products of the same shape at the same place, however much text has arrived.
         """
-        rows = [self._row_in_blocks(units, b) for b in range(len(units.lengths))]
-        return torch.stack(rows)
+        return torch.stack([self.row_in_blocks(units, b) for b in range(len(units.lengths))])
 
-    def _row_in_blocks(self, units: TextUnits, b: int) -> Tensor:
-        states = torch.cat([self._states(block) for block in _blocks(units.hidden[b])])
-        identity = torch.stack([units.phoneme[b], units.stress[b], units.word_start[b]], -1)
+    def row_in_blocks(self, units: TextUnits, b: int, known: Tensor | None = None) -> Tensor:
+        """Row ``b`` of :meth:`in_blocks`, ``[U, E]``. ``known [n, E]`` is what it gave for the first n units: of these,
+        those of full blocks are taken as they are, the others are encoded again with the new ones."""
+        first = 0 if known is None else len(known) // BLOCK * BLOCK
+        token = units.token[b, first:]
+        if known is not None and not len(token):
+            return known[:first]
+        low = int(token.min()) // BLOCK * BLOCK if len(token) else 0  # states before it are of known units only
+        states = torch.cat([self._states(block) for block in _blocks(units.hidden[b, low:])])
+        identity = torch.stack([units.phoneme[b, first:], units.stress[b, first:], units.word_start[b, first:]], -1)
         joined = torch.cat([self._identity(block) for block in _blocks(identity)])
-        token = F.pad(units.token[b], (0, len(joined) - len(units.token[b])))
-        joined = torch.cat([joined, states[token]], -1)
-        encoded = torch.cat([self.mlp(block) for block in _blocks(joined)])
-        return encoded[: units.phoneme.shape[1]]
+        place = F.pad(token - low, (0, len(joined) - len(token)))
+        joined = torch.cat([joined, states[place]], -1)
+        encoded = torch.cat([self.mlp(block) for block in _blocks(joined)])[: len(token)]
+        return encoded if known is None else torch.cat([known[:first], encoded])
 
     def forward(self, units: TextUnits) -> Tensor:
         identity = self._identity(torch.stack([units.phoneme, units.stress, units.word_start], -1))
@@ -87,6 +93,23 @@ class UnitEncoder(nn.Module):
             states = states * (torch.rand_like(states[..., :1]) >= self.blank)
         found: Tensor = self.hidden(states)
         return found
+
+
+class EncodedUnits:
+    """The units of one text that grows, encoded as far as it has come: ``rows [U, E]``.
+
+    They equal :meth:`UnitEncoder.in_blocks` of all units to the last bit; what a full block gave is not computed again.
+    """
+
+    def __init__(self, encoder: UnitEncoder, rows: Tensor | None = None) -> None:
+        self._encoder = encoder
+        self.rows = encoder.phoneme.weight.new_zeros(0, encoder.phoneme.embedding_dim) if rows is None else rows
+
+    @torch.inference_mode()
+    def extend(self, units: TextUnits, row: int = 0) -> Tensor:
+        """Take row ``row`` of ``units``, which begins with the units that are known; all of it encoded, ``[U, E]``."""
+        self.rows = self._encoder.row_in_blocks(units, row, self.rows if len(self.rows) else None)
+        return self.rows
 
 
 def _blocks(rows: Tensor) -> tuple[Tensor, ...]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -62,7 +62,8 @@ class ReadingState:
     hidden: Tensor
     text: str = ""
     spans: list[Span] = field(default_factory=list)
-    close: Callable[[], object] = field(default=lambda: None, repr=False)
+    lease: weakref.finalize[..., ReadingState] = field(init=False, repr=False)
+    """Gives ``row`` back when it is called, or when the state is collected."""
 
     @property
     def states(self) -> Tensor:
@@ -71,8 +72,8 @@ class ReadingState:
 
     @property
     def unread(self) -> bool:
-        """Whether there is text that is not read."""
-        return max(self.first, self.hidden.shape[1]) < len(self.tokens)
+        """Whether there is text that is not read and may be."""
+        return self.lease.alive and max(self.first, self.hidden.shape[1]) < len(self.tokens)
 
     def next_block(self, whole: bool) -> tuple[int, list[int]]:
         """Where the block of the next token begins, and its tokens, filled up; or, unless ``whole``, what is unread."""
@@ -148,12 +149,12 @@ class TextReader(ABC):
                 self._pool = self._open_pool()
             pool, row = self._pool, self._pool.take()
         state = ReadingState(row, list(self.prefix), len(self.prefix), torch.zeros(1, 0, self.dim, device=self.device))
-        state.close = weakref.finalize(state, pool.give_back, row)
+        state.lease = weakref.finalize(state, pool.give_back, row)
         return state
 
     def close(self, state: ReadingState) -> None:
         """No more of the text will be read: its row is free for another. Its states stay."""
-        state.close()
+        state.lease()
 
     def extend(self, state: ReadingState, text_piece: str) -> None:
         """Add the next piece of a growing text; :meth:`advance` reads it.

@@ -9,7 +9,7 @@ give the same units.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import groupby, islice, takewhile
 
 import torch
 from torch import Tensor
@@ -59,6 +59,8 @@ class UnitStream:
         self._num_read = 0  # words that have units
         self._units: list[Unit] = []
         self._tokens: list[int] = []
+        # Phoneme, stress, word start and token [4, U] of the units whose token is read; grows in :attr:`units`.
+        self._columns = torch.zeros(4, 0, dtype=torch.long, device=maker.backbone.device)
         self._complete = False
 
     def push(self, text_piece: str) -> None:
@@ -99,10 +101,24 @@ class UnitStream:
     @property
     def units(self) -> TextUnits:
         """The units whose token the backbone has read, as a batch of one row."""
-        states = self._state.states
-        count = sum(token < states.shape[1] for token in self._tokens)
-        whole = self._complete and count == len(self._units)
-        return text_units([self._units[:count]], [self._tokens[:count]], states, whole)
+        states, known = self._state.states, self._columns.shape[1]
+        new = list(takewhile(lambda token: token < states.shape[1], islice(self._tokens, known, None)))
+        if new:
+            units = self._units[known : known + len(new)]
+            columns = [[u.id, u.stress, u.word_start, token] for u, token in zip(units, new, strict=True)]
+            more = torch.tensor(columns, dtype=torch.long, device=self._columns.device).T
+            self._columns = torch.cat([self._columns, more], 1)
+        phoneme, stress, word_start, token = self._columns.split(1)
+        count = phoneme.shape[1]
+        return TextUnits(
+            phoneme=phoneme,
+            stress=stress,
+            word_start=word_start,
+            token=token,
+            lengths=torch.tensor([count], device=phoneme.device),
+            hidden=states,
+            complete=torch.tensor([self._complete and count == len(self._units)], device=phoneme.device),
+        )
 
     @property
     def words(self) -> list[WordUnits]:

@@ -134,6 +134,9 @@ def test_rows_come_back_from_texts_that_are_closed_or_forgotten(reader: TextRead
     assert reader.num_open == 2
     again = reader.open()
     assert again.row == 1
+    reader.extend(states[1], WORDS[0])
+    assert not states[1].unread, "its row is another text's"
+    assert reader.advance_many([states[1], again]) == [False, False]
     del states[0]
     gc.collect()
     assert reader.num_open == 2
