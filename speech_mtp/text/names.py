@@ -1,7 +1,7 @@
 """Rules of the normaliser for addresses, dates, times, abbreviations and names.
 
 A rule looks at its neighbours only: whatever stands further away than one ordinary word does not matter
-(:func:`speech_mtp.text.normalize.joins`). Every pattern is linear: its repetitions are bounded.
+(:func:`speech_mtp.text.joining.joins`). Every pattern is linear: its repetitions are bounded.
 """
 
 from __future__ import annotations
