@@ -17,6 +17,11 @@ texts = st.one_of(
         st.sampled_from(
             [
                 "1. ",
+                "I. ",
+                "II. ",
+                "A. ",
+                "b. ",
+                "(i) ",
                 "- ",
                 "# ",
                 "**",
@@ -82,6 +87,13 @@ def test_what_is_left(text: str, expected: str) -> None:
 def test_prose_passes_unchanged(words: list[str]) -> None:
     text = "So " + " ".join(words)
     assert plain(text) == text
+
+
+def test_an_object_that_was_flushed_is_as_new() -> None:
+    markup = Markup()
+    first = [markup.push(piece) for piece in ("# A\n| b | `c", " d")] + [markup.flush()]
+    assert vars(markup) == vars(Markup())
+    assert [markup.push(piece) for piece in ("# A\n| b | `c", " d")] + [markup.flush()] == first
 
 
 def test_words_are_handed_out_at_once() -> None:
