@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 MARKER = r"(\d{1,3}|[A-Za-z]|[ivx]{2,5}|[IVX]{2,5})"
-NUMBERED = re.compile(rf"(?:\((?=\w{{1,5}}\)))?{MARKER}([.)])[ \t]+(?=\S)")
+NUMBERED = re.compile(rf"(?:\((?=[A-Za-z]{{1,5}}\)))?{MARKER}([.)])[ \t]+(?=\S)")
 PARTLY_NUMBERED = re.compile(rf"\(|\(?{MARKER}(?:[.)][ \t]*\S?)?")
 SPACED_ABBREVIATION = re.compile(r"[a-z]\.[ \t]+[a-z]\.")
 ROMAN = re.compile(r"x{0,3}(?:ix|iv|v?i{0,3})")
@@ -30,9 +30,9 @@ class Item:
 def item(line: str, ahead: str, open_markers: tuple[str, ...], paragraph: bool) -> Item | None:
     """What the beginning of ``line`` says; None if it is no item of a list.
 
-    "A." and "I." could be initials and "IV." the end of a sentence. They are items only beside their like: after one of
-    the ``open_markers``, before a second item in the lines ``ahead``, or, for numerals of several letters, where a
-    ``paragraph`` begins. All other markers are items by themselves.
+    "A." and "I." could be initials, "IV." the end of a sentence and "p." a page. They are items only beside their like:
+    after one of the ``open_markers``, before a second item in the lines ``ahead``, or, for numerals of several letters,
+    where a ``paragraph`` begins. All other markers are items by themselves.
     """
     found = NUMBERED.match(line)
     if found is None or SPACED_ABBREVIATION.match(line):
@@ -44,7 +44,8 @@ def item(line: str, ahead: str, open_markers: tuple[str, ...], paragraph: bool) 
         return Item(found.end(), marker, open_markers)
     depth = next((i for i, m in enumerate(open_markers) if _follows(m, marker)), len(open_markers))
     before = open_markers[depth] if depth < len(open_markers) else ""
-    if mark == "." and marker.isupper() and not (before or (paragraph and len(marker) > 1)):
+    alone = ("a", "i") if len(marker) == 1 or not paragraph else (marker,)
+    if mark == "." and not (before or marker in alone or (len(marker) > 1 and marker.islower())):
         second = NUMBERED.match(ahead.lstrip()) if marker in ("A", "I") else None
         if not (second and (_follows(marker, second[1]) or (second[1] in FIRST and second[1] != marker))):
             return None

@@ -193,7 +193,11 @@ class Markup:
         before, after = self._prev, following
         inside = before.isalnum() and after.isalnum()
         alone = before.isspace() and after.isspace()
-        kept = {"~": size == 1, "_": inside or alone, "*": alone or (inside and (size == 1 or before.isdigit()))}[mark]
+        kept = {
+            "~": size == 1,
+            "_": inside or alone,
+            "*": alone or (inside and (size == 1 or before.isdigit() or after.isdigit())),
+        }[mark]
         return size, rest[:size] if kept else ""
 
     def _link(self, rest: str, more: bool) -> tuple[int, str] | None:
