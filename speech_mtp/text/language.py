@@ -75,7 +75,7 @@ COMMON = {
         " unde când acest această eu astăzi"
     ),
     "Vietnamese": (
-        "và là của có không được cho một những các người trong với để này đã tôi bạn chúng rất nhưng khi như thì"
+        "và là tên của có không được cho một những các người trong với để này đã tôi bạn chúng rất nhưng khi như thì"
         " cũng từ đến nhiều làm xin chào cảm ơn hôm nay gì nào anh em ông bà ra vào lại sẽ đang ở về theo"
     ),
 }

@@ -33,6 +33,7 @@ def check_text(text: str, max_chars: int = 10_000) -> None:
     shown = plain(text)
     if not any(c.isalnum() for c in shown):
         raise ValueError("The text holds only markup; there are no words to say.")
+    inline.check_neighbours(shown)
     check_language(shown)
 
 
@@ -43,6 +44,7 @@ def normalize(text: str) -> str:
     script and the first characters.
     """
     _check_words(text)
+    inline.check_neighbours(text)
     forms = [m[0] for m in inline.FORM.finditer(text)] if "](/" in text else []
     text = _plain_characters(inline.FORM.sub(HELD, text.replace(HELD, " ")) if forms else text.replace(HELD, " "))
     for _ in range(8):  # what was cleared away can, rarely, leave a new abbreviation or address behind
