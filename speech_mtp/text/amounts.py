@@ -134,7 +134,7 @@ ALGEBRA: tuple[Rule, ...] = (
 
 SIGNS: tuple[Rule, ...] = (
     rule(rf"(?<![\d)])({SIGN}) ?-(?=\.?\d)", r"-\1", CASELESS),
-    rule(r"(?<=[\w)]) ?\*\*(?=[\w(-])|(?<=[\w)]) \*\* (?=[\w(-])", "^"),
+    rule(r"(?<=[A-Za-z\d)])\*\*(?=[A-Za-z\d(-])|(?<=[A-Za-z\d)]) \*\* (?=[A-Za-z\d(-])", "^"),
     rule(r"\b(\d{1,3}|[a-z])!(?= ?[=+*/×÷-])", r"\1 factorial"),
     rule(r"(?<!\S)[:;=]['^-]?[)(DPp|/]{1,3}(?!\S)|(?<!\S)\^_?\^(?!\S)", " "),
     rule(r"\b(I|[Ww]e|[Tt]hey|[Yy]ou) ?<3(?=\s|$)", r"\1 love"),

@@ -106,8 +106,8 @@ def test_words_are_handed_out_at_once() -> None:
     "text", ["[" * 9000, "[a](" * 2500, "<a " * 3000, "*a" * 5000, "`" * 9000, "|" * 9000, "# " * 5000]
 )
 def test_adversarial_text_is_linear_and_little_is_held(text: str) -> None:
-    start, markup = time.perf_counter(), Markup()
+    start, markup = time.process_time(), Markup()
     for char in text:
         markup.push(char)
         assert len(markup._rest) <= 2 * URL_LOOK
-    assert time.perf_counter() - start < 4
+    assert time.process_time() - start < 4
