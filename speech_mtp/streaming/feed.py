@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from speech_mtp.text.joining import CONTEXT, joins
+from speech_mtp.text.joining import CONTEXT, joins, stands_alone
 from speech_mtp.text.language import LOOK, check_language
 from speech_mtp.text.markup import Markup
 from speech_mtp.text.normalize import check_text, normalize
@@ -41,7 +41,7 @@ class Segments:
     """Words of sentences -> runs of words that are normalised together.
 
     A run ends between two words that no rule reads together (:func:`speech_mtp.text.joining.joins`), at the
-    end of a sentence, and after ``MAX_SEGMENT`` words.
+    end of a sentence, and after ``MAX_SEGMENT`` words. Often the first letter of the next word is enough to tell.
     """
 
     def __init__(self) -> None:
@@ -59,6 +59,9 @@ class Segments:
         if word.last:
             found.append((" ".join(self._words), True))
             self._words, self._before = [], []
+        elif stands_alone(self._before, word.following):
+            found.append((" ".join(self._words), False))
+            self._words = []
         return found
 
 

@@ -14,6 +14,9 @@ CONTEXT = 3
 """How many words before a word matter."""
 PLAIN_WORD = re.compile(r"[\"“”]?[A-Za-z]+(?:['’][A-Za-z]+)*(?:-[a-z]{2,40})*[,;:!?]?[\"“”]?")
 MARKS = ',;:!?"“”'
+SMALL_LETTERS = frozenset("abcdefghijklmopqrstuwxyz")
+NEVER_ALONE = frozenset((*tables.TITLES, "dot"))
+"""Words that a rule reads with an abbreviation after them: "St. a.k.a.", "dot co."."""
 NUMERAL = re.compile("[IVXLC]+")
 NUMBERED = frozenset(re.findall(r"\w+", f"{tables.ROMAN_AFTER}|{tables.MONARCHS}"))
 """Words that a Roman numeral may follow, with a name between."""
@@ -40,6 +43,15 @@ def joins(before: Sequence[str], word: str) -> bool:
         or _in_capitals(last, this)
         or _numbered(first, earlier, last, this)
     )
+
+
+def stands_alone(words: Sequence[str], following: str) -> bool:
+    """Whether the last of ``words`` is read without the next word, of which only the first character is known.
+
+    No rule looks back from a word that begins with a small letter, but for "v.", "n'".
+    """
+    last = words[-1]
+    return following in SMALL_LETTERS and last not in NEVER_ALONE and is_plain(last) and not joins(words, following)
 
 
 def is_plain(word: str) -> bool:

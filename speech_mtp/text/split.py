@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from speech_mtp.text import measures, tables
 
@@ -51,10 +51,11 @@ INITIALS = re.compile(r"(?:[A-HJ-Z]|[A-Za-z]{1,2}(?:\.[A-Za-z])+)\Z")  # "J" of 
 
 @dataclass(frozen=True)
 class Word:
-    """A written word, and whether a sentence ends with it."""
+    """A written word, whether a sentence ends with it, and the first character of the word after it, if any."""
 
     text: str
     last: bool
+    following: str = field(default="", compare=False)
 
 
 class SentenceBuffer:
@@ -79,6 +80,7 @@ class SentenceBuffer:
         self._held: list[str] = []  # words of the sentence that are not handed out
         self._length = 0  # characters of the sentence that are handed out, a space after each word
         self._before = ""  # the word of the sentence that was fed last
+        self._following = ""  # the first character after the words that were fed
 
     def push(self, text: str) -> list[Word]:
         """Add ``text`` (any piece of the stream, even half a word); the words that can now be handed out."""
@@ -106,6 +108,7 @@ class SentenceBuffer:
             bullet = "\n" in gap and following is not None and following.group()[0] in "-*•"
             ended = following is None or gap.count("\n") > 1 or bullet
             follower = _follower(following.group(), first) if following else ""
+            self._following = following.group()[0] if following else ""
             words += self._feed(word.group(), follower, ended)
             done = following.start() if following else word.end()
         self._unread = self._unread[done:]
@@ -152,7 +155,8 @@ class SentenceBuffer:
             return []
         del self._held[:count]
         self._length += sum(len(text) + 1 for text in texts)
-        return [Word(text, last=False) for text in texts]
+        following = [text[0] for text in (*texts[1:], *self._held[:1])] + [self._following]
+        return [Word(text, False, after) for text, after in zip(texts, following, strict=False)]
 
     def _may_end(self, i: int) -> bool:
         """Whether the sentence could be cut between the held words i and i + 1."""

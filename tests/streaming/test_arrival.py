@@ -24,7 +24,8 @@ WRITTEN = [line.split("\t")[0].replace("\\n", "\n") for line in PAIRS.read_text(
 MARKED = [
     "Steps:\nI. Top\n  A. Sub\n  B. More\nII. Next\n\nA. Lincoln was here.\nI. Asimov too.\na. Wash\nb. Dry",
     "He said no. 5 people left. Foo Inc. (NYSE: FOO) rose. 5! = 120 is it! (I think.) No. 5 is alive.",
-    "A pre-[Kokoro](/kˈOkəɹO/)-based [talk](/tˈɔk/)s, x**2 + 2**3, Part I think, Henry Tudor I spoke on the 5th of May.",
+    "A pre-[Kokoro](/kˈOkəɹO/)-based [talk](/tˈɔk/)s, x**2 + 2**3.",
+    "Part I think, Henry Tudor I spoke on the 5th of May, Roe v. Wade, rock n' roll.",
 ]
 
 
