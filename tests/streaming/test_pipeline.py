@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from speech_mtp.decoding import engine
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.streaming.pipeline import Chunk, Ramp, _WordTrack, speak
 from speech_mtp.streaming.timed import say, warm_up
-from speech_mtp.types import Codes, Sampling
+from speech_mtp.types import Codes, Finish, Sampling
 from tests.tiny import tiny_model
 
 TEXT = "Hello there, the quick brown fox jumps. It is good, and we like it a lot!"
@@ -139,6 +140,28 @@ def test_a_guard_that_trips_is_told_at_the_end() -> None:
     spoken = say(stuck(), "hello there")
     assert spoken.finish.reason == "length"
     assert "text units" in spoken.finish.detail
+
+
+def test_a_guard_that_trips_early_is_told_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, runs = engine.start, []
+
+    def start(*given: Any) -> Any:
+        runs.append(begin(*given))
+        if len(runs) == 1:
+            runs[0].finish[0] = Finish("length", "cut short")
+        return runs[-1]
+
+    monkeypatch.setattr(engine, "start", start)
+    spoken = say(MODEL, "Hello there. It is good.")
+    assert len(runs) == 2
+    assert spoken.finish == Finish("length", "cut short")
+
+
+def test_a_sentence_said_twice_is_drawn_anew() -> None:
+    once, twice = spoken_codes("It is good."), spoken_codes("It is good. It is good.")
+    count = once.shape[-1]
+    assert torch.equal(twice[..., :count], once)
+    assert not torch.equal(twice[..., count:], once)
 
 
 @pytest.mark.parametrize("text", ["", "   ", "?!"])
