@@ -15,6 +15,7 @@ from speech_mtp.nn.fsq import FSQ
 from speech_mtp.nn.source import pulse_train
 from speech_mtp.nn.source_filter import Pitch, SourceFilterDecoder
 from speech_mtp.nn.spectral import LogMel, LowSpectrum, SpectralLoss, minimum_phase
+from speech_mtp.nn.transformer import rotate
 
 
 @given(st.lists(st.integers(2, 9), min_size=1, max_size=4))
@@ -61,6 +62,13 @@ def test_minimum_phase_filter_is_causal() -> None:
     response = 1 / (1 - 0.8 * torch.exp(-1j * omega))
     phase = minimum_phase(response.abs().log())
     assert torch.allclose(phase[1:-1], response.angle()[1:-1], atol=1e-3)
+
+
+def test_rotation_multiplies_pairs_by_a_phase() -> None:
+    x, index = torch.randn(2, 1, 3, 8), torch.tensor([[0, 1, 5], [7, 8, 9]])
+    angle = index[:, None, :, None] * 50.0 ** (-torch.arange(4) / 4)
+    expected = torch.complex(x[..., :4], x[..., 4:]) * torch.exp(1j * angle)
+    torch.testing.assert_close(rotate(x, index, 50.0), torch.cat([expected.real, expected.imag], -1))
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6))
