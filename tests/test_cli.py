@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from speech_mtp import audio, hub, plugins
 from speech_mtp.cli import evaluate
 from speech_mtp.cli.shared import standard_input
+from speech_mtp.evaluation.judges import Judges
 from speech_mtp.lm.bundle import SpeechModel
 from tests.cli import running
 from tests.cli.running import run
@@ -57,7 +58,9 @@ class TestSay:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert run(monkeypatch, "say", TEXT, "-o", "hello.wav", "--voice", "high", "--seed", "3", "--json") == 0
-        figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+        said = capsys.readouterr()
+        assert said.err == ""
+        figures = json.loads(said.out.splitlines()[-1])
         wave, rate = audio.read("hello.wav")
         assert rate == 24_000
         assert figures["seconds"] == pytest.approx(len(wave) / rate, abs=1e-3)
@@ -210,9 +213,14 @@ class TestTokenize:
         return Path("in.wav")
 
     def test_codes_and_timbre_and_their_sound(
-        self, monkeypatch: pytest.MonkeyPatch, recording: Path, model: SpeechModel
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        recording: Path,
+        model: SpeechModel,
     ) -> None:
         assert run(monkeypatch, "tokenize", "in.wav", "-o", "codes.safetensors", "--resynthesize", "again.wav") == 0
+        assert capsys.readouterr().err == ""
         tensors = load_file("codes.safetensors")
         codes = model.codec.encode(audio.read("in.wav")[0][None, None])
         assert codes.timbre is not None
@@ -259,6 +267,7 @@ class TestEval:
         monkeypatch.setattr(module, "speech_report", fake)
         Path("lines.txt").write_text("Hello there.\n", encoding="utf-8")
         assert run(monkeypatch, "eval", "speech", "--sentences", "lines.txt", "--json", "scores.json") == 0
+        assert capsys.readouterr().err == ""
         report = json.loads(Path("scores.json").read_text())
         assert (report["voice"], report["wer"]) == ("high", 2.0)
         assert set(report["voices"]) == {"low", "high"}
@@ -268,6 +277,29 @@ class TestEval:
         assert "no voice 'x'" in refused(
             monkeypatch, capsys, "eval", "speech", "--sentences", "lines.txt", "--voice", "x", "--json", "s.json"
         )
+
+    def test_a_codec_is_reported_and_nothing_said_on_stderr(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from speech_mtp.evaluation import codec_report as module
+
+        whole = module.codec_report
+        ears = Judges(
+            transcribe=lambda wave, rate: "hello there",
+            opinion=lambda wave, rate: 3.0,
+            embed=lambda wave, rate: torch.stack([wave.std(), wave.abs().max()]),
+            pitch=lambda wave, rate: wave[: len(wave) // 240 * 240].view(-1, 240).std(1),
+        )
+        monkeypatch.setattr(module, "codec_report", lambda codec, found, seed: whole(codec, found, ears, seed=seed))
+        for voice in ("a", "b"):
+            for i in range(2):
+                Path("heard", voice).mkdir(parents=True, exist_ok=True)
+                wave = 0.2 * torch.randn(19_200, generator=torch.Generator().manual_seed(i))
+                audio.write(Path("heard", voice, f"{i}.wav"), wave, 24_000)
+        assert run(monkeypatch, "eval", "codec", "--audio", "heard", "--json", "codec.json") == 0
+        assert capsys.readouterr().err == ""
+        report = json.loads(Path("codec.json").read_text())
+        assert (report["codec"], report["voices"]) == ("tiny-en", ["a", "b"])
 
     def test_a_codec_needs_recordings(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -287,6 +319,22 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert all(name in ended.stdout for name in ("say", "tokenize", "generate", "corpus", "train", "eval", "bench"))
+
+
+def test_a_lexicon_and_a_number_of_threads_reach_the_speech(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A word of the lexicon sounds as the same word with its phonemes behind it, and not as it is spelled."""
+    monkeypatch.chdir(tmp_path)
+    Path("words.tsv").write_text("gnocchi\tzˈOzO\n", encoding="utf-8")
+    Path("lines.txt").write_text("Buy [gnocchi](/zˈOzO/).\nBuy gnocchi.\n", encoding="utf-8")
+    before = torch.get_num_threads()
+    try:
+        for more in (["Buy gnocchi.", "--lexicon", "words.tsv"], ["--lines", "lines.txt", "--out-dir", "."]):
+            torch.set_num_threads(1)
+            assert run(monkeypatch, "say", *more, "--threads", "2") == 0
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert Path("out.wav").read_bytes() == Path("000.wav").read_bytes() != Path("001.wav").read_bytes()
 
 
 SPEAKS = """

@@ -195,6 +195,21 @@ def test_time_spent_waiting_for_text_is_not_counted(monkeypatch: pytest.MonkeyPa
     assert now[0] >= 100.0
 
 
+def test_the_first_audio_is_timed_when_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The codec takes a second a call, everything else no time."""
+    now, push = [0.0], MODEL.codec.push
+
+    def slow(*given: Any) -> list[torch.Tensor]:
+        now[0] += 1.0
+        return push(*given)
+
+    monkeypatch.setattr("speech_mtp.streaming.timed.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(MODEL.codec, "push", slow)
+    spoken = say(MODEL, TEXT)
+    assert spoken.first_audio_s == 1.0
+    assert spoken.compute_s == now[0] > 3.0
+
+
 def test_warming_up_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
     push = MODEL.codec.push

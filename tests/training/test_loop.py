@@ -276,12 +276,14 @@ def test_noise_is_for_training_alone(tmp_path: Path) -> None:
     task = tiny_task(tmp_path, lm={"dropout": 0.5, "blank_states": 0.5}, noise=1.0, timbre_noise=3.0, amp=False)
     task.lm.train()
     assert task.evaluate() == task.evaluate()
-    batch = task.train_data.batch(0)
-    with torch.no_grad():
-        quiet, both = task.terms(batch), task.terms(batch, noise=1.0)
-        task.corrupt = lambda positions, share: positions.tokens  # type: ignore[method-assign]
-        timbre_alone = task.terms(batch, noise=1.0)
-    assert quiet["stream0"] != timbre_alone["stream0"] != both["stream0"]
+    task.lm.eval()
+    batch, found = task.train_data.batch(0), []
+    for noise, corrupt in ((0.0, task.corrupt), (1.0, task.corrupt), (1.0, lambda positions, share: positions.tokens)):
+        torch.manual_seed(0)
+        task.corrupt = corrupt  # type: ignore[method-assign]
+        with torch.no_grad():
+            found.append(float(task.terms(batch, noise=noise)["stream0"]))
+    assert len(set(found)) == 3, "of codes and timbre, of timbre alone, none"
 
 
 @pytest.mark.parametrize("amp", [False, True])
