@@ -17,6 +17,9 @@ from speech_mtp.cli import evaluate
 from speech_mtp.cli.shared import standard_input
 from speech_mtp.evaluation.judges import Judges
 from speech_mtp.lm.bundle import SpeechModel
+from speech_mtp.lm.units import UnitMaker
+from speech_mtp.streaming.timed import say
+from speech_mtp.text.lexicon import Lexicon
 from tests.cli import running
 from tests.cli.running import run
 from tests.tiny import tiny_model
@@ -292,10 +295,8 @@ class TestEval:
         )
         monkeypatch.setattr(module, "codec_report", lambda codec, found, seed: whole(codec, found, ears, seed=seed))
         for voice in ("a", "b"):
-            for i in range(2):
-                Path("heard", voice).mkdir(parents=True, exist_ok=True)
-                wave = 0.2 * torch.randn(19_200, generator=torch.Generator().manual_seed(i))
-                audio.write(Path("heard", voice, f"{i}.wav"), wave, 24_000)
+            Path("heard", voice).mkdir(parents=True)
+            audio.write(Path("heard", voice, "said.wav"), 0.2 * torch.randn(19_200), 24_000)
         assert run(monkeypatch, "eval", "codec", "--audio", "heard", "--json", "codec.json") == 0
         assert capsys.readouterr().err == ""
         report = json.loads(Path("codec.json").read_text())
@@ -323,18 +324,24 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
 
 def test_a_lexicon_and_a_number_of_threads_reach_the_speech(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A word of the lexicon sounds as the same word with its phonemes behind it, and not as it is spelled."""
+    load, loaded = hub.load, []
+    monkeypatch.setattr(hub, "load", lambda *given, **more: loaded.append(load(*given, **more)) or loaded[0])
     monkeypatch.chdir(tmp_path)
     Path("words.tsv").write_text("gnocchi\tzˈOzO\n", encoding="utf-8")
-    Path("lines.txt").write_text("Buy [gnocchi](/zˈOzO/).\nBuy gnocchi.\n", encoding="utf-8")
+    monkeypatch.setenv("SPEECH_MTP_THREADS", "2")  # what it would be without the option
     before = torch.get_num_threads()
     try:
-        for more in (["Buy gnocchi.", "--lexicon", "words.tsv"], ["--lines", "lines.txt", "--out-dir", "."]):
-            torch.set_num_threads(1)
-            assert run(monkeypatch, "say", *more, "--threads", "2") == 0
-            assert torch.get_num_threads() == 2
+        assert run(monkeypatch, "say", "Gnocchi.", "--lexicon", "words.tsv", "--threads", "1") == 0
+        assert torch.get_num_threads() == 1
+        speech = loaded[0]
+        assert isinstance(speech.maker, UnitMaker)
+        assert isinstance(speech.maker.g2p, Lexicon)
+        speech.maker.g2p = Lexicon(speech.maker.g2p.g2p)
+        for number, text in enumerate(("[Gnocchi](/zˈOzO/).", "Gnocchi.")):
+            audio.write(f"{number}.wav", say(speech, text).wave, 24_000)
     finally:
         torch.set_num_threads(before)
-    assert Path("out.wav").read_bytes() == Path("000.wav").read_bytes() != Path("001.wav").read_bytes()
+    assert Path("out.wav").read_bytes() == Path("0.wav").read_bytes() != Path("1.wav").read_bytes()
 
 
 SPEAKS = """

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speech_mtp.nn.conv import CausalConv
+from speech_mtp.nn.conv import CausalConv, Film
 from speech_mtp.nn.critics import SpectrogramCritics, critic_loss, generator_loss
 from speech_mtp.nn.fsq import FSQ
 from speech_mtp.nn.source import pulse_train
@@ -87,6 +87,16 @@ def test_causal_conv_rows_advance_by_different_lengths(lengths: list[int]) -> No
         parts.append(y[0, :n])
         at += n
     assert torch.allclose(torch.cat(parts), whole[0], atol=1e-6)
+
+
+def test_a_condition_gives_gain_and_bias() -> None:
+    torch.manual_seed(0)
+    film, x, condition = Film(3, 2), torch.randn(2, 5, 3), torch.randn(2, 2)
+    plain = torch.nn.functional.layer_norm(x, (3,))
+    assert torch.equal(film(x, condition), plain)
+    torch.nn.init.normal_(film.affine.weight)
+    gain, bias = film.affine(condition)[:, None].split(3, -1)
+    torch.testing.assert_close(film(x, condition), plain * gain + bias)
 
 
 def test_log_mel_has_one_column_per_hop() -> None:
