@@ -53,6 +53,14 @@ def test_the_figures_of_a_turn_are_its_own() -> None:
         assert 0 < turn.first_text_s <= turn.seconds
 
 
+def test_the_end_of_the_tokenizer_ends_an_answer_too() -> None:
+    lm = tiny_text_lm()
+    lm.model.generation_config.eos_token_id = None
+    assert lm.ends == {lm.tokenizer.eos_token_id}
+    lm.model.generation_config.eos_token_id = [7, 9]
+    assert lm.ends == {lm.tokenizer.eos_token_id, 7, 9}
+
+
 def test_the_first_text_is_timed_when_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 

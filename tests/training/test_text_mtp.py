@@ -38,7 +38,6 @@ from speech_mtp.types import LMOutput
 from tests.training.test_resume import ROOT, curve, kill_after_a_checkpoint, one_thread  # noqa: F401
 from tests.training.tiny_text import counting_answers, tiny_text_lm
 
-RECIPES = ROOT / "recipes" / "text_mtp"
 LOOP = LoopConfig(steps=150, learning_rate=0.02, warmup=3, log_every=1, evaluate_every=60, save_every_s=0.1)
 DATA: dict[str, Any] = {"batch": 6, "length": 48, "pad_to": 8, "dev_every": 8}
 MEDUSA = HeadSettings({"name": "medusa", "num_heads": 3})
