@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speech_mtp.streaming.feed import Feed, joined, pieces_of, sentences
+from speech_mtp.streaming.feed import MAX_SEGMENT, Feed, Segments, joined, pieces_of, sentences
+from speech_mtp.text.split import Word
 
 TEXTS = [
     "Dr. Miller can see you on Tuesday at half past two. My sister was born on March 3rd, 1998.",
@@ -49,6 +50,12 @@ def test_what_may_be_read_together_waits() -> None:
     assert [piece.text for piece in feed.push("km ")] == []
     assert [piece.text for piece in feed.push("and then ")] == [" him five kilometers and"]
     assert [piece.text for piece in feed.push("he slept ")] == [" then", " he"]
+
+
+def test_what_may_be_read_together_waits_for_so_many_words_at_most() -> None:
+    segments = Segments()
+    runs = [run for _ in range(2 * MAX_SEGMENT + 1) for run, _ in segments.push(Word("5", False))]
+    assert [len(run.split()) for run in runs] == [MAX_SEGMENT] * 2
 
 
 def test_a_long_sentence_is_closed_at_a_clause_end_and_loses_no_word() -> None:
