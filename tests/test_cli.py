@@ -15,7 +15,11 @@ from safetensors.torch import load_file
 from speech_mtp import audio, hub, plugins
 from speech_mtp.cli import evaluate
 from speech_mtp.cli.shared import standard_input
+from speech_mtp.evaluation.judges import Judges
 from speech_mtp.lm.bundle import SpeechModel
+from speech_mtp.lm.units import UnitMaker
+from speech_mtp.streaming.timed import say
+from speech_mtp.text.lexicon import Lexicon
 from tests.cli import running
 from tests.cli.running import run
 from tests.tiny import tiny_model
@@ -57,7 +61,9 @@ class TestSay:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert run(monkeypatch, "say", TEXT, "-o", "hello.wav", "--voice", "high", "--seed", "3", "--json") == 0
-        figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+        said = capsys.readouterr()
+        assert said.err == ""
+        figures = json.loads(said.out.splitlines()[-1])
         wave, rate = audio.read("hello.wav")
         assert rate == 24_000
         assert figures["seconds"] == pytest.approx(len(wave) / rate, abs=1e-3)
@@ -210,9 +216,14 @@ class TestTokenize:
         return Path("in.wav")
 
     def test_codes_and_timbre_and_their_sound(
-        self, monkeypatch: pytest.MonkeyPatch, recording: Path, model: SpeechModel
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        recording: Path,
+        model: SpeechModel,
     ) -> None:
         assert run(monkeypatch, "tokenize", "in.wav", "-o", "codes.safetensors", "--resynthesize", "again.wav") == 0
+        assert capsys.readouterr().err == ""
         tensors = load_file("codes.safetensors")
         codes = model.codec.encode(audio.read("in.wav")[0][None, None])
         assert codes.timbre is not None
@@ -259,6 +270,7 @@ class TestEval:
         monkeypatch.setattr(module, "speech_report", fake)
         Path("lines.txt").write_text("Hello there.\n", encoding="utf-8")
         assert run(monkeypatch, "eval", "speech", "--sentences", "lines.txt", "--json", "scores.json") == 0
+        assert capsys.readouterr().err == ""
         report = json.loads(Path("scores.json").read_text())
         assert (report["voice"], report["wer"]) == ("high", 2.0)
         assert set(report["voices"]) == {"low", "high"}
@@ -268,6 +280,27 @@ class TestEval:
         assert "no voice 'x'" in refused(
             monkeypatch, capsys, "eval", "speech", "--sentences", "lines.txt", "--voice", "x", "--json", "s.json"
         )
+
+    def test_a_codec_is_reported_and_nothing_said_on_stderr(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from speech_mtp.evaluation import codec_report as module
+
+        whole = module.codec_report
+        ears = Judges(
+            transcribe=lambda wave, rate: "hello there",
+            opinion=lambda wave, rate: 3.0,
+            embed=lambda wave, rate: torch.stack([wave.std(), wave.abs().max()]),
+            pitch=lambda wave, rate: wave[: len(wave) // 240 * 240].view(-1, 240).std(1),
+        )
+        monkeypatch.setattr(module, "codec_report", lambda codec, found, seed: whole(codec, found, ears, seed=seed))
+        for voice in ("a", "b"):
+            Path("heard", voice).mkdir(parents=True)
+            audio.write(Path("heard", voice, "said.wav"), 0.2 * torch.randn(19_200), 24_000)
+        assert run(monkeypatch, "eval", "codec", "--audio", "heard", "--json", "codec.json") == 0
+        assert capsys.readouterr().err == ""
+        report = json.loads(Path("codec.json").read_text())
+        assert (report["codec"], report["voices"]) == ("tiny-en", ["a", "b"])
 
     def test_a_codec_needs_recordings(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -287,6 +320,28 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert all(name in ended.stdout for name in ("say", "tokenize", "generate", "corpus", "train", "eval", "bench"))
+
+
+def test_a_lexicon_and_a_number_of_threads_reach_the_speech(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A word of the lexicon sounds as the same word with its phonemes behind it, and not as it is spelled."""
+    load, loaded = hub.load, []
+    monkeypatch.setattr(hub, "load", lambda *given, **more: loaded.append(load(*given, **more)) or loaded[0])
+    monkeypatch.chdir(tmp_path)
+    Path("words.tsv").write_text("gnocchi\tzˈOzO\n", encoding="utf-8")
+    monkeypatch.setenv("SPEECH_MTP_THREADS", "2")  # what it would be without the option
+    before = torch.get_num_threads()
+    try:
+        assert run(monkeypatch, "say", "Gnocchi.", "--lexicon", "words.tsv", "--threads", "1") == 0
+        assert torch.get_num_threads() == 1
+        speech = loaded[0]
+        assert isinstance(speech.maker, UnitMaker)
+        assert isinstance(speech.maker.g2p, Lexicon)
+        speech.maker.g2p = Lexicon(speech.maker.g2p.g2p)
+        for number, text in enumerate(("[Gnocchi](/zˈOzO/).", "Gnocchi.")):
+            audio.write(f"{number}.wav", say(speech, text).wave, 24_000)
+    finally:
+        torch.set_num_threads(before)
+    assert Path("out.wav").read_bytes() == Path("0.wav").read_bytes() != Path("1.wav").read_bytes()
 
 
 SPEAKS = """

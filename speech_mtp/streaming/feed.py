@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from speech_mtp.text.joining import CONTEXT, joins, stands_alone
 from speech_mtp.text.language import LOOK, check_language
 from speech_mtp.text.markup import Markup
-from speech_mtp.text.normalize import check_text, joins, normalize
+from speech_mtp.text.normalize import check_text, normalize
 from speech_mtp.text.split import SentenceBuffer, Word
 
 MAX_CHARS = 220
@@ -39,25 +40,27 @@ class Piece:
 class Segments:
     """Words of sentences -> runs of words that are normalised together.
 
-    A run ends between two words that no rule joins with a neighbour (:func:`speech_mtp.text.normalize.joins`), at the
-    end of a sentence, and after ``MAX_SEGMENT`` words.
+    A run ends between two words that no rule reads together (:func:`speech_mtp.text.joining.joins`), at the
+    end of a sentence, and after ``MAX_SEGMENT`` words. Often the first letter of the next word is enough to tell.
     """
 
     def __init__(self) -> None:
         self._words: list[str] = []
-        self._joins = False  # whether the last of them may be read with a neighbour
+        self._before: list[str] = []  # the last words of the sentence, handed out or not
 
     def push(self, word: Word) -> list[tuple[str, bool]]:
         """The runs that are complete now, each with whether it ends a sentence."""
         found = []
-        joining = joins(word.text)
-        if self._words and (not (self._joins or joining) or len(self._words) == MAX_SEGMENT):
+        if self._words and (len(self._words) == MAX_SEGMENT or not joins(self._before, word.text)):
             found.append((" ".join(self._words), False))
             self._words = []
         self._words.append(word.text)
-        self._joins = joining
+        self._before = [*self._before[1 - CONTEXT :], word.text]
         if word.last:
             found.append((" ".join(self._words), True))
+            self._words, self._before = [], []
+        elif stands_alone(self._before, word.following):
+            found.append((" ".join(self._words), False))
             self._words = []
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from speech_mtp.text import measures, tables
 from speech_mtp.text import numbers as say
@@ -67,6 +68,17 @@ def _rate(m: re.Match[str]) -> str:
     return f"{say.number(number) if number else ''} {above} per {below}".strip()
 
 
+def _counted(unit: str) -> Callable[[re.Match[str]], str]:
+    """What says the number of a match, and ``unit``."""
+    one, many = ("day", "days") if unit == "d" else measures.UNITS[unit]
+
+    def words(m: re.Match[str]) -> str:
+        number = next(filter(None, m.groups()))
+        return f"{number} {one if say.is_one(number) else many} "
+
+    return words
+
+
 def _scientific(m: re.Match[str]) -> str:
     return f"{say.number(m[1])} times ten {say.exponent(m[2])}"
 
@@ -104,7 +116,26 @@ MONEY: tuple[Rule, ...] = (
     rule(rf"(?P<minus>(?<![\w)])-)?{START}(?P<amount>{NUM})(?: ?(?P<big>{BIG})\b)? ?(?P<sign>{SIGN_AFTER})", _money),
 )
 
+DURATIONS: tuple[Rule, ...] = (
+    rule(rf"{START}(\d{{1,3}}) ?d (?=\d{{1,2}} ?h)", _counted("d")),
+    rule(rf"{START}(\d{{1,4}}) ?(?:h|hrs?) ?(?=\d{{1,2}} ?m(?:ins?)?\b|\d{{1,2}}m\d)", _counted("h")),
+    rule(r"(?<=hours )(\d{1,2}) ?m(?:ins?)?(?![a-z])|(?<=hour )(\d{1,2}) ?m(?:ins?)?(?![a-z])", _counted("min")),
+    rule(rf"{START}(\d{{1,4}}) ?m(?:ins?)? ?(?=\d{{1,2}} ?s(?:ecs?)?\b)", _counted("min")),
+    rule(r"(?<=minutes )(\d{1,2}) ?s(?:ecs?)?\b|(?<=minute )(\d{1,2}) ?s(?:ecs?)?\b", _counted("s")),
+)
+"""Hours, minutes and seconds side by side: there an "m" is minutes."""
+
+ALGEBRA: tuple[Rule, ...] = (
+    rule(rf"{START}({NUM})x(?= ?[+=<>≤≥^]| - ?\d| (?:plus|minus|equals|squared|cubed|to the|is)\b)", r"\1 x"),
+    rule(rf"(?<=[+=*] )({NUM})x(?!\w)", r"\1 x"),
+    rule(r"\(([a-z])-(\d{1,3})\)(!?)", lambda m: f"({m[1]} minus {m[2]})" + " factorial" * bool(m[3])),
+)
+"""A number before "x" is "times" ("3x faster"), but not in a formula ("y = 3x")."""
+
 SIGNS: tuple[Rule, ...] = (
+    rule(rf"(?<![\d)])({SIGN}) ?-(?=\.?\d)", r"-\1", CASELESS),
+    rule(r"(?<=[A-Za-z\d)])\*\*(?=[A-Za-z\d(-])|(?<=[A-Za-z\d)]) \*\* (?=[A-Za-z\d(-])", "^"),
+    rule(r"\b(\d{1,3}|[a-z])!(?= ?[=+*/×÷-])", r"\1 factorial"),
     rule(r"(?<!\S)[:;=]['^-]?[)(DPp|/]{1,3}(?!\S)|(?<!\S)\^_?\^(?!\S)", " "),
     rule(r"\b(I|[Ww]e|[Tt]hey|[Yy]ou) ?<3(?=\s|$)", r"\1 love"),
     rule(r"-{1,2}>|=>|<-{1,2}(?!\d)|<=>", ", "),
@@ -116,13 +147,19 @@ SIGNS: tuple[Rule, ...] = (
     rule(r"(?<=\bis is) ", " "),
     rule(r"(?<![\w<]) ?> ?(?=[$€£]?\d)", " more than "),
     rule(r"(?<=\d) ?/ (?=\d)|(?<=\d) / ?(?=\d)|(?<=\w) / (?=\d)", " divided by "),
-    rule(r"(?<=\w) \* (?=\w)", " times "),
+    rule(r"(?<=[\w)]) \* (?=[\w(])", " times "),
     rule(rf"{START}({NUM})[eE]([+-]?\d{{1,3}})(?!\w)", _scientific),
-    rule(rf"\^\(?([+-]?\d{{1,3}})\)?(?: ?({PER})(?![\w/]))?(?!\d)", _power),
+    rule(rf"\^\(?([+-]?\d{{1,3}})\)?(?: ?({PER})(?![\w/]))?(?![\d.]?\d)", _power),
     rule(r"~ ?(?=[$€£]?\d)", " about "),
 )
 
 NUMBERS: tuple[Rule, ...] = (
+    rule(
+        r"(?<![\w.,/])(\d{1,3})/(\d{1,3})(?:st|nd|rd|th)s?\b",
+        lambda m: say.fraction(int(m[1]), int(m[2])),
+    ),
+    *DURATIONS,
+    *ALGEBRA,
     rule(r"(?<=\d) ?[x×] ?(?=10(?: to the |\^))", " times "),
     rule(r"\b24/7\b", "twenty-four seven"),
     rule(r"(?<![\d/])(\d\d)/(\d\d)(?![\d/])", _split_share),
@@ -138,6 +175,7 @@ NUMBERS: tuple[Rule, ...] = (
         rf"(?P<sign>{SIGN}) ?(?P<low>{NUM}) ?- ?(?P<high>{NUM})(?: ?(?P<big>{BIG})\b)?(?![\w%])", _money_range, CASELESS
     ),
     rule(r"(?<=\d) ?- ?(?=[$€£]?\d)|(?:(?<=[%°])|(?<=°[CF])|(?<=\d[km])) ?- ?(?=[$€£]?\d)", " to "),
+    rule(r"(?<=\d[$€£]) ?- ?(?=\d)", " to "),
     rule(r"(?<=\d):(?=\d)", " to "),
     *MONEY,
     rule(r"(?<![\w)'])-(?=\.?\d)", " minus "),
@@ -153,7 +191,7 @@ NUMBERS: tuple[Rule, ...] = (
     rule(r"(?<![\w.])([2-9]|1[0-6])K\b", lambda m: f"{say.number(m[1])} K"),
     rule(rf"{START}({NUM})[kK](?!\w)", lambda m: f"{say.number(m[1])} thousand"),
     rule(rf"{START}({NUM}) ?(M|B)(?!\w)", lambda m: f"{say.number(m[1])} {measures.MAGNITUDES[m[2].lower()]}"),
-    rule(rf"{START}({NUM}) ?({UNIT})(\^?[23](?!\d))?(?![A-Za-z\d/])", _unit),
+    rule(rf"{START}({NUM}) ?({UNIT})(\^?[23](?!\d))?(?![A-Za-z\d]|/(?!\d))", _unit),
     rule(rf"{START}({NUM})x(?!\w)", lambda m: f"{say.number(m[1])} times"),
     rule(r"\b(?:mph|kph)\b", lambda m: measures.UNITS[m[0]][1]),
     rule(r"\b(\d{1,6}) (\d{1,3})/(\d{1,3})\b(?!/)", lambda m: say.mixed(m[1], int(m[2]), int(m[3]))),

@@ -2,7 +2,8 @@
 
 The form is one token without white space in all of the package: a space in the word is a hyphen, one in the
 phonemes an underscore. Only a target that holds a stress mark or a phoneme outside ASCII is read as phonemes, so
-that the link ``[help](/help/)`` stays a link.
+that the link ``[help](/help/)`` stays a link. Digits, marks, hyphens and the endings "s" and "'s" may stand beside a
+form ("pre-[Kokoro](/kˈOkəɹO/)'s"); a form that is a part of a word is refused ("re[do](/dˈu/)ing").
 """
 
 from __future__ import annotations
@@ -22,6 +23,15 @@ def check(word: str, phonemes: str) -> None:
     unknown = next((c for c in phonemes if c not in " _" and c not in STRESS and ALIASES.get(c, c) not in ID), None)
     reason = f"{unknown!r} is none (speech_mtp.text.phonemes has the alphabet)" if unknown else "there is no sound"
     raise ValueError(f"The phonemes /{phonemes}/ of {word!r} cannot be read: {reason}.")
+
+
+def check_neighbours(text: str) -> None:
+    """Raise ValueError for a form that is only a part of a word: the rest would have no reading."""
+    for form in FORM.finditer(text) if "](/" in text else ():
+        before, after = text[max(0, form.start() - 1) : form.start()], text[form.end() : form.end() + 2]
+        if before.isalpha() or (after[:1].isalpha() and (after[0] != "s" or after[1:].isalnum())):
+            reason = "write the whole word in the brackets, and its phonemes between the slashes"
+            raise ValueError(f"The phonemes of {form[1]!r} stand inside a word; {reason}.")
 
 
 def is_phonemes(text: str) -> bool:

@@ -7,10 +7,14 @@ English hardly any: names, code and loan words never do.
 from __future__ import annotations
 
 import re
+import unicodedata
 
 LOOK = 200
 """How many characters of the beginning are looked at."""
 WORD = re.compile(r"[^\W\d_]+")
+SIGN = re.compile(r"[=+*/<>{}\[\]_^|\\]")
+WORDS_PER_SIGN = 8
+"""Text with more signs than one in so many words is a formula or code, whose names tell nothing."""
 MIN_WORDS, MIN_KNOWN, MIN_SHARE = 4, 3, 0.22
 
 COMMON = {
@@ -70,6 +74,10 @@ COMMON = {
         "și în de la nu un o este cu pe că pentru din care sunt mai ce se am fi ca dar foarte bună ziua mulțumesc"
         " unde când acest această eu astăzi"
     ),
+    "Vietnamese": (
+        "và là tên của có không được cho một những các người trong với để này đã tôi bạn chúng rất nhưng khi như thì"
+        " cũng từ đến nhiều làm xin chào cảm ơn hôm nay gì nào anh em ông bà ra vào lại sẽ đang ở về theo"
+    ),
 }
 ENGLISH_WORDS = (
     "a about all an and are as at be been but by can could did do each english for from get go had has"
@@ -90,6 +98,7 @@ LETTERS = {
     "Turkish": "ğşıçöü",
     "Czech": "řěůčšžýí",
     "Romanian": "țșăâî",
+    "Vietnamese": "ảạấầẩẫậắằẳẵặẻẽẹếềểễệỉĩịỏọốồổỗộớờởỡợủũụứừửữựỳỷỹỵơưđ",
 }
 """Words in small letters that hold one of these count as the language's own."""
 ENGLISH = frozenset(ENGLISH_WORDS.split())
@@ -126,9 +135,10 @@ def check_language(text: str) -> None:
 
 def foreign_language(text: str) -> str | None:
     """The language that the first ``LOOK`` characters of ``text`` are surely in, or None: English, or not sure."""
-    written = WORD.findall(text[:LOOK])
+    beginning = unicodedata.normalize("NFC", text[:LOOK])
+    written = WORD.findall(beginning)
     words = [w.lower() for i, w in enumerate(written) if w.islower() or i == 0]  # a capital may open a name
-    if len(written) < MIN_WORDS:
+    if len(written) < max(MIN_WORDS, WORDS_PER_SIGN * len(SIGN.findall(beginning))):
         return None
     name, own = max(((n, _own_words(words, n)) for n in KNOWN), key=lambda found: len(found[1]))
     english = sum(w in ENGLISH and w not in KNOWN[name] and w not in HOMOGRAPHS.get(name, ()) for w in words)

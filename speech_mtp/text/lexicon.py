@@ -3,7 +3,7 @@
 A line of the file is ``word TAB reading``; empty lines and lines that begin with ``#`` are left out. A reading is
 phonemes of :mod:`speech_mtp.text.phonemes` (``kˈOkəɹO``; between slashes always), or a respelling in English words
 of ASCII letters and spaces only (``koh kuh roh``). A word matches however it is capitalised, unless it is written
-with capitals inside ("SQL", "McCoy"); its possessive matches too.
+with capitals inside ("SQL", "McCoy"); its plural, its possessive and its short forms ("Nguyen'll") match too.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from speech_mtp.text.phonemes import Unit, merge_pauses, parse
 
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 RESPELLING = re.compile(r"[A-Za-z]+(?: [A-Za-z]+)*")
-Override = tuple[int, int, str]
-"""The characters from and to, and what is read there: phonemes between slashes, or a respelling."""
+ENDINGS = {"'s": "", "s": "", "es": "", "'ll": "əl", "'d": "d", "'ve": "əv", "'re": "əɹ"}
+"""Endings of a word and their phonemes; an empty string is the "s" of plurals, which depends on the word."""
+MIN_STEM = 3
+"""Letters of a word that may have a plural: an entry for "hi" does not match "his"."""
 
 
 def read_lexicon(path: str | Path) -> dict[str, str]:
@@ -75,40 +77,82 @@ class Lexicon(G2P):
 
     def phonemize(self, text: str) -> list[Unit]:
         shown, places = inline.written(text), inline.places(text)
+        forms = list(inline.FORM.finditer(text)) if "](/" in text else []
         units = self.g2p.phonemize(shown)
-        for start, end, reading in self._overrides(text, shown, places):
-            units = _put(units, self._read(reading, start, end), start, end)
-        return [replace(u, char_start=places[u.char_start], char_end=places[u.char_end - 1] + 1) for u in units]
+        for start, end, parts in self._overrides(shown, _places_of(forms)):
+            new: list[Unit] = []
+            for part in filter(None, parts):
+                new += self._read(part, new)
+            units = _put(units, [replace(u, char_start=start, char_end=end) for u in new], start, end)
+        spans = _Spans(places, forms)
+        return [spans.placed(unit) for unit in units]
 
-    def _overrides(self, text: str, shown: str, places: list[int]) -> Iterator[Override]:
-        """What is read otherwise, in the characters of ``shown``; a written form comes before an entry."""
-        forms = {form.start(1): form for form in inline.FORM.finditer(text) if "](/" in text}
+    def _overrides(self, shown: str, forms: dict[int, tuple[int, str]]) -> Iterator[tuple[int, int, list[str]]]:
+        """From where to where ``shown`` is read otherwise, and the parts of that; forms come before entries."""
         for found in WORD.finditer(shown):
-            start, end, word = found.start(), found.end(), found.group()
-            form = forms.get(places[start])
-            tail = word[-2:].lower() if word[-2:].lower() == "'s" else ""
-            bare = word[: len(word) - len(tail)]
-            reading = (
-                f"/{form[2].replace('_', ' ')}/" if form else self._entries.get(bare, self._entries.get(bare.lower()))
-            )
-            if reading:
-                yield start, end, reading + tail
+            start, end = found.span()
+            parts, at = [], start
+            for begin in (i for i in range(start, end) if i in forms) if forms else ():
+                parts += [shown[at:begin].strip("-"), forms[begin][1]]
+                at = forms[begin][0]
+            parts = [*parts, shown[at:end].strip("-")] if parts else self._entry(found.group())
+            if parts:
+                yield start, end, parts
 
-    def _read(self, reading: str, start: int, end: int) -> list[Unit]:
-        owner = reading.endswith("'s")
-        reading = reading.removesuffix("'s")
-        if reading.startswith("/"):
-            units = parse(reading.strip("/"), start, end)
-        else:
-            found = self.g2p.phonemize(reading)
-            units = [replace(u, char_start=start, char_end=end) for u in found if not u.is_pause]
-        return units + _possessive(units[-1]) if owner else units
+    def _entry(self, word: str) -> list[str]:
+        """The reading of a ``word`` that the lexicon has, and its ending; nothing for other words."""
+        for ending in ("", *ENDINGS):
+            bare = word[: len(word) - len(ending)]
+            short = "'" not in ending and len(bare) < MIN_STEM and not bare.isupper()
+            if word.lower().endswith(ending) and not (ending and short):
+                reading = self._entries.get(bare, self._entries.get(bare.lower()))
+                if reading:
+                    return [reading, ending]
+        return []
+
+    def _read(self, part: str, before: list[Unit]) -> list[Unit]:
+        """Phonemes between slashes, the ending of the word ``before``, or English."""
+        if part.startswith("/"):
+            return parse(part.strip("/"))
+        if before and part.lower() in ENDINGS:
+            return _ending(part.lower(), before[-1])
+        return [unit for unit in self.g2p.phonemize(part) if not unit.is_pause]
 
 
-def _possessive(last: Unit) -> list[Unit]:
-    """The ending of "Ross's", "Pat's" or "Ann's" after the phoneme ``last``."""
-    sounds = "ᵻz" if last.phoneme in "szʃʒʧʤ" else "s" if last.phoneme in "ptkfθ" else "z"
+def _ending(ending: str, last: Unit) -> list[Unit]:
+    """What an ending adds after the phoneme ``last``: those of "Ross's", "Pat's" and "Ann's" differ."""
+    plural = "ᵻz" if last.phoneme in "szʃʒʧʤ" else "s" if last.phoneme in "ptkfθ" else "z"
+    sounds = ENDINGS[ending] or plural
     return [replace(last, phoneme=sound, stress=0, word_start=False) for sound in sounds]
+
+
+def _places_of(forms: list[re.Match[str]]) -> dict[int, tuple[int, str]]:
+    """For the word of each form where it begins in the text without forms: where it ends, and its phonemes."""
+    found, removed = {}, 0
+    for form in forms:
+        start = form.start() - removed
+        found[start] = (start + len(form[1]), f"/{form[2].replace('_', ' ')}/")
+        removed += len(form[0]) - len(form[1])
+    return found
+
+
+class _Spans:
+    """Spans of words without written phonemes -> those in the text with them.
+
+    A form alone is its word; a form with more around it is all of it, so that ``inline.written`` can read the span.
+    """
+
+    def __init__(self, places: list[int], forms: list[re.Match[str]]) -> None:
+        self._places = places
+        self._opening = {form.start(1): form for form in forms}
+        self._closing = {form.end(1): form for form in forms}
+
+    def placed(self, unit: Unit) -> Unit:
+        start, end = self._places[unit.char_start], self._places[unit.char_end - 1] + 1
+        first, last = self._opening.get(start), self._closing.get(end)
+        if first is not last:
+            start, end = first.start() if first else start, last.end() if last else end
+        return replace(unit, char_start=start, char_end=end)
 
 
 def _put(units: list[Unit], new: list[Unit], start: int, end: int) -> list[Unit]:

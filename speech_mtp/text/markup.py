@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import re
 
-from speech_mtp.text import inline
+from speech_mtp.text import inline, lists
 
 LINE_LOOK, LINK_LOOK, URL_LOOK, TAG_LOOK, RUN_LOOK = 120, 300, 1500, 200, 8
 """How many characters, at most, are waited for."""
@@ -18,8 +18,6 @@ SPECIAL = "*_~`[!<|\\&\n"
 PROSE = re.compile(f"[^{re.escape(SPECIAL)}]+")
 OPENS_LINE = "#>-*+=_|`~•◦▪‣·:"
 BULLET = re.compile(r"[-*+•◦▪‣·]\s+(?:\[[ xX]\]\s+)?")
-NUMBERED = re.compile(r"(\d{1,3}|[A-Za-z](?=\)))[.)][ \t]+(?=\S)")
-PARTLY_NUMBERED = re.compile(r"(?:\d{1,3}|[A-Za-z](?=\)|$))(?:[.)][ \t]*)?")
 HEADING = re.compile(r"#{1,6}[ \t]+")
 RULE = re.compile(r"[-=*_|: \t+]{3,}")
 FENCE = re.compile(r"`{3,}|~{3,}")
@@ -41,11 +39,15 @@ class Markup:
     """
 
     def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
         self._rest = ""  # not yet decided
         self._prev = "\n"  # the character before it
         self._last = ""  # the last character handed out that is no white space
         self._opening = True  # at the start of a line
         self._own = False  # the line is a sentence of its own
+        self._items: tuple[str, ...] = ()  # letters and numerals of the lists that are open
         self._cell = False  # a table cell has ended
         self._gap = ""  # white space that is handed out with what follows it
         self._code = 0  # how many backticks opened the code span
@@ -61,7 +63,7 @@ class Markup:
         """The text ends here: the rest. The object is as new afterwards."""
         out = self._read(final=True)
         out += self._boundary() if self._own else ""
-        self.__init__()  # type: ignore[misc]
+        self._reset()
         return out
 
     def _read(self, final: bool) -> str:
@@ -114,33 +116,43 @@ class Markup:
         if self._fenced:
             self._opening, self._own = False, True
             return 0, ""
-        if rest[0] not in OPENS_LINE and not PARTLY_NUMBERED.match(line):
+        if rest[0] not in OPENS_LINE and not lists.PARTLY_NUMBERED.match(line):
             self._opening, self._own = False, False
             return 0, ""
-        return self._marked_line(line, whole)
+        return self._marked_line(line, whole, final)
 
     def _skip(self) -> tuple[int, str]:
         end = self._rest.find("\n")
         self._skipping = end < 0
         return len(self._rest) if end < 0 else end, ""
 
-    def _marked_line(self, line: str, whole: bool) -> tuple[int, str] | None:
+    def _marked_line(self, line: str, whole: bool, final: bool) -> tuple[int, str] | None:
         if RULE.fullmatch(line[:LINE_LOOK]) or (not whole and RULE.fullmatch(line.ljust(3, "-"))):
             return (len(line[:LINE_LOOK]), "\n\n") if whole else None
-        undecided = PARTLY_NUMBERED.fullmatch(line) or re.fullmatch(
+        undecided = lists.PARTLY_NUMBERED.fullmatch(line) or re.fullmatch(
             r"#{1,6}[ \t]*|>[ \t]*=?[ \t]*|[-*+•◦▪‣·]\s*(?:\[[ xX]?\]?\s*)?", line
         )
         if undecided and not whole:
             return None
         if line[0] == ">" and not re.match(r">[ \t]{0,9}=?[ \t]{0,9}\d", line):
             return 1, ""
-        mark = BULLET.match(line) or HEADING.match(line) or NUMBERED.match(line)
+        if not final and lists.is_undecided(self._rest):
+            return None
         self._opening = False
-        self._own = bool(mark)
-        if mark is None:
-            return 0, ""
-        number = f"{mark[1]}, " if mark.re is NUMBERED else ""
-        return mark.end(), ("\n\n" if self._last else "") + number
+        mark = BULLET.match(line) or HEADING.match(line)
+        item = None if mark else self._item(line)
+        self._own = bool(mark or item)
+        if mark:
+            return mark.end(), "\n\n" if self._last else ""
+        return (item.size, ("\n\n" if self._last else "") + f"{item.spoken}, ") if item else (0, "")
+
+    def _item(self, line: str) -> lists.Item | None:
+        """The list item that ``line`` opens, which is remembered."""
+        ahead = self._rest[: lists.AHEAD].partition("\n")[2]
+        paragraph = not self._last or "\n\n" in self._gap
+        item = lists.item(line, ahead, self._items, paragraph)
+        self._items = item.open_markers if item else self._items
+        return item
 
     # -- inside lines ---------------------------------------------------------------------------------------------
     def _inline(self, final: bool) -> tuple[int, str] | None:
@@ -181,7 +193,11 @@ class Markup:
         before, after = self._prev, following
         inside = before.isalnum() and after.isalnum()
         alone = before.isspace() and after.isspace()
-        kept = {"~": size == 1, "_": inside or alone, "*": alone or (inside and (size == 1 or before.isdigit()))}[mark]
+        kept = {
+            "~": size == 1,
+            "_": inside or alone,
+            "*": alone or (inside and (size == 1 or before.isdigit() or after.isdigit())),
+        }[mark]
         return size, rest[:size] if kept else ""
 
     def _link(self, rest: str, more: bool) -> tuple[int, str] | None:

@@ -1,7 +1,7 @@
 """Rules of the normaliser for addresses, dates, times, abbreviations and names.
 
 A rule looks at its neighbours only: whatever stands further away than one ordinary word does not matter
-(:func:`speech_mtp.text.normalize.joins`). Every pattern is linear: its repetitions are bounded.
+(:func:`speech_mtp.text.joining.joins`). Every pattern is linear: its repetitions are bounded.
 """
 
 from __future__ import annotations
@@ -198,12 +198,15 @@ NAMES: tuple[Rule, ...] = (
         lambda m: f"{m[1]}, {tables.STATES[m[2]]}",
     ),
     rule(rf"\b({'|'.join(tables.TITLES)})\.? (?=[A-Z\ue000])", lambda m: f"{tables.TITLES[m[1]]} "),
+    rule(r"\b([Ee]q|[Ff]ig|[Ss]ec)\. \((\d[\w.]{0,9})\)", lambda m: f"{tables.BEFORE_NUMBER[m[1]]} {m[2]}"),
     rule(
         rf"\b({'|'.join(tables.BEFORE_NUMBER)})(?:\. ?|(?<=Apt) |(?<=Ste) )(?=\d)",
         lambda m: f"{tables.BEFORE_NUMBER[m[1]]} ",
     ),
     rule(
-        rf"(?<![\w.'])({'|'.join(re.escape(a) for a in tables.ABBREVIATIONS)})\.(?![A-Za-z\d])", _abbreviation, CASELESS
+        rf"(?<![\w.'])(?<!\bdot )({'|'.join(re.escape(a) for a in tables.ABBREVIATIONS)})\.(?![A-Za-z\d])",
+        _abbreviation,
+        CASELESS,
     ),
     rule(r"(?<![\w.'])(vs|etc)\b(?!\.)", lambda m: tables.ABBREVIATIONS[m[1].lower()], CASELESS),
     rule(

@@ -23,23 +23,6 @@ RULES = (*ADDRESSES, *DATES, *NAMES, *SIGNS, *NUMBERS, *REST)
 HELD = "\ue000"
 """Stands for a form of phonemes while the words around it are read."""
 SIGNS_READ = measures.SYMBOLS
-PLAIN_WORD = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)*[,;:!?]?")
-JOINING = frozenset(
-    word
-    for listed in (
-        tables.MONTHS,
-        *(re.findall(r"\w+", words) for words in (tables.ROMAN_AFTER, tables.MONARCHS, tables.PAIRED)),
-        tables.MONTH,
-        tables.WEEKDAYS,
-        tables.TITLES,
-        tables.BEFORE_NUMBER,
-        tables.STATES,
-        measures.UNITS,
-        measures.MAGNITUDES,
-        ["to", "and", "or", "of", "the", "a", "an", "v", "vs", "etc", "is", "through", "square", "cubic", "sq", "cu"],
-    )
-    for word in listed
-)
 
 
 def check_text(text: str, max_chars: int = 10_000) -> None:
@@ -50,6 +33,7 @@ def check_text(text: str, max_chars: int = 10_000) -> None:
     shown = plain(text)
     if not any(c.isalnum() for c in shown):
         raise ValueError("The text holds only markup; there are no words to say.")
+    inline.check_neighbours(shown)
     check_language(shown)
 
 
@@ -60,6 +44,7 @@ def normalize(text: str) -> str:
     script and the first characters.
     """
     _check_words(text)
+    inline.check_neighbours(text)
     forms = [m[0] for m in inline.FORM.finditer(text)] if "](/" in text else []
     text = _plain_characters(inline.FORM.sub(HELD, text.replace(HELD, " ")) if forms else text.replace(HELD, " "))
     for _ in range(8):  # what was cleared away can, rarely, leave a new abbreviation or address behind
@@ -80,17 +65,6 @@ def _check_words(text: str) -> None:
             name = unicodedata.name(symbol, f"U+{ord(symbol):04X}")
             raise ValueError(f"The text holds only emoji or symbols (first: {name}); there are no words to say.")
         raise ValueError("The text holds only punctuation; there are no words to say.")
-
-
-def joins(word: str) -> bool:
-    """Whether a raw ``word`` may be read together with a neighbour.
-
-    Between two words that do not join, a sentence can be cut, and its parts read by themselves.
-    """
-    if not PLAIN_WORD.fullmatch(word):
-        return True
-    core = word.rstrip(",;:!?")
-    return core in JOINING or (len(core) > 1 and core.isupper())
 
 
 def _plain_characters(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from speech_mtp.text import measures, tables
 
@@ -31,7 +31,7 @@ NEVER_LAST = _words(
 )
 """Abbreviations that a sentence does not end with."""
 NUMBERED = _words("no nos p sec ch art apt ste rm bldg eq")
-"""Abbreviations only before a number: "No. 5", but "No. I will not."."""
+"""Abbreviations only before a number: "No. 5", but "No. I will not." and "She said no. 5 people left."."""
 SOMETIMES_LAST = _words(
     "etc inc ltd co corp jr sr bros ave blvd rd a.m p.m al jan feb mar apr jun jul aug sep sept oct nov dec"
     " mon tue tues wed thu thur thurs fri sat sun min max avg"
@@ -42,15 +42,20 @@ SHORTENED = (
     - NEVER_LAST
 )
 """Other abbreviations and units, which may be written with a full stop."""
+ANSWERED = _words("said say says saying answered answer answers replied reply replies shouted whispered voted meant or")
+"""Before "no.", which is then the word, not "number"."""
+OPERATORS = "=+*/×÷<>≤≥≈"
+"""What may follow a factorial: "5! = 120"."""
 INITIALS = re.compile(r"(?:[A-HJ-Z]|[A-Za-z]{1,2}(?:\.[A-Za-z])+)\Z")  # "J" of "J. Smith", "U.S", "Ph.D"; never "I"
 
 
 @dataclass(frozen=True)
 class Word:
-    """A written word, and whether a sentence ends with it."""
+    """A written word, whether a sentence ends with it, and the first character of the word after it, if any."""
 
     text: str
     last: bool
+    following: str = field(default="", compare=False)
 
 
 class SentenceBuffer:
@@ -74,6 +79,8 @@ class SentenceBuffer:
         self._unread = ""
         self._held: list[str] = []  # words of the sentence that are not handed out
         self._length = 0  # characters of the sentence that are handed out, a space after each word
+        self._before = ""  # the word of the sentence that was fed last
+        self._following = ""  # the first character after the words that were fed
 
     def push(self, text: str) -> list[Word]:
         """Add ``text`` (any piece of the stream, even half a word); the words that can now be handed out."""
@@ -83,7 +90,7 @@ class SentenceBuffer:
     def flush(self) -> list[Word]:
         """The text ends here: the remaining words. The buffer is empty and reusable afterwards."""
         words = self._read(final=True)
-        self._unread, self._held, self._length = "", [], 0
+        self._unread, self._held, self._length, self._before = "", [], 0, ""
         return words
 
     def _read(self, final: bool) -> list[Word]:
@@ -100,7 +107,8 @@ class SentenceBuffer:
             gap = self._unread[word.end() : following.start()] if following else ""
             bullet = "\n" in gap and following is not None and following.group()[0] in "-*•"
             ended = following is None or gap.count("\n") > 1 or bullet
-            follower = first or (following.group()[0] if following else "")
+            follower = _follower(following.group(), first) if following else ""
+            self._following = following.group()[0] if following else ""
             words += self._feed(word.group(), follower, ended)
             done = following.start() if following else word.end()
         self._unread = self._unread[done:]
@@ -110,7 +118,9 @@ class SentenceBuffer:
         first = not self._length and not self._held
         self._held.append(word)
         words = self._cut()
-        if ended or ends_sentence(word, follower, first):
+        before, self._before = self._before, word
+        if ended or ends_sentence(word, follower, first, before):
+            self._before = ""
             return words + self._close(len(self._held))
         return words + self._hand_out()
 
@@ -145,7 +155,8 @@ class SentenceBuffer:
             return []
         del self._held[:count]
         self._length += sum(len(text) + 1 for text in texts)
-        return [Word(text, last=False) for text in texts]
+        following = [text[0] for text in (*texts[1:], *self._held[:1])] + [self._following]
+        return [Word(text, False, after) for text, after in zip(texts, following, strict=False)]
 
     def _may_end(self, i: int) -> bool:
         """Whether the sentence could be cut between the held words i and i + 1."""
@@ -194,10 +205,20 @@ def _begins_clause(word: str) -> bool:
     return word.lower() in CONJUNCTIONS
 
 
-def ends_sentence(word: str, follower: str, first: bool) -> bool:
-    """Whether a sentence ends with ``word``; ``follower`` is the first letter or digit of the next word, a mark if it
-    has none, and empty at the end of the text."""
+def _follower(word: str, first: str) -> str:
+    """What is known of the next ``word``, whose first letter or digit is ``first``: that, after a bracket if it opens
+    one, or its first mark."""
+    return ("(" if word[0] == "(" else "") + first if first else word[0]
+
+
+def ends_sentence(word: str, follower: str, first: bool, before: str = "") -> bool:
+    """Whether a sentence ends with ``word``, which is its ``first`` one or comes after ``before``.
+
+    ``follower`` is what :func:`_follower` tells of the next word, and empty at the end of the text.
+    """
     core = word.rstrip(CLOSERS)
+    if core.endswith("!") and follower and follower in OPERATORS:
+        return False
     if core.endswith(("?", "!")):
         return core == word or not follower.islower()
     if core.endswith(("..", "…")):
@@ -205,9 +226,9 @@ def ends_sentence(word: str, follower: str, first: bool) -> bool:
     if not core.endswith("."):
         return False
     name = core[:-1].lstrip("\"'([{“‘«*_")
-    if name.lower() in NUMBERED and follower.isdigit():
-        return False
+    if name.lower() in NUMBERED and follower[-1:].isdigit():
+        return name.lower() == "no" and before.lower() in ANSWERED
     if name.lower() in SOMETIMES_LAST or name.lower() in SHORTENED:
-        return not follower or follower.isupper()
+        return not follower or (follower.isupper() and follower[0] != "(")
     listed = first and name.isdigit()
     return not (listed or name.lower() in NEVER_LAST or INITIALS.match(name))

@@ -125,6 +125,7 @@ PUNCTUATION = {
     **dict.fromkeys("‐‑‒–−", "-"),
     **dict.fromkeys("¡¿", " "),
     "…": "...",
+    "№": " number ",
     "\u00ad": "",
 }
 """Typographic marks -> their plain form, a pause, or nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -27,3 +28,8 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     assert said.err.startswith("speech-mtp: ")
     assert "Traceback" not in said.err
     return said.err
+
+
+def besides_progress(err: str) -> str:
+    """What a command wrote to stderr, without progress bars."""
+    return "".join(part for part in re.split(r"[\r\n]", err) if not re.search(r"\d+%\|", part))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtp import plugins
-from speech_mtp.heads.base import Binding, HeadState, MTPHead, TrunkShape
+from speech_mtp.heads.base import Binding, HeadState, Mixture, MTPHead, TrunkShape
 from speech_mtp.nn.row_values import put, select, widen
+from speech_mtp.nn.transformer import Attention, BlockShape
 from speech_mtp.types import LMOutput
 
 SHAPE = TrunkShape(16, 23, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=4, intermediate_size=24)
@@ -251,6 +252,40 @@ def test_an_untrained_head_is_the_trunks_own(case: Case) -> None:
     feed(head, state, hidden, tokens, [0, 0], [5, 3])
     expected = torch.stack([hidden[0, 4, -1], hidden[1, 2, -1]]) @ weights().T
     assert torch.equal(head.scores(head.root(state), 0, torch.tensor([0, 0])), expected)
+
+
+@torch.no_grad()
+def test_an_untrained_parallel_head_is_the_trunks_last_norm_and_output() -> None:
+    head = make(Case("parallel", {"taps": (-1,)}), trained=False)
+    hidden, tokens = texts(head)
+    for logits in unroll(head, hidden, tokens).values():
+        near(logits, trunk().norm(hidden[:, :, -1]) @ weights().T)
+
+
+@torch.no_grad()
+def test_several_taps_start_with_the_last() -> None:
+    taps = torch.eye(3)[None]  # tap i is the unit vector i
+    assert Mixture("concat", 3, 3)(taps).tolist() == [[0.0, 0.0, 1.0]]
+    assert float(Mixture("mixture", 3, 3)(taps)[0, 2]) > 0.9
+
+
+@torch.no_grad()
+def test_the_blocks_of_a_head_have_the_trunks_sizes() -> None:
+    shape = replace(SHAPE, rms_norm_eps=0.5, rope_theta=7.0)
+    assert shape.block(9) == BlockShape(16, 4, 2, 4, 24, 0.5, 7.0, 9)
+    near_by, far = Attention(shape.block()), Attention(SHAPE.block())
+    far.load_state_dict(near_by.state_dict())
+    x, mask = torch.randn(1, 5, 16), torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
+    index = torch.arange(5)[None]
+    assert not torch.allclose(near_by(x, index, mask), far(x, index, mask), atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_prepared_head_may_choose_its_vocabulary_anew() -> None:
+    head = make(Case("medusa"), draft_vocab=3).prepare()
+    head.set_vocabulary(torch.tensor([9, 2, 17]))
+    state = torch.randn(2, SHAPE.dim)
+    near(head.unembed(state), (state @ weights().T)[:, [9, 2, 17]])
 
 
 @where()

@@ -11,7 +11,7 @@ from speech_mtp import hub, plugins
 from speech_mtp.cli.export import FORMATS
 from speech_mtp.exports.base import HeadExport, open_trunk
 from speech_mtp.exports.ntp import NTP
-from tests.cli.running import refused, run
+from tests.cli.running import besides_progress, refused, run
 from tests.exports.tiny import assert_same, trained, trunk_folder
 
 FITTING: dict[str, dict[str, Any]] = {
@@ -43,10 +43,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", FITTING)
-def test_every_format_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_every_format_is_written_and_stderr_is_for_progress(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    capsys.readouterr()
     head = str(folder / FITTING[name]["name"])
     out = folder / "out"
     assert run(monkeypatch, "export", name, "--head", head, "--out", str(out), "--backbone", str(folder / "lm")) == 0
+    assert besides_progress(capsys.readouterr().err) == ""
     lm, exporter = open_trunk(folder / "lm"), plugins.build("exports", name)
     if isinstance(exporter, HeadExport):
         assert_same(hub.load_head(head, lm), exporter.read(out, lm))

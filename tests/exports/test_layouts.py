@@ -241,6 +241,20 @@ def test_a_folder_that_holds_something_is_not_replaced(tmp_path: Path, lm: TextL
         reader("vllm-medusa").write(tmp_path / "out", head, lm)
 
 
+def test_an_export_that_fails_leaves_nothing(tmp_path: Path, lm: TextLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter = reader("vllm-medusa")
+    fill = exporter.fill
+
+    def broken(folder: Path, head: MTPHead, lm: TextLM) -> None:
+        fill(folder, head, lm)
+        raise OSError("The disk is full.")
+
+    monkeypatch.setattr(exporter, "fill", broken)
+    with pytest.raises(OSError, match="Cannot write"):
+        exporter.write(tmp_path / "out", trained(lm, **MEDUSA[0]), lm)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("name", "spec", "reason"),
     [

@@ -146,6 +146,15 @@ def test_gradients_reach_every_weight_one_offset_at_a_time() -> None:
         assert set(dict(head.named_parameters())) - set(trained) <= {"judge.weight", "judge.bias"}
 
 
+@torch.no_grad()
+def test_a_token_may_be_the_mask_and_the_bigram_bias_starts_at_nought() -> None:
+    head = bound(DFlash, LM, num_drafts=2, mask_id=10)
+    assert torch.equal(head.blocks(torch.tensor([[3]]))[0, 0], LM.embed(torch.tensor([3, 10, 10])))
+    spark = bound(DSpark, LM, num_drafts=2)
+    assert isinstance(spark, DSpark)
+    assert not spark.given(torch.randn(4, spark.shape.dim), torch.arange(4))[0].any()
+
+
 def test_taps_spread_over_the_trunk() -> None:
     assert spread(5, 30) == (2, 9, 15, 21, 28)
     assert spread(3, 30) == (2, 15, 28)

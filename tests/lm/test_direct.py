@@ -111,6 +111,14 @@ def test_the_voice_matters() -> None:
         assert low.shape != high.shape or not torch.equal(low, high)
 
 
+def test_new_embeddings_are_as_large_as_the_backbones_own() -> None:
+    backbone = LlamaForCausalLM(tiny_config())
+    torch.nn.init.normal_(backbone.get_input_embeddings().weight, std=0.03)
+    lm = direct_lm(backbone)
+    tokens = torch.stack([torch.randint(size, (300,)) for size in lm.layout.channel_sizes], -1)
+    assert float(lm.fusion(tokens[None]).std()) == pytest.approx(0.03, rel=0.2)
+
+
 def test_the_rows_of_a_teacher_forced_batch_do_not_see_each_other() -> None:
     lm, units = direct_lm(), maker().make(TEXTS)
     rng = torch.Generator().manual_seed(0)

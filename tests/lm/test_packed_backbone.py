@@ -17,7 +17,7 @@ from tests.lm.test_backbone import TEXTS, family
 from tests.lm.tiny import tiny_tokenizer
 
 FAMILIES: list[tuple[Any, dict[str, Any]]] = [
-    (LlamaConfig, {"attention_bias": True}),
+    (LlamaConfig, {"attention_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}),
     (Qwen2Config, {}),
     (Qwen3Config, {"head_dim": 8}),
     (MistralConfig, {"sliding_window": None}),

@@ -9,12 +9,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from speech_mtp import hub
 from speech_mtp.lm.fingerprint import fingerprint_of
-from speech_mtp.lm.text_encoder import SOUNDS, Spelled, TextEncoder, TextEncoderConfig, find_words, to_sounds, to_units
+from speech_mtp.lm.text_encoder import (
+    SOUNDS,
+    Spelled,
+    TextEncoder,
+    TextEncoderConfig,
+    collate,
+    find_words,
+    spell,
+    to_sounds,
+    to_units,
+)
 from speech_mtp.lm.units import UnitMaker, UnitStream
 from speech_mtp.text.g2p.base import G2P
 from speech_mtp.text.phonemes import VOWELS, Unit, merge_pauses, parse
@@ -184,6 +195,58 @@ def test_a_model_with_its_own_front_end_needs_no_other(own: Spelled, tmp_path: P
 def test_the_default_size_is_below_two_million() -> None:
     encoder = TextEncoder(TextEncoderConfig(576, 18))
     assert sum(p.numel() for p in encoder.parameters()) < 2_000_000
+
+
+def learner(texts: list[str], dev: list[str], **settings: Any) -> TextEncoderTask:
+    torch.manual_seed(0)
+    config = TextEncoderTaskConfig(**{"batch": 8, "rare": 1.0, **settings})
+    return TextEncoderTask(TextEncoder(SMALL), tiny_backbone(2), Toy(), texts, dev, config)
+
+
+def test_held_out_sentences_are_not_trained_on_and_frequent_words_are_thinned() -> None:
+    texts = sentences(40, 1)
+    thin, thick = (learner(texts, texts[:10], rare=rare) for rare in (1e-9, 1.0))
+    assert set(thin.train_data.texts) == set(texts[10:]) - set(texts[:10])
+    counts = [len(t.labelled(texts[10:20], np.random.default_rng(0)).rows) for t in (thin, thick)]
+    assert counts == [0, len(thin.labelled(texts[10:20]).rows)]
+
+
+def test_words_that_no_training_sentence_holds_are_counted_apart() -> None:
+    scores = learner(["the quick fox.", "the dog."], ["the lazy dog."]).evaluate()
+    assert scores["new_word_accuracy"] == 0.0
+    assert "new_word_accuracy" not in learner(["the quick fox.", "the dog."], ["the quick dog."]).evaluate()
+
+
+def test_every_parameter_learns_and_gradients_are_clipped() -> None:
+    task = learner(
+        ["The TV, though. read it", "the dog and/or hello. Good"], ["the dog"], grad_clip=0.05, weight_decay=0.3
+    )
+    optimizer, norms = task.optimizers["text_encoder"], []
+
+    def note(*_: Any) -> None:
+        norms.append(
+            float(torch.stack([p.grad.norm() for p in task.encoder.parameters() if p.grad is not None]).norm())
+        )
+
+    optimizer.register_step_pre_hook(note)
+    assert task.step(0, 1e-3)["norm"] > 0.05
+    assert norms == pytest.approx([0.05], rel=1e-2)
+    assert [name for name, p in task.encoder.named_parameters() if p.grad is None or not p.grad.any()] == []
+    decays = {p.ndim > 1: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays == {True: 0.3, False: 0.0}
+
+
+@torch.no_grad()
+def test_a_word_is_the_same_among_longer_ones_and_dropped_states_are_not_read() -> None:
+    torch.manual_seed(0)
+    encoder = TextEncoder(dataclasses.replace(SMALL, word_dropout=1.0)).eval()
+    text, spans = "it co-operates", [(0, 2), (2, 14)]
+    rows, hidden = spell(text, find_words(text), spans), torch.randn(1, 2, 16)
+    alone, among = encoder(collate(rows[:1]), hidden), encoder(collate(rows), hidden)
+    torch.testing.assert_close(among[0, : 3 * 4], alone[0, : 3 * 4])
+    assert not torch.equal(encoder(collate(rows), -hidden), among)
+    encoder.train()
+    assert torch.equal(encoder(collate(rows), -hidden), encoder(collate(rows), hidden))
 
 
 def test_words_that_the_teacher_cuts_otherwise_are_left_out() -> None:

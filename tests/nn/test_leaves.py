@@ -9,11 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speech_mtp.nn.conv import CausalConv
+from speech_mtp.nn.conv import CausalConv, Film
 from speech_mtp.nn.critics import SpectrogramCritics, critic_loss, generator_loss
 from speech_mtp.nn.fsq import FSQ
 from speech_mtp.nn.source import pulse_train
-from speech_mtp.nn.spectral import LogMel, SpectralLoss, minimum_phase
+from speech_mtp.nn.source_filter import Pitch, SourceFilterDecoder
+from speech_mtp.nn.spectral import LogMel, LowSpectrum, SpectralLoss, minimum_phase
+from speech_mtp.nn.transformer import rotate
 
 
 @given(st.lists(st.integers(2, 9), min_size=1, max_size=4))
@@ -62,6 +64,13 @@ def test_minimum_phase_filter_is_causal() -> None:
     assert torch.allclose(phase[1:-1], response.angle()[1:-1], atol=1e-3)
 
 
+def test_rotation_multiplies_pairs_by_a_phase() -> None:
+    x, index = torch.randn(2, 1, 3, 8), torch.tensor([[0, 1, 5], [7, 8, 9]])
+    angle = index[:, None, :, None] * 50.0 ** (-torch.arange(4) / 4)
+    expected = torch.complex(x[..., :4], x[..., 4:]) * torch.exp(1j * angle)
+    torch.testing.assert_close(rotate(x, index, 50.0), torch.cat([expected.real, expected.imag], -1))
+
+
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6))
 @settings(max_examples=20, deadline=None)
 def test_causal_conv_rows_advance_by_different_lengths(lengths: list[int]) -> None:
@@ -80,10 +89,53 @@ def test_causal_conv_rows_advance_by_different_lengths(lengths: list[int]) -> No
     assert torch.allclose(torch.cat(parts), whole[0], atol=1e-6)
 
 
+def test_a_condition_gives_gain_and_bias() -> None:
+    torch.manual_seed(0)
+    film, x, condition = Film(3, 2), torch.randn(2, 5, 3), torch.randn(2, 2)
+    plain = torch.nn.functional.layer_norm(x, (3,))
+    assert torch.equal(film(x, condition), plain)
+    torch.nn.init.normal_(film.affine.weight)
+    gain, bias = film.affine(condition)[:, None].split(3, -1)
+    torch.testing.assert_close(film(x, condition), plain * gain + bias)
+
+
 def test_log_mel_has_one_column_per_hop() -> None:
     mel = LogMel(24_000, 1024, 240, 80)
     for samples in (1, 239, 240, 241, 5000):
         assert mel(torch.zeros(2, samples)).shape == (2, -(-samples // 240), 80)
+
+
+@pytest.mark.parametrize("features", [LogMel(24_000, 1024, 240, 80), LowSpectrum(2048, 240, 85)])
+def test_a_column_is_centred_on_its_hop(features: LogMel | LowSpectrum) -> None:
+    wave = torch.zeros(1, 7_200)
+    wave[0, 12 * 240 + 120] = 1.0
+    loudness = features(wave)[0].exp().sum(-1)
+    assert int(loudness.argmax()) == 12
+    torch.testing.assert_close(loudness[11], loudness[13], rtol=1e-2, atol=0.0)
+
+
+def test_what_is_voiced_is_pulses_at_the_given_pitch_and_the_rest_noise() -> None:
+    """With a flat envelope for one of the two parts and none for the other."""
+    torch.manual_seed(0)
+    decoder, frames = SourceFilterDecoder(4, 3, 8, dims=(16, 16), blocks=(1, 1)), 16
+
+    def power(part: str, voiced: float, hertz: float = 100.0) -> tuple[float, torch.Tensor]:
+        with torch.no_grad():
+            decoder.envelopes.weight.zero_()
+            half = decoder.envelopes.bias.view(2, -1)
+            half[0].fill_(0.0 if part == "harmonic" else -30.0)
+            half[1].fill_(0.0 if part == "noisy" else -30.0)
+            given = Pitch(torch.full((1, 4 * frames), math.log(hertz)), torch.full((1, 4 * frames), voiced))
+            state = decoder.open(1, torch.device("cpu"))
+            content, prosody = torch.zeros(1, frames, 4), torch.zeros(1, frames, 3)
+            wave = decoder(state, content, prosody, torch.tensor([frames]), given)[0][0, 4_800:]
+        return float(wave.square().mean()), wave
+
+    assert power("harmonic", 1.0)[0] > 0.1
+    assert power("harmonic", 0.0)[0] < 1e-9
+    assert power("noisy", 0.0)[0] > 0.1
+    wave = power("harmonic", 1.0, 200.0)[1]
+    torch.testing.assert_close(wave[120:], wave[:-120], atol=1e-2, rtol=0.0)
 
 
 def test_spectral_loss_is_zero_only_for_equal_waves() -> None:
@@ -91,6 +143,17 @@ def test_spectral_loss_is_zero_only_for_equal_waves() -> None:
     loss = SpectralLoss()
     assert [float(x) for x in loss(wave, wave)] == [0.0, 0.0]
     assert all(float(x) > 0.1 for x in loss(wave * 0.5, wave))
+
+
+def test_critics_want_ones_for_real_and_noughts_for_fake_and_the_generator_ones() -> None:
+    def scored(wave: torch.Tensor) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
+        return [(wave, [2 * wave])]  # the wave is its own score
+
+    noughts, ones = torch.zeros(2, 8), torch.ones(2, 8)
+    assert float(critic_loss(scored, noughts, ones)) == 0.0  # type: ignore[arg-type]
+    assert float(critic_loss(scored, ones, noughts)) == 2.0  # type: ignore[arg-type]
+    assert [float(x) for x in generator_loss(scored, ones, ones)] == [0.0, 0.0]  # type: ignore[arg-type]
+    assert [float(x) for x in generator_loss(scored, noughts, ones)] == [1.0, 1.0]  # type: ignore[arg-type]
 
 
 def test_critics_learn_to_tell_noise_from_a_tone() -> None:

@@ -16,7 +16,7 @@ from speech_mtp import plugins
 from speech_mtp.heads.base import Binding, MTPHead, ParallelHead, TrunkShape
 from speech_mtp.layouts.base import IGNORE
 from speech_mtp.lm.text_lm import TextLM
-from speech_mtp.objectives.mtp import MTP, MTPConfig, Step, choose_anchors, labels_at, offset_weights
+from speech_mtp.objectives.mtp import MTP, Loss, MTPConfig, Step, choose_anchors, judgement, labels_at, offset_weights
 from speech_mtp.training.answer_data import collate
 from speech_mtp.types import LMOutput, Positions
 from tests.training.tiny_text import VOCAB, counting_answers, tiny_text_lm
@@ -131,11 +131,12 @@ def test_hard_terms_are_the_mean_over_what_counts(lm: TextLM) -> None:
         assert (int(step.known.sum()), int(step.right.sum())) == (len(right), sum(right))
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_only_positions_with_a_label_get_a_gradient(lm: TextLM, packed: bool) -> None:
+@pytest.mark.parametrize(("packed", "loss"), [(False, "hard"), (True, "hard"), (False, "soft"), (False, "l1")])
+def test_only_positions_with_a_label_get_a_gradient(lm: TextLM, packed: bool, loss: Loss) -> None:
+    """Not the later positions that a soft target is the law of."""
     positions = batch(packed)
     hidden = states(lm, positions).hidden.requires_grad_()
-    for step in MTP(make(lm), MTPConfig()).steps(LMOutput(hidden), positions):
+    for step in MTP(make(lm), MTPConfig({loss: 1.0})).steps(LMOutput(hidden), positions):
         (gradient,) = torch.autograd.grad(step.loss, hidden, retain_graph=True)
         reached = gradient.abs().sum((-1, -2)) > 0
         assert torch.equal(reached, labels_at(positions, step.offset, 2) != IGNORE)
@@ -201,6 +202,37 @@ def test_feature_and_confidence(lm: TextLM) -> None:
     assert (float(feature.loss), feature.weight) == (pytest.approx(2.5, abs=1e-5), 0.5)
     judged = terms(head, out, positions, losses={"judge": 1.0})["3"]
     assert float(judged.loss) == pytest.approx(float(F.softplus(torch.tensor(-2.0))), abs=1e-5)
+
+
+def test_features_count_where_a_draft_begins(lm: TextLM) -> None:
+    positions = batch()
+    counts = (labels_at(positions, 2, 2) != IGNORE)[..., None]
+    head = bound(lm, Oracle(TrunkShape(**lm.shape())))
+    head.regress = lambda out, tokens: (torch.where(counts, 3.0, 9.0), torch.where(counts, 3.0, 0.0))
+    assert float(terms(head, states(lm, positions), positions, losses={"feature": 1.0})["feature"].loss) == 0.0
+
+
+def test_the_distance_is_a_mean_over_positions(lm: TextLM) -> None:
+    positions, head = batch(), make(lm)
+    out = states(lm, positions)
+    b, t = (labels_at(positions, 2, 2) != IGNORE).nonzero(as_tuple=True)
+    p = lm.output.logits(out.top[b, t + 1]).softmax(-1)
+    q = dict(head.unroll(out, positions.tokens[..., 0]))[2][b, t].softmax(-1)
+    found = terms(head, out, positions, losses={"l1": 2.0})["2"].loss
+    torch.testing.assert_close(found, 2 * (p - q).abs().sum(-1).mean())
+
+
+def test_confidence_learns_the_share_that_is_kept_and_leaves_the_draft_alone() -> None:
+    torch.manual_seed(0)
+    law, chance = torch.randn(5, 7).log_softmax(-1), torch.randn(5, requires_grad=True)
+    scores = torch.randn(5, 7, requires_grad=True)
+    kept = torch.minimum(law.exp(), scores.detach().softmax(-1)).sum(-1)
+    loss = judgement(law, scores, chance)
+    torch.testing.assert_close(loss, F.binary_cross_entropy_with_logits(chance, kept))
+    loss.backward()
+    assert scores.grad is None
+    assert chance.grad is not None
+    assert chance.grad.all()
 
 
 # -- one offset at a time -------------------------------------------------------------------------------------------

@@ -19,6 +19,14 @@ from speech_mtp.streaming.pipeline import speak
 
 DEV = Path(__file__).parents[2] / "recipes/corpus/dev_sentences.txt"
 SENTENCES = DEV.read_text(encoding="utf-8").splitlines()
+PAIRS = Path(__file__).parents[1] / "text/spoken_pairs.tsv"
+WRITTEN = [line.split("\t")[0].replace("\\n", "\n") for line in PAIRS.read_text("utf-8").splitlines()[1:]]
+MARKED = [
+    "Steps:\nI. Top\n  A. Sub\n  B. More\nII. Next\n\nA. Lincoln was here.\nI. Asimov too.\na. Wash\nb. Dry",
+    "He said no. 5 people left. Foo Inc. (NYSE: FOO) rose. 5! = 120 is it! (I think.) No. 5 is alive.",
+    "A pre-[Kokoro](/kˈOkəɹO/)-based [talk](/tˈɔk/)s, x**2 + 2**3.",
+    "Part I think, Henry Tudor I spoke on the 5th of May, Roe v. Wade, rock n' roll.",
+]
 
 
 def long_texts(count: int) -> list[str]:
@@ -41,7 +49,19 @@ def cut(text: str, rng: random.Random) -> Iterator[str]:
 
 def test_the_sentences_are_the_same() -> None:
     rng = random.Random(1)
-    for text in SENTENCES + long_texts(200):
+    for text in SENTENCES + long_texts(200) + WRITTEN + MARKED:
+        assert list(joined(pieces_of(cut(text, rng)))) == sentences(text)
+
+
+def test_the_sentences_are_the_same_letter_by_letter() -> None:
+    for text in WRITTEN + MARKED:
+        assert list(joined(pieces_of(text))) == sentences(text)
+
+
+def test_texts_in_random_order_give_the_same_sentences() -> None:
+    rng = random.Random(5)
+    for _ in range(200):
+        text = rng.choice(" \n").join(rng.choices(WRITTEN + MARKED, k=8))
         assert list(joined(pieces_of(cut(text, rng)))) == sentences(text)
 
 

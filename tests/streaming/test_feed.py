@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speech_mtp.streaming.feed import Feed, joined, pieces_of, sentences
+from speech_mtp.streaming.feed import MAX_SEGMENT, Feed, Segments, joined, pieces_of, sentences
+from speech_mtp.text.split import Word
 
 TEXTS = [
     "Dr. Miller can see you on Tuesday at half past two. My sister was born on March 3rd, 1998.",
@@ -39,15 +40,22 @@ def test_letter_by_letter(text: str) -> None:
 
 def test_words_come_before_the_sentence_ends() -> None:
     pieces = Feed().push("the quick brown fox jumps over 12 ")
-    assert [piece.text for piece in pieces] == ["the quick", " brown", " fox", " jumps"]
+    assert [piece.text for piece in pieces] == ["the", " quick", " brown", " fox", " jumps"]
     assert not any(piece.end for piece in pieces)
 
 
 def test_what_may_be_read_together_waits() -> None:
     feed = Feed()
     assert [piece.text for piece in feed.push("it took him 5 ")] == ["it", " took"]
-    assert [piece.text for piece in feed.push("km and then ")] == []
-    assert [piece.text for piece in feed.push("he slept ")] == [" him five kilometers and then"]
+    assert [piece.text for piece in feed.push("km ")] == []
+    assert [piece.text for piece in feed.push("and then ")] == [" him five kilometers and"]
+    assert [piece.text for piece in feed.push("he slept ")] == [" then", " he"]
+
+
+def test_what_may_be_read_together_waits_for_so_many_words_at_most() -> None:
+    segments = Segments()
+    runs = [run for _ in range(2 * MAX_SEGMENT + 1) for run, _ in segments.push(Word("5", False))]
+    assert [len(run.split()) for run in runs] == [MAX_SEGMENT] * 2
 
 
 def test_a_long_sentence_is_closed_at_a_clause_end_and_loses_no_word() -> None:

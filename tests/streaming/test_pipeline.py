@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.streaming.pipeline import Chunk, Ramp, speak
 from speech_mtp.streaming.stream import WordTrack
 from speech_mtp.streaming.timed import say, warm_up
-from speech_mtp.types import Codes, Sampling
+from speech_mtp.types import Codes, Finish, Sampling
 from tests.tiny import tiny_model
 
 TEXT = "Hello there, the quick brown fox jumps. It is good, and we like it a lot!"
@@ -142,6 +143,28 @@ def test_a_guard_that_trips_is_told_at_the_end() -> None:
     assert "text units" in spoken.finish.detail
 
 
+def test_a_guard_that_trips_early_is_told_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, runs = engine.start, []
+
+    def start(*given: Any) -> Any:
+        runs.append(begin(*given))
+        if len(runs) == 1:
+            runs[0].finish[0] = Finish("length", "cut short")
+        return runs[-1]
+
+    monkeypatch.setattr(engine, "start", start)
+    spoken = say(MODEL, "Hello there. It is good.")
+    assert len(runs) == 2
+    assert spoken.finish == Finish("length", "cut short")
+
+
+def test_a_sentence_said_twice_is_drawn_anew() -> None:
+    once, twice = spoken_codes("It is good."), spoken_codes("It is good. It is good.")
+    count = once.shape[-1]
+    assert torch.equal(twice[..., :count], once)
+    assert not torch.equal(twice[..., count:], once)
+
+
 @pytest.mark.parametrize("text", ["", "   ", "?!"])
 def test_nothing_to_say_is_refused_before_any_sound(text: str) -> None:
     with pytest.raises(ValueError, match=r"empty|no words"):
@@ -171,6 +194,21 @@ def test_time_spent_waiting_for_text_is_not_counted(monkeypatch: pytest.MonkeyPa
     spoken = say(MODEL, slow())
     assert spoken.compute_s == 0.0
     assert now[0] >= 100.0
+
+
+def test_the_first_audio_is_timed_when_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The codec takes a second a call, everything else no time."""
+    now, push = [0.0], MODEL.codec.push
+
+    def slow(*given: Any) -> list[torch.Tensor]:
+        now[0] += 1.0
+        return push(*given)
+
+    monkeypatch.setattr("speech_mtp.streaming.timed.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(MODEL.codec, "push", slow)
+    spoken = say(MODEL, TEXT)
+    assert spoken.first_audio_s == 1.0
+    assert spoken.compute_s == now[0] > 3.0
 
 
 def test_warming_up_speaks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,10 @@ def test_a_long_unknown_word_is_read_to_its_end(g2p: hibari.Hibari) -> None:
     assert len(long) > 3 * len(short)
 
 
+def test_what_the_net_gives_besides_phonemes_is_left_out() -> None:
+    assert hibari._read_unknown(lambda word: "k7ˈæ#z\u2753", "zubroklam") == "kˈæz"
+
+
 def test_a_word_written_twice_points_to_both_places(g2p: hibari.Hibari) -> None:
     starts = [u.char_start for u in g2p.phonemize("no no, no") if u.word_start]
     assert starts == [0, 3, 7]

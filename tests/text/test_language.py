@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,10 @@ CORPUS = Path(__file__).parents[2] / "recipes" / "corpus"
         ("Het is een mooie dag vandaag.", "Dutch"),
         ("Jag vill ha en kopp kaffe.", "Swedish"),
         ("Dzień dobry, jak się masz?", "Polish"),
+        ("Xin chào, bạn có khỏe không?", "Vietnamese"),
+        ("Hà Nội là thủ đô của Việt Nam.", "Vietnamese"),
+        ("Tôi rất thích ăn phở vào buổi sáng.", "Vietnamese"),
+        (unicodedata.normalize("NFD", "Hôm nay trời đẹp quá, chúng ta đi chơi nhé."), "Vietnamese"),
     ],
 )
 def test_a_language_is_named(text: str, name: str) -> None:
@@ -39,6 +44,11 @@ def test_a_language_is_named(text: str, name: str) -> None:
         "Je ne sais quoi",
         "for i in range(10): print(i)",
         "Translate German to English: Patek kann gegen sein Urteil noch Berufung einlegen.",
+        "x = la + le",
+        "y = il + la + le + di",
+        "del x, y; la = le + un; il = la * di",
+        "if (der == das) { die = ist; }",
+        "Nguyễn Văn Thiệu and Trần Hưng Đạo are names from Việt Nam.",
         "123 Rue de la Paix, 75002 Paris",
         "ok",
     ],

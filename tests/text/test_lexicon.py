@@ -10,7 +10,7 @@ from speech_mtp.text import inline
 from speech_mtp.text.g2p.base import G2P
 from speech_mtp.text.lexicon import Lexicon, read_lexicon
 from speech_mtp.text.markup import plain
-from speech_mtp.text.normalize import normalize
+from speech_mtp.text.normalize import check_text, normalize
 from speech_mtp.text.phonemes import Unit, merge_pauses, parse, render
 from speech_mtp.text.split import split_sentences
 
@@ -64,6 +64,43 @@ def test_written_phonemes_come_through_to_the_word() -> None:
     units = Lexicon(Letters()).phonemize(text)
     assert render(units) == "tə kˈOkəɹO tə tə nˈu jˈɔɹks."
     assert [text[u.char_start : u.char_end] for u in units if u.word_start][:2] == ["Doctor", "Kokoro"]
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("Nguyens", "nɪz"),
+        ("Nguyen's", "nɪz"),
+        ("Nguyens'", "nɪz"),
+        ("Nguyen'll", "nɪəl"),
+        ("two SQLs", "tə ˈɛlz"),
+        ("Bosches", "bˈɑʃᵻz"),
+        ("his", "tə"),
+        ("[Bim](/bˈɪm/)s", "bˈɪmz"),
+        ("[Bim](/bˈɪm/)'s", "bˈɪmz"),
+        ("[Bim](/bˈɪm/)-based", "bˈɪm tə"),
+        ("pre-[Bim](/bˈɪm/)", "tə bˈɪm"),
+        ("a ([Bim](/bˈɪm/)),", "tə, bˈɪm"),
+    ],
+)
+def test_endings_and_marks_beside_a_word_are_read(text: str, read: str) -> None:
+    g2p = Lexicon(Letters(), {"nguyen": "/nɪ/", "SQL": "/ˈɛl/", "bosch": "/bˈɑʃ/", "hi": "/hˈI/"})
+    assert render(g2p.phonemize(normalize(text))).strip(",") == read
+
+
+def test_the_word_around_a_form_is_one_word() -> None:
+    text = "a pre-[Bim](/bˈɪm/)-based [Bim](/bˈɪm/)'s"
+    units = [u for u in Lexicon(Letters()).phonemize(text) if not u.is_pause]
+    words = dict.fromkeys(inline.written(text[u.char_start : u.char_end]) for u in units)
+    assert list(words) == ["a", "pre-Bim-based", "Bim's"]
+
+
+@pytest.mark.parametrize("text", ["re[do](/dˈu/)ing", "[do](/dˈu/)ing", "re[do](/dˈu/)", "**re**[do](/dˈu/)"])
+def test_phonemes_of_a_part_of_a_word_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="phonemes of 'do' stand inside a word"):
+        normalize(plain(text))
+    with pytest.raises(ValueError, match="phonemes of 'do' stand inside a word"):
+        check_text(text)
 
 
 def test_places_undo_written() -> None:

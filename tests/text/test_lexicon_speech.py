@@ -31,6 +31,7 @@ def g2p(tmp_path: Path) -> Lexicon:
     ("text", "heard"),
     [
         ("Ask Nguyen's wife.", "wˈɪnz"),
+        ("Ask the Nguyens too.", "wˈɪnz"),
         ("We write SQL today.", "ˌɛskjuˈɛl"),
         ("Say [Kokoro](/kˈOkəɹO/) twice.", "kˈOkəɹO"),
     ],

@@ -258,9 +258,9 @@ def test_every_number_is_spoken_in_words(value: int) -> None:
     ids=lambda text: text[:4] + text[-2:],
 )
 def test_adversarial_text_is_linear(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     normalize(text)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_numbers_words() -> None:

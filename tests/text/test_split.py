@@ -135,6 +135,6 @@ def test_room_for_no_character_is_refused() -> None:
 
 @pytest.mark.parametrize("text", ["." * 10_000, "a." * 5_000, "(" * 10_000, " " * 10_000, "a " * 5_000, "'." * 5_000])
 def test_adversarial_text_takes_no_longer_than_ordinary_text(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     split_sentences(text)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from speech_mtp.streaming.feed import Segments, pieces_of
 from speech_mtp.text.markup import plain
-from speech_mtp.text.normalize import joins, normalize
-from speech_mtp.text.split import split_sentences
+from speech_mtp.text.normalize import normalize
+from speech_mtp.text.split import Word, split_sentences
 
 HERE = Path(__file__).parent
 CORPUS = HERE.parents[1] / "recipes" / "corpus"
@@ -31,14 +32,11 @@ def test_every_kind_is_spoken_as_people_do(written: str, spoken: list[str]) -> N
 
 
 def segments(sentence: str) -> list[str]:
-    found = sentence.split()
-    parts = [[found[0]]]
-    for before, word in pairwise(found):
-        if joins(before) or joins(word):
-            parts[-1].append(word)
-        else:
-            parts.append([word])
-    return [" ".join(part) for part in parts]
+    """The runs that are read together, as text that arrives is cut."""
+    runs = Segments()
+    words = [Word(word, False, after[0]) for word, after in pairwise(sentence.split())]
+    words.append(Word(sentence.split()[-1], last=True))
+    return [run for word in words for run, _ in runs.push(word)]
 
 
 def test_segments_of_a_sentence_are_read_as_the_sentence_is() -> None:
@@ -50,11 +48,52 @@ def test_segments_of_a_sentence_are_read_as_the_sentence_is() -> None:
     assert differ == []
 
 
-@pytest.mark.parametrize("word", ["house", "walked", "Therefore,", "don't", "I"])
-def test_plain_words_do_not_join(word: str) -> None:
-    assert not joins(word)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the house",
+        "Therefore, he",
+        "walked to the end of a road",
+        "you may go or stay",
+        'so he said, "Yes," and left',
+        "a well-known man",
+        "the FBI is here",
+        "no art is",
+        "A man and an hour",
+    ],
+)
+def test_every_plain_word_is_read_by_itself(text: str) -> None:
+    assert segments(text) == text.split()
 
 
-@pytest.mark.parametrize("word", ["5", "Dr.", "km", "NASA", "May", "Henry", "to", "no", "$5", "e.g.", "(ok)", "A-Z"])
-def test_words_of_rules_join(word: str) -> None:
-    assert joins(word)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the 5th of May",
+        "Dr Lee",
+        "20 sq ft",
+        "a $5 million house",
+        "3 x 10 to the 6th",
+        "War II",
+        "Henry Tudor I",
+        "Part I think",
+        "Austin, TX",
+        "STOP THAT",
+        "Mon and Fri",
+        "well (ok) then",
+        "grades A-Z only",
+        "Roe v. Wade",
+        "rock n' roll",
+    ],
+)
+def test_words_that_a_rule_reads_together_stay_together(text: str) -> None:
+    assert segments(text) == [text]
+
+
+def test_the_first_words_are_read_early() -> None:
+    waits = []
+    for line in (CORPUS / "dev_sentences.txt").read_text("utf-8").splitlines():
+        pushed = pieces_of(f" {word}" for word in line.split())
+        waits.append(next(i for i, pieces in enumerate(pushed, 1) if any(piece.text for piece in pieces)))
+    assert sum(waits) / len(waits) < 2.1
+    assert max(waits) <= 3

@@ -14,7 +14,7 @@ from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
 from speech_mtp.corpus.store import AudioStore, AudioStoreWriter
 from speech_mtp.text.phonemes import SYMBOLS
 from speech_mtp.training import codec as training
-from speech_mtp.training.codec import CodecTask, speaker_loss
+from speech_mtp.training.codec import CodecTask, fill_unvoiced, speaker_loss
 from speech_mtp.training.codec_data import (
     NOBODY,
     CodecBatch,
@@ -121,6 +121,82 @@ def test_kept_codes_are_those_of_encode_in_mixed_precision_too(store: AudioStore
         assert torch.equal(ours, theirs)
 
 
+# -- the terms --------------------------------------------------------------------------------------------------------
+def test_the_loss_is_the_weighted_sum_of_its_terms(store: AudioStore) -> None:
+    weights = CodecWeights(stft=2.0, ctc=0.5, critic=0.7, feature=3.0)
+    task = task_of(store, weights=weights, critic_from=1)
+    for number, adversarial in enumerate([False, True]):
+        scores = task.step(number, 1e-3)
+        assert [name in scores for name in ("critics", "critic", "feature")] == [adversarial] * 3
+        parts = [getattr(weights, name) * value for name, value in scores.items() if name not in ("loss", "critics")]
+        assert scores["loss"] == pytest.approx(sum(parts), rel=1e-4)
+
+
+def test_gradients_are_clipped_before_they_are_used(store: AudioStore) -> None:
+    task = task_of(store, weights=CodecWeights(mel=1e4))
+    norms: list[float] = []
+    parameters = [*task.codec.parameters(), *task.helpers.parameters()]
+
+    def note(*_: Any) -> None:
+        norms.append(float(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()))
+
+    task.optimizers["codec"].register_step_pre_hook(note)
+    task.step(0, 1e-3)
+    assert norms == pytest.approx([5.0], rel=1e-3)
+
+
+def test_every_term_of_the_sound_teaches_the_decoder_and_none_the_ear(store: AudioStore) -> None:
+    task = task_of(store)
+    terms, fake, _ = task.terms(task.data.batch(0))
+    for name in ("stft", "convergence", "mel", "heard"):
+        (gradient,) = torch.autograd.grad(terms[name], fake, retain_graph=True)
+        assert gradient.abs().sum() > 0, name
+    task.heard(torch.randn(1, 9_600)).sum().requires_grad_().backward()
+    assert all(weight.grad is None for weight in task.codec.content.parameters())
+
+
+def test_padding_adds_nothing_to_the_terms_of_a_stream(store: AudioStore) -> None:
+    task = task_of(store, batch=1)
+    batch, frames, n = task.data.batch(0), 40, 25
+    torch.manual_seed(0)
+    content, prosody, loudness = torch.randn(1, frames, 4), torch.randn(1, frames, 3), torch.randn(1, 4 * frames)
+    mask = (torch.arange(frames) < n).float()[None, :, None]
+    voices = {"content": batch.voice, "prosody": batch.voice}
+    with torch.no_grad():
+        padded = task.stream_terms(batch, content, prosody, loudness, mask, voices)
+        cut = [content[:, :n], prosody[:, :n], loudness[:, : 4 * n], mask[:, :n]]
+        alone = task.stream_terms(batch, *cut, voices)
+    for name, value in alone.items():
+        torch.testing.assert_close(padded[name], value, msg=name)
+
+
+def test_pitch_is_judged_where_there_is_a_voice() -> None:
+    """A guess of 5.0 everywhere and a truth of 100 Hz in some steps, which stands in the others too."""
+    torch.testing.assert_close(
+        fill_unvoiced(torch.tensor([[0.0, 100.0, 0.0, 200.0, 0.0], [0.0] * 5])).exp(),
+        torch.tensor([[100.0, 100.0, 100.0, 200.0, 200.0], [150.0] * 5]),
+    )
+    codec = tiny_codec().train()
+    with torch.no_grad():
+        for layer in (codec.decoder.pitch_out, codec.decoder.pitch_mean):
+            layer.weight.zero_()
+        codec.decoder.pitch_out.bias.zero_()
+    task = CodecTask.__new__(CodecTask)
+    task.codec, task.config, task.device = codec, CodecTaskConfig(crop_frames=8, amp=False), torch.device("cpu")
+    batch = CodecBatch(torch.zeros(1, 9_600), *[torch.tensor([0])] * 8)  # type: ignore[arg-type]
+    batch.pitch = torch.tensor([[100.0, 0.0, 0.0, 0.0] * 20])
+    _, _, terms = task.decode_crop(batch, torch.zeros(1, 10, 4), torch.zeros(1, 10, 3), torch.zeros(1, 8))
+    assert float(terms["pitch"]) == pytest.approx(5 - np.log(100), abs=1e-4)
+
+
+def test_an_evaluation_repeats_itself(store: AudioStore) -> None:
+    task = task_of(store, weights=CodecWeights(heard=0.0))
+    torch.manual_seed(1)
+    once = task.evaluate()
+    torch.manual_seed(2)
+    assert task.evaluate() == once
+
+
 # -- what is trained on -----------------------------------------------------------------------------------------------
 def picked(data: CodecData, batches: int = 30) -> list[tuple[int, int]]:
     """The rows that utterances and their references come from, in so many batches."""
@@ -176,6 +252,13 @@ def test_a_corpus_without_dev_sentences_is_refused(tmp_path: Path, store: AudioS
 def test_the_reference_is_another_utterance_of_the_voice(store: AudioStore) -> None:
     pairs = picked(task_of(store).data, 100)
     assert all(index != other and index % 2 == other % 2 for index, other in pairs)
+
+
+def test_the_reference_is_as_fast_as_the_utterance_and_cut(store: AudioStore) -> None:
+    data = task_of(store, batch=4, resample=1.0, reference_s=0.5).data
+    pairs, batch = picked(data, 0), data.batch(0)
+    for (index, _), length, reference in zip(pairs, batch.lengths, batch.reference_lengths, strict=True):
+        assert float(reference) / (0.5 * RATE) == pytest.approx(float(length) / store.rows[index].samples, rel=1e-3)
 
 
 def test_padding_is_no_speech_in_the_reference(store: AudioStore) -> None:
@@ -364,3 +447,7 @@ def test_batches_are_a_function_of_their_number(store: AudioStore) -> None:
     one, other = task_of(store).data, task_of(store).data
     assert torch.equal(one.batch(3).wave, other.batch(3).wave)
     assert one.batch(3).wave.shape != one.batch(4).wave.shape or not torch.equal(one.batch(3).wave, one.batch(4).wave)
+    assert not torch.equal(
+        one.batch(3).wave.flatten()[:RATE], task_of(store, seed=1).data.batch(3).wave.flatten()[:RATE]
+    )
+    assert len({int(crop) for number in range(4) for crop in one.batch(number).crop}) > 2

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from speech_mtp import hub
 from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
-from speech_mtp.corpus.codes import load_codes
+from speech_mtp.corpus.codes import CodeCorpus, CodeRow, load_codes, save_codes
 from speech_mtp.corpus.store import AudioStoreWriter
 from speech_mtp.lm.backbone import fingerprint_of
 from speech_mtp.lm.units import UnitMaker
@@ -28,7 +28,7 @@ from speech_mtp.training import conversion
 from speech_mtp.training.lm import UnitStore
 from speech_mtp.training.parts import Parts
 from speech_mtp.training.runs import run
-from speech_mtp.training.stages import TrainConfig
+from speech_mtp.training.stages import PackageRun, TrainConfig
 from speech_mtp.types import Codes, TextUnits
 from tests.text_tiny import tiny_folder
 from tests.tiny import tiny_lm
@@ -189,6 +189,26 @@ def test_codes_in_parts_are_the_codes_of_the_store(folder: Path) -> None:
     stored = torch.from_numpy((wave * 32767).round().astype("<i2").astype(np.float32) / 32768)
     alone: Codes = codec.encode(stored[None, None])
     assert torch.equal(frames, alone.frames[0])
+
+
+def test_several_processes_share_the_work(folder: Path) -> None:
+    done: list[set[str]] = []
+    for i in range(2):
+        run_stage(folder, "encode", out=folder / f"out{i}", part=(i, 2))
+        done.append({row.id for row in load_codes(folder / f"out{i}").rows})
+    assert not done[0] & done[1]
+    assert done[0] | done[1] == set("0123456")
+
+
+def test_a_voice_is_the_mean_of_its_own_utterances(tmp_path: Path) -> None:
+    rows = [CodeRow(f"{i}", voice, "hello", "", "train", i, 1) for i, voice in enumerate(("low", "high", "low"))]
+    timbre = torch.tensor([[1.0, 2.0], [9.0, 9.0], [3.0, 6.0]])
+    save_codes(CodeCorpus(rows, torch.zeros(2, 3).long(), torch.zeros(3).long(), timbre), tmp_path)
+    stage = PackageRun.model_construct(codes=[tmp_path], voices={"first": "low", "second": "high"})
+    found = {name: value.tolist() for name, value in conversion._timbres(stage).items()}
+    assert found == {"first": [2.0, 4.0], "second": [9.0, 9.0]}
+    with pytest.raises(ValueError, match="did you mean 'low'"):
+        conversion._timbres(PackageRun.model_construct(codes=[tmp_path], voices={"first": "lw"}))
 
 
 def test_stored_units_in_parts_are_those_of_each_text(folder: Path) -> None:

@@ -159,6 +159,7 @@ def test_streamed_text_sounds_as_the_whole_text(packaged: Path) -> None:
     model = hub.load(packaged)
     assert isinstance(model.lm, DirectLM)
     assert json.loads((packaged / "config.json").read_text())["form"] == "direct"
+    assert model.sampling.seed == 3
     whole = say(model, SPEECH)
     assert whole.steps > 3
     assert whole.wave.std() > 1e-3

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from speech_mtp.corpus.codes import CodeCorpus, CodeRow
+from speech_mtp.lm.embeddings import Window
+from speech_mtp.lm.talker import TalkerBlock
 from speech_mtp.lm.units import UnitMaker
 from speech_mtp.text.phonemes import render
 from speech_mtp.training import checkpoint
@@ -143,12 +145,18 @@ def test_the_rate_warms_up_and_falls() -> None:
     assert all(a > b for a, b in itertools.pairwise(rates[2:]))
 
 
+def test_the_seed_decides_the_curve(tmp_path: Path) -> None:
+    train(Line(), CONFIG, tmp_path / "one")
+    train(Line(), replace(CONFIG, seed=1), tmp_path / "other")
+    assert losses(tmp_path / "one") != losses(tmp_path / "other")
+
+
 # -- the speech LM ----------------------------------------------------------------------------------------------------
 TEXTS = ["hello there.", "the quick brown fox jumps.", "good morning", "it is a lazy dog."]
 DEV_TEXT = "a dog jumps over the fox."
 
 
-def tiny_task(folder: Path, **settings: object) -> LMTask:
+def tiny_task(folder: Path, lm: dict[str, Any] | None = None, **settings: object) -> LMTask:
     maker = UnitMaker(tiny_backbone(), Letters())
     rest = [*TEXTS[2:], DEV_TEXT]
     write_units(folder, [(TEXTS[:2], maker.make(TEXTS[:2])), (rest, maker.make(rest))])
@@ -164,8 +172,8 @@ def tiny_task(folder: Path, **settings: object) -> LMTask:
         unit.append(torch.arange(n) // 3)
     timbre = torch.randn(5, 8, generator=rng)
     corpus = CodeCorpus(rows, torch.cat(frames, 1), torch.cat(unit), timbre)
-    config = LMTaskConfig(batch=2, **settings)  # type: ignore[arg-type]
-    return LMTask(tiny_lm(), corpus, store, config, torch.device("cpu"))
+    config = LMTaskConfig(**{"batch": 2, **settings})  # type: ignore[arg-type]
+    return LMTask(tiny_lm(**lm or {}), corpus, store, config, torch.device("cpu"))
 
 
 def test_stored_units_are_those_that_were_made(tmp_path: Path) -> None:
@@ -227,6 +235,96 @@ def test_noise_replaces_codes_and_never_the_pointer_steps(tmp_path: Path) -> Non
     assert torch.equal(noisy[..., 0], positions.tokens[..., 0])
     share = (noisy[..., 1] != positions.tokens[..., 1]).float().mean()
     assert 0.2 < share < 0.8
+
+
+def test_the_seed_and_the_pass_decide_the_order(tmp_path: Path) -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        data = tiny_task(tmp_path, batch=1, seed=seed).train_data
+        return [int(data.batch(number)[0].lengths[0]) for number in range(4 * epoch, 4 * epoch + 4)]
+
+    orders = [[order(seed, epoch) for epoch in range(4)] for seed in (0, 1)]
+    assert len({tuple(found) for found in orders[0]}) > 1
+    assert orders[0] != orders[1]
+
+
+def test_the_loss_is_the_weighted_sum_and_gradients_are_clipped(tmp_path: Path) -> None:
+    weights = {"control": 200.0, "stream0": 50.0, "stream1": 25.0}
+    task = tiny_task(tmp_path, weights=weights, grad_clip=0.5, weight_decay=0.07)
+    norms: list[float] = []
+
+    def note(*_: Any) -> None:
+        norms.append(float(torch.stack([p.grad.norm() for p in task.lm.parameters() if p.grad is not None]).norm()))
+
+    optimizer = task.optimizers["lm"]
+    optimizer.register_step_pre_hook(note)
+    scores = task.step(0, 1e-3)
+    assert scores["loss"] == pytest.approx(sum(weight * scores[name] for name, weight in weights.items()), rel=1e-4)
+    assert norms == pytest.approx([0.5], rel=1e-3)
+    assert scores["norm"] > 0.5
+    decays = {p.ndim > 1: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays == {True: 0.07, False: 0.0}
+
+
+def test_every_parameter_learns_from_one_step(tmp_path: Path) -> None:
+    task = tiny_task(tmp_path, batch=4, noise=0.0)
+    task.step(0, 1e-3)
+    still = [name for name, p in task.lm.named_parameters() if p.grad is None or not p.grad.any()]
+    assert still == []
+
+
+def test_noise_is_for_training_alone(tmp_path: Path) -> None:
+    task = tiny_task(tmp_path, lm={"dropout": 0.5, "blank_states": 0.5}, noise=1.0, timbre_noise=3.0, amp=False)
+    task.lm.train()
+    assert task.evaluate() == task.evaluate()
+    task.lm.eval()
+    batch, found = task.train_data.batch(0), []
+    for noise, corrupt in ((0.0, task.corrupt), (1.0, task.corrupt), (1.0, lambda positions, share: positions.tokens)):
+        torch.manual_seed(0)
+        task.corrupt = corrupt  # type: ignore[method-assign]
+        with torch.no_grad():
+            found.append(float(task.terms(batch, noise=noise)["stream0"]))
+    assert len(set(found)) == 3, "of codes and timbre, of timbre alone, none"
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_mixed_precision_is_as_asked_for(tmp_path: Path, amp: bool) -> None:
+    task, seen = tiny_task(tmp_path, amp=amp), []
+    task.lm.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    task.step(0, 1e-3)
+    assert seen == [amp]
+
+
+def test_states_are_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    scores, blind = (
+        tiny_task(tmp_path, amp=False).evaluate(),
+        tiny_task(tmp_path, zero_hidden=True, amp=False).evaluate(),
+    )
+    assert scores["blank/control"] != scores["control"]
+    assert blind["control"] == blind["blank/control"] == scores["blank/control"]
+
+
+def test_states_are_blanked_and_dropout_drops_in_training_alone(tmp_path: Path) -> None:
+    task = tiny_task(tmp_path, lm={"blank_states": 1.0}, amp=False)
+    batch = task.train_data.batch(0)
+    with torch.no_grad():
+        for training in (True, False):
+            task.lm.train(training)
+            assert (task.terms(batch)["control"] == task.terms(batch, zero=True)["control"]) == training
+        block = TalkerBlock(8, 2, 16, layer=0, dropout=1.0)
+        x, index, mask = torch.randn(1, 3, 8), torch.arange(3)[None], torch.ones(1, 1, 3, 3, dtype=torch.bool)
+        for training in (True, False):
+            assert torch.equal(block.train(training)(x, index, mask, None), x) == training
+
+
+def test_a_window_ends_with_the_units_of_its_row() -> None:
+    torch.manual_seed(0)
+    window, encoded, pointer = Window(4, 6, past=2, ahead=3), torch.randn(1, 5, 4), torch.arange(4)[None]
+    with torch.no_grad():
+        padded = window(encoded, torch.tensor([3]), pointer)
+        torch.testing.assert_close(padded, window(encoded[:, :3], torch.tensor([3]), pointer))
+        window.outside[0] += 1
+        moved = (window(encoded, torch.tensor([3]), pointer) != padded).any(-1)
+    assert moved.tolist() == [[True, True, False, False]]
 
 
 def test_the_task_resumes_too(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from speech_mtp.training import distributed
 from speech_mtp.training.base import Task
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.loop import LoopConfig, train
@@ -116,3 +117,15 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path, launcher: bo
     assert half["weight"] != pytest.approx(alone["weight"], abs=1e-3), "the second process's points must count"
     steps = [json.loads(line) for line in (two / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps if "loss" in line] == list(range(STEPS)), "one process writes the log"
+
+
+def test_gradients_are_means_and_a_missing_one_counts_as_nought(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adam does not see the scale of a gradient, clipping and the norm in the log do."""
+    workers = Workers()
+    workers.count = 2
+    here, missing = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))
+    here.grad = torch.tensor([2.0, 4.0])
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda flat: flat.add_(torch.tensor([4.0, 0.0, 6.0])))
+    workers.average_gradients([here, missing])
+    assert missing.grad is not None
+    assert [here.grad.tolist(), missing.grad.tolist()] == [[3.0, 2.0], [3.0]]
