@@ -17,13 +17,8 @@ from speech_mtp import plugins
 from speech_mtp.layouts.aligned import Aligned
 from speech_mtp.layouts.base import Layout
 from speech_mtp.lm.cache import KVCache
-<<<<<<< HEAD
-from speech_mtp.lm.embeddings import GroupFusion, UnitEncoder, Window
-from speech_mtp.lm.group_lm import GroupLM, GroupLMConfig, SpeechPlace, SpeechRows, behind_text, causal_mask
-=======
-from speech_mtp.lm.decode import DecodeState, GroupLM, GroupLMConfig, behind_text, causal_mask
 from speech_mtp.lm.embeddings import EncodedUnits, GroupFusion, UnitEncoder, Window
->>>>>>> reader
+from speech_mtp.lm.group_lm import GroupLM, GroupLMConfig, SpeechPlace, SpeechRows, behind_text, causal_mask
 from speech_mtp.lm.output import build_output
 from speech_mtp.lm.talker import Talker
 from speech_mtp.nn.row_values import put
@@ -131,15 +126,10 @@ class SpeechLM(GroupLM):
     def extend(self, rows: SpeechRows, b: int, units: TextUnits) -> None:
         if self.prefix is not None:
             raise ValueError("The prefix layout reads its text once; late text needs the aligned layout.")
-<<<<<<< HEAD
-        rows.encoded = put(rows.encoded, b, self.units.in_blocks(units))
+        known = EncodedUnits(self.units, rows.encoded[b, : int(rows.num_units[b])])
+        rows.encoded = put(rows.encoded, b, known.extend(units)[None])
         rows.num_units = put(rows.num_units, b, units.lengths)
         rows.complete = put(rows.complete, b, units.complete)
-=======
-        known = [rows[:n] for rows, n in zip(state.encoded, state.units.lengths.tolist(), strict=True)]
-        rows = [EncodedUnits(self.units, rows).extend(units, b) for b, rows in enumerate(known)]
-        state.units, state.encoded = units, torch.stack(rows)
->>>>>>> reader
 
     def vectors(self, rows: SpeechRows, tokens: Tensor, place: SpeechPlace) -> Tensor:
         return self.embed(tokens, rows.encoded, rows.num_units, rows.timbre, place.pointer)
