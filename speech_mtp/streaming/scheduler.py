@@ -73,7 +73,7 @@ class Scheduler:
         self._run: Run | None = None
         self._talking: dict[int, Stream] = {}
         self._thread = ThreadPoolExecutor(1, "codec") if codec_thread else None
-        self._decoding: list[tuple[Stream, Future[Tensor]]] = []
+        self._decoding: list[tuple[Stream, Future[tuple[Tensor, bool]]]] = []
 
     # -- who comes and goes ---------------------------------------------------------------------------------------
     def speak(
@@ -212,7 +212,7 @@ class Scheduler:
         for stream in sorted(due, key=lambda s: s.deadline()):
             work = stream.decoding()
             if self._thread is None:
-                stream.take_sound(work())
+                stream.take_sound(*work())
             else:
                 self._decoding.append((stream, self._thread.submit(work)))
         return worked or bool(due) or bool(self._decoding)
@@ -226,7 +226,7 @@ class Scheduler:
         finished = [(s, f) for s, f in self._decoding if f.done()]
         self._decoding = [(s, f) for s, f in self._decoding if not f.done()]
         for stream, future in finished:
-            stream.take_sound(future.result())
+            stream.take_sound(*future.result())
         return bool(finished)
 
     def _others_can_work(self) -> bool:

@@ -198,8 +198,9 @@ class Stream:
         """Whether the codec has something to do: groups that fill the ramp, or the end."""
         return self.finish is None and (self._flushed or len(self._pending) >= self.ramp[self._calls])
 
-    def decoding(self) -> Callable[[], Tensor]:
-        """What the codec has to do now, as a function that may run in another thread."""
+    def decoding(self) -> Callable[[], tuple[Tensor, bool]]:
+        """What the codec has to do now, as a function that may run in another thread: its sound, and whether it is the
+        last."""
         codec, state, row, last = self.model.codec, self._codec, self._codec_row, self._flushed
         count = len(self._pending) if last else self.ramp[self._calls]
         groups, self._pending = self._pending[:count], self._pending[count:]
@@ -207,24 +208,24 @@ class Stream:
         frames = self.model.lm.layout.frames(torch.cat(groups, 1)) if groups else None
 
         @torch.inference_mode()
-        def work() -> Tensor:
+        def work() -> tuple[Tensor, bool]:
             parts = []
             if frames is not None:
                 parts += codec.push(state, frames, torch.tensor([frames.shape[-1]]))
             if last:
                 parts += codec.flush(state, row)
-            return torch.cat(parts)
+            return torch.cat(parts), last
 
         return work
 
-    def take_sound(self, wave: Tensor) -> None:
-        """The codec has made ``wave [S]``."""
+    def take_sound(self, wave: Tensor, last: bool) -> None:
+        """The codec has made ``wave [S]``, the last of it or not."""
         if self.finish is not None:
             return
         if self._first_sound is None and wave.numel():
             self._first_sound = self.clock()
         self._sounded_s += len(wave) / self.model.codec.spec.sample_rate
-        if self._flushed:
+        if last:
             self._end(wave, self._worst)
         else:
             self._tell(wave)

@@ -1,0 +1,321 @@
+"""Many streams: what each says is what it says alone, however they come, wait and go."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from speech_mtp import plugins
+from speech_mtp.decoding.base import DecodingRule
+from speech_mtp.heads.base import Binding, MTPHead, TrunkShape
+from speech_mtp.streaming.chat import Chat
+from speech_mtp.streaming.conversation import Conversation, Writer
+from speech_mtp.streaming.pipeline import speak
+from speech_mtp.streaming.scheduler import Pace, Scheduler, run_to_end
+from speech_mtp.streaming.stream import Chunk, Ramp, Stream
+from speech_mtp.types import Sampling
+from tests.text_tiny import tiny_head, tiny_text_lm
+from tests.tiny import tiny_model
+
+MODEL = tiny_model()
+TEXTS = [
+    "Hello there, the quick brown fox jumps. It is good!",
+    "Good morning.",
+    "The lazy dog, it is a good dog. It jumps over the fox. Hello!",
+    "It is good, and we like it a lot!",
+    "The quick brown fox jumps over the lazy dog, and over the lazy fox.",
+]
+SAMPLINGS = [Sampling(seed=3), Sampling(temperature=0), Sampling(temperature=0.6, top_k=20, seed=9)]
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def medusa() -> DecodingRule:
+    torch.manual_seed(3)
+    head: MTPHead = plugins.build("heads", "medusa", shape=TrunkShape(**MODEL.lm.shape()))
+    head.bind(Binding(**MODEL.lm.binding()))
+    rule: DecodingRule = plugins.build("decoding", "tree", head=head.eval())
+    return rule
+
+
+def alone(text: str, voice: str, sampling: Sampling) -> list[Chunk]:
+    return list(speak(MODEL, text, voice, sampling))
+
+
+def wave(chunks: list[Chunk]) -> torch.Tensor:
+    return torch.cat([chunk.wave for chunk in chunks])
+
+
+class Codes:
+    """Records the groups of every stream."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.of: dict[int, list[torch.Tensor]] = {}
+        take = Stream.take_groups
+
+        def spy(stream: Stream, tokens: torch.Tensor, pointers: list[int]) -> None:
+            self.of.setdefault(id(stream), []).append(tokens)
+            take(stream, tokens, pointers)
+
+        monkeypatch.setattr(Stream, "take_groups", spy)
+
+    def of_stream(self, stream: Stream) -> torch.Tensor:
+        return torch.cat(self.of[id(stream)], 1)
+
+
+def pieces(text: str, rng: random.Random) -> Iterator[str]:
+    while text:
+        n = rng.randint(1, 12)
+        yield text[:n]
+        text = text[n:]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("drafted", [False, True])
+def test_any_schedule_gives_what_each_stream_says_alone(
+    seed: int, drafted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, codes = random.Random(seed), Codes(monkeypatch)
+    expected: dict[tuple[int, str, int], tuple[torch.Tensor, list[Chunk]]] = {}
+    for i, text in enumerate(TEXTS):
+        voice, which = rng.choice(["low", "high"]), rng.randrange(3)
+        one = Scheduler(MODEL, max_streams=1)
+        stream = one.speak(voice, SAMPLINGS[which])
+        stream.push(text)
+        stream.finish_text()
+        run_to_end(one)
+        expected[i, voice, which] = codes.of_stream(stream), stream.take()
+    codes.of.clear()
+
+    scheduler = Scheduler(MODEL, rule=medusa() if drafted else None, max_streams=3)
+    todo = list(expected)
+    rng.shuffle(todo)
+    open_: dict[Stream, tuple[tuple[int, str, int], Iterator[str]]] = {}
+    heard: dict[Stream, list[Chunk]] = {}
+    doomed: list[Stream] = []
+    while todo or any(not stream.done for stream in open_):
+        if todo and rng.random() < 0.3:
+            key = todo.pop()
+            stream = scheduler.speak(key[1], SAMPLINGS[key[2]])
+            open_[stream], heard[stream] = (key, pieces(TEXTS[key[0]], rng)), []
+            if rng.random() < 0.3:  # somebody who will leave in the middle
+                doomed.append(scheduler.speak("low", Sampling(seed=rng.randrange(100))))
+                doomed[-1].push(TEXTS[2])
+        for stream, (_, text) in open_.items():
+            if rng.random() < 0.5:
+                piece = next(text, None)
+                stream.finish_text() if piece is None else stream.push(piece)
+            heard[stream] += stream.take()
+        for stream in doomed:
+            if rng.random() < 0.1:
+                stream.cancel()
+        scheduler.tick()
+    for stream, (key, _) in open_.items():
+        groups, chunks = expected[key]
+        assert torch.equal(codes.of_stream(stream), groups)
+        heard[stream] += stream.take()
+        torch.testing.assert_close(wave(heard[stream]), wave(chunks), atol=1e-4, rtol=0)
+        said = [[word for chunk in every for word in chunk.words] for every in (heard[stream], chunks)]
+        assert said[0] == said[1]
+        assert heard[stream][-1].finish == chunks[-1].finish
+    for stream in doomed:
+        stream.cancel()
+    scheduler.tick()
+    assert not scheduler.streams
+    assert not scheduler._talking
+
+
+def test_drafts_in_speech_save_steps_and_change_nothing() -> None:
+    plain, drafted = (
+        alone(TEXTS[0], "low", SAMPLINGS[1]),
+        list(speak(MODEL, TEXTS[0], "low", SAMPLINGS[1], rule=medusa())),
+    )
+    assert torch.equal(wave(plain), wave(drafted))
+    assert drafted[-1].frames == plain[-1].frames
+    assert drafted[-1].steps <= plain[-1].steps
+
+
+def test_the_codec_in_its_own_thread_says_the_same() -> None:
+    scheduler = Scheduler(MODEL, max_streams=2, codec_thread=True)
+    streams = []
+    for text in TEXTS:
+        stream = scheduler.speak("high", SAMPLINGS[0])
+        stream.push(text)
+        stream.finish_text()
+        streams.append(stream)
+    while not all(stream.done for stream in streams):
+        scheduler.tick()
+    for text, stream in zip(TEXTS, streams, strict=True):
+        torch.testing.assert_close(wave(stream.take()), wave(alone(text, "high", SAMPLINGS[0])), atol=1e-4, rtol=0)
+    scheduler.close()
+
+
+def test_a_cancelled_stream_leaves_at_the_next_step() -> None:
+    scheduler = Scheduler(MODEL)
+    gone, stays = scheduler.speak("low"), scheduler.speak("low")
+    for stream in (gone, stays):
+        stream.push(TEXTS[2])
+        stream.finish_text()
+    for _ in range(6):
+        scheduler.tick()
+    before = gone.frames
+    assert before
+    gone.cancel()
+    scheduler.tick()
+    assert gone not in scheduler.streams
+    assert gone.frames == before
+    assert gone.take()[-1].finish is not None
+    run_to_end(scheduler)
+    assert torch.equal(wave(stays.take()), wave(alone(TEXTS[2], "low", MODEL.sampling)))
+
+
+def test_streams_wait_for_a_place_and_errors_are_their_own() -> None:
+    scheduler = Scheduler(MODEL, max_streams=1)
+    silent, after = scheduler.speak("low"), scheduler.speak("low")
+    with pytest.raises(ValueError, match="no voice"):
+        scheduler.speak("nobody")
+    silent.push(" ... ")
+    silent.finish_text()
+    after.push(TEXTS[1])
+    after.finish_text()
+    scheduler.tick()
+    assert after in scheduler.waiting + scheduler.streams
+    run_to_end(scheduler)
+    with pytest.raises(ValueError, match="nothing to say"):
+        silent.take()
+    assert after.take()[-1].finish is not None
+    with pytest.raises(ValueError, match="longer than"):
+        scheduler.speak("low").push("a" * 20_000)
+
+
+def test_a_stream_that_is_far_ahead_is_not_talked_on() -> None:
+    clock = Clock()
+    scheduler = Scheduler(MODEL, pace=Pace(ahead_s=0.5), clock=clock)
+    stream = scheduler.speak("low", ramp=Ramp((1,)))
+    stream.push(" ".join(TEXTS))
+    stream.finish_text()
+    for _ in range(200):
+        scheduler.tick()
+    group_s = MODEL.lm.layout.frames_per_group / MODEL.codec.spec.frame_rate_hz
+    assert not stream.done
+    assert 0.5 < stream.buffered_s(clock.now) <= 0.5 + 2 * group_s
+    clock.now += 0.4
+    assert scheduler.tick()
+    clock.now += 1000
+    run_to_end(scheduler)
+    assert stream.done
+
+
+# -- text beside speech -----------------------------------------------------------------------------------------------
+QUESTIONS = ["Hello there!", "the quick brown fox jumps over the lazy dog. " * 6, "Good morning."]
+
+
+def writer(drafting: bool, chunk: int = 16) -> Writer:
+    lm = tiny_text_lm()
+    if not drafting:
+        return Writer(lm, chunk=chunk)
+    rule: Any = plugins.build("decoding", "tree", head=tiny_head(lm))
+    return Writer(lm, rule, chunk)
+
+
+def talked(conversation: Conversation) -> list[list[int]]:
+    return [turn.tokens for turn in conversation.turns]
+
+
+@pytest.mark.parametrize("drafting", [False, True])
+@pytest.mark.parametrize("stops", [(), ("e",)])
+def test_conversations_among_others_are_those_alone(drafting: bool, stops: tuple[str, ...]) -> None:
+    settings = [
+        {"sampling": Sampling(temperature=0.8, seed=s), "max_new_tokens": 10 + s, "stops": stops} for s in range(3)
+    ]
+    expected = []
+    for some in settings:
+        one = Scheduler(writer=writer(drafting))
+        conversation = one.chat(**some)
+        for question in QUESTIONS[::-1]:
+            conversation.ask(question)
+            run_to_end(one)
+        expected.append(talked(conversation))
+    assert len({str(e) for e in expected}) == 3
+
+    rng = random.Random(1)
+    together = Scheduler(MODEL, writer(drafting))
+    stream = together.speak("low")
+    stream.push(TEXTS[2])
+    stream.finish_text()
+    guest = together.chat(max_new_tokens=40)
+    guest.ask("the dog jumps")
+    conversations = [together.chat(**some) for some in settings]
+    left = {id(c): list(QUESTIONS) for c in conversations}
+    while any(left.values()) or any(c.writing for c in conversations):
+        for c in conversations:
+            if not c.writing and left[id(c)] and rng.random() < 0.4:
+                c.ask(left[id(c)].pop())
+        if rng.random() < 0.1:
+            guest.close()
+        together.tick()
+    assert [talked(c) for c in conversations] == expected
+    assert "".join(conversations[0].take()) == "".join(turn.text for turn in conversations[0].turns)
+
+
+def test_a_long_prompt_is_read_in_pieces() -> None:
+    scheduler = Scheduler(writer=writer(False, chunk=16))
+    conversation = scheduler.chat(max_new_tokens=4)
+    conversation.ask(QUESTIONS[1])
+    ticks = 0
+    while not conversation.take():
+        scheduler.tick()
+        ticks += 1
+    assert ticks > len(conversation._prompt) // 16 > 3
+
+
+def test_speech_never_waits_for_text() -> None:
+    clock = Clock()
+    scheduler = Scheduler(MODEL, writer(False), pace=Pace(margin_s=0.3), clock=clock)
+    conversation = scheduler.chat(max_new_tokens=30)
+    conversation.ask("Hello there!")
+    stream = scheduler.speak("low")
+    stream.push(TEXTS[2])
+    stream.finish_text()
+    for _ in range(4):
+        scheduler.tick()
+    assert not conversation.answer.tokens, "text was written while a stream had no sound"
+    while stream.buffered_s(clock.now) < 1.0:
+        scheduler.tick()
+    for _ in range(20):
+        scheduler.tick()
+    assert conversation.answer.tokens
+
+
+def test_an_answer_can_be_cancelled_and_the_talk_goes_on() -> None:
+    scheduler = Scheduler(writer=writer(True))
+    conversation = scheduler.chat(max_new_tokens=60)
+    conversation.ask("Hello there!")
+    while len(conversation.answer.tokens) < 5:
+        scheduler.tick()
+    with pytest.raises(ValueError, match="being written"):
+        conversation.ask("Hello?")
+    conversation.cancel()
+    assert conversation.turns[-1].finish.reason == "cancelled"
+    conversation.ask("Good morning.")
+    run_to_end(scheduler)
+    assert len(conversation.turns) == 2
+    assert conversation.turns[-1].tokens
+
+
+def test_a_chat_is_a_conversation() -> None:
+    lm = tiny_text_lm()
+    chat = Chat(lm, plugins.build("decoding", "vanilla"), max_new_tokens=8)
+    said = "".join(chat.ask("Hello there!"))
+    assert said == chat.turns[0].text
