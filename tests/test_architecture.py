@@ -25,7 +25,7 @@ EDGES = {
         "speech_mtp/lm/backbone.py",
         "speech_mtp/lm/cache.py",
         "speech_mtp/codecs/",
-        "speech_mtp/hub.py",
+        "speech_mtp/hub/backbones.py",
         "speech_mtp/frontends/",
         "speech_mtp/evaluation/peers.py",
         "speech_mtp/exports/",

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from speech_mtp import hub, storage
 from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.codecs.encodec import Encodec
+from speech_mtp.hub import backbones, finding
 
 DATA = b"weights of a language model"
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -192,8 +193,8 @@ def test_a_codec_that_does_not_fit_its_settings_is_refused(tmp_path: Path) -> No
 def test_names_paths_and_strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assets = tmp_path / "assets"
     hub.save_codec(Decoupled.tiny(), assets / "tiny-xx" / "codec")
-    monkeypatch.setattr(hub, "ASSETS", assets)
-    monkeypatch.setattr(hub, "_download", offline)
+    monkeypatch.setattr(finding, "ASSETS", assets)
+    monkeypatch.setattr(finding, "download", offline)
     assert hub.known_models() == ["tiny-xx"]
     assert hub.find_model("tiny-xx") == assets / "tiny-xx"
     assert hub.find_model("tiny-xx/codec") == assets / "tiny-xx" / "codec"
@@ -230,8 +231,8 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "__init__.py").write_text("raise SystemExit('imported')")
     (folder / "m.gguf").write_bytes(DATA)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.setattr(hub, "_download", offline)
-    monkeypatch.setattr(hub, "convert_gguf", pretend_to_convert)
+    monkeypatch.setattr(finding, "download", offline)
+    monkeypatch.setattr(backbones, "convert_gguf", pretend_to_convert)
     return folder
 
 
@@ -260,7 +261,7 @@ def test_a_changed_or_missing_file_is_fetched_from_the_hub(
         (tmp_path / "hub" / "m.gguf").write_bytes(DATA)
         return tmp_path / "hub"
 
-    monkeypatch.setattr(hub, "_download", fetch)
+    monkeypatch.setattr(finding, "download", fetch)
     assert hub.resolve_backbone(SHA, SOURCE, cache_dir=tmp_path / "cache").is_dir()
     assert asked == [("some/where", ["m.gguf"], SOURCE["hub"].get("revision"))]
 
@@ -278,7 +279,7 @@ def test_without_wheel_and_network_it_fails_at_once(tmp_path: Path, monkeypatch:
 
 
 def test_only_a_backbone_of_a_listed_fingerprint_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "_download", offline)
+    monkeypatch.setattr(finding, "download", offline)
     (tmp_path / "model.safetensors").write_bytes(b"full precision")
     own = hashlib.sha256(b"full precision").hexdigest()
     assert hub.resolve_backbone(own, SOURCE, allow=str(tmp_path)) == tmp_path

@@ -17,6 +17,7 @@ from speech_mtp import hub
 from speech_mtp.cli import evaluate
 from speech_mtp.corpus.codes import CodeCorpus, CodeRow, save_codes
 from speech_mtp.evaluation import speech_report
+from speech_mtp.hub import backbones, heads
 from speech_mtp.lm.backbone import fingerprint_of
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.text.g2p.base import read_text
@@ -57,8 +58,9 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     speech, backbone = tiny_model(), tiny_folder(tmp_path / "backbone")
     head = {"name": "eagle3", "depth": 2, "private": False, "draft_vocab": 50}
     tiny_head(TextLM.from_folder(backbone), tmp_path / "heads" / hub.DEFAULT_HEAD, **head)
-    monkeypatch.setattr(hub, "HEADS", tmp_path / "heads")
-    monkeypatch.setattr(hub, "resolve_backbone", lambda *_: backbone)
+    monkeypatch.setattr(heads, "HEADS", tmp_path / "heads")
+    for module in (hub, backbones):
+        monkeypatch.setattr(module, "resolve_backbone", lambda *_: backbone)
     monkeypatch.setattr(hub, "load", lambda name, **settings: speech, raising=False)
     monkeypatch.setattr(hub, "load_codec", lambda name: speech.codec)
     monkeypatch.setattr(evaluate, "_recording_of", lambda model, voice: None)

@@ -76,9 +76,11 @@ def check_free(folder: Path) -> None:
 
 
 # -- what heads have to do with formats -----------------------------------------------------------------------------
-def medusa_like(head: MTPHead) -> bool:
-    """Whether the head is Medusa's in all but name: residual blocks at adjacent offsets."""
-    return isinstance(head, Medusa | Leap) and head.adjacent
+def unlike_medusa(head: MTPHead) -> str | None:
+    """The obstacle of a head that is not Medusa's in all but name: residual blocks at adjacent offsets."""
+    if isinstance(head, Medusa | Leap) and head.adjacent:
+        return None
+    return f"it is not made of residual blocks for the offsets 2, 3, ... (its offsets are {list(head.offsets)})"
 
 
 def reads_more(head: MTPHead) -> str | None:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from speech_mtp.exports.base import (
     HeadExport,
-    medusa_like,
     read_json,
     read_tensors,
     restored,
     save_json,
     save_tensors,
     shape_of,
+    unlike_medusa,
 )
 from speech_mtp.heads.base import MTPHead
 from speech_mtp.heads.hydra import Hydra
@@ -51,9 +51,7 @@ class CustomGenerate(HeadExport):
     def obstacle(self, head: MTPHead, lm: TextLM) -> str | None:
         if isinstance(head, Hydra):
             return None if head.prefix is None else "its prefix layer has a cache of its own"
-        if not medusa_like(head):
-            return f"it is not made of residual blocks for the offsets 2, 3, ... (its offsets are {list(head.offsets)})"
-        return None
+        return unlike_medusa(head)
 
     def fill(self, folder: Path, head: MTPHead, lm: TextLM) -> None:
         (folder / PART).mkdir()

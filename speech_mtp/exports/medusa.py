@@ -13,7 +13,6 @@ from torch import Tensor
 
 from speech_mtp.exports.base import (
     HeadExport,
-    medusa_like,
     output_rows,
     read_json,
     read_tensors,
@@ -23,6 +22,7 @@ from speech_mtp.exports.base import (
     save_tensors,
     shape_of,
     shares_bias,
+    unlike_medusa,
 )
 from speech_mtp.heads.base import MTPHead
 from speech_mtp.heads.medusa import Medusa as MedusaHead
@@ -39,11 +39,8 @@ class Medusa(HeadExport):
     holds = "medusa heads of all tokens that read the last layer"
 
     def obstacle(self, head: MTPHead, lm: TextLM) -> str | None:
-        if not medusa_like(head):
-            return f"it is not made of residual blocks for the offsets 2, 3, ... (its offsets are {list(head.offsets)})"
-        if head.token_map is not None:
-            return "it drafts from a part of the vocabulary"
-        return reads_more(head) or shares_bias(head, lm)
+        part = None if head.token_map is None else "it drafts from a part of the vocabulary"
+        return unlike_medusa(head) or part or reads_more(head) or shares_bias(head, lm)
 
     def fill(self, folder: Path, head: MTPHead, lm: TextLM) -> None:
         state, depth = head.state_dict(), _depth(head)

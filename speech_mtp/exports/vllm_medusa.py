@@ -18,7 +18,6 @@ from torch import Tensor
 
 from speech_mtp.exports.base import (
     HeadExport,
-    medusa_like,
     output_rows,
     read_folder,
     reads_more,
@@ -27,6 +26,7 @@ from speech_mtp.exports.base import (
     save_tensors,
     shape_of,
     shares_bias,
+    unlike_medusa,
 )
 from speech_mtp.heads.base import MTPHead
 from speech_mtp.heads.medusa import Medusa
@@ -43,9 +43,7 @@ class VllmMedusa(HeadExport):
     holds = "medusa heads that read the last layer"
 
     def obstacle(self, head: MTPHead, lm: TextLM) -> str | None:
-        if not medusa_like(head):
-            return f"it is not made of residual blocks for the offsets 2, 3, ... (its offsets are {list(head.offsets)})"
-        return reads_more(head) or shares_bias(head, lm)
+        return unlike_medusa(head) or reads_more(head) or shares_bias(head, lm)
 
     def fill(self, folder: Path, head: MTPHead, lm: TextLM) -> None:
         blocks = {BLOCK.fullmatch(name): value for name, value in head.state_dict().items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from speech_mtp import hub
+from speech_mtp.hub import heads
 from speech_mtp.lm.text_lm import TextLM
 from tests.cli.running import refused, run
 from tests.llama import needs_invariance
@@ -44,8 +45,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def packaged(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The head of the folder is the packaged one; the working folder is empty."""
-    monkeypatch.setattr(hub, "HEADS", folder)
-    monkeypatch.setattr(hub, "known_heads", lambda: ["medusa"])
+    monkeypatch.setattr(heads, "HEADS", folder)
+    for module in (hub, heads):
+        monkeypatch.setattr(module, "known_heads", lambda: ["medusa"])
     monkeypatch.setattr(hub, "DEFAULT_HEAD", "medusa")
     monkeypatch.chdir(tmp_path)
 

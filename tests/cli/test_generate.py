@@ -13,6 +13,7 @@ import torch
 
 from speech_mtp import hub
 from speech_mtp.evaluation.peers import transformers_greedy
+from speech_mtp.hub import heads
 from speech_mtp.lm.chat import opening
 from speech_mtp.lm.text_lm import TextLM
 from tests.cli.running import refused, run
@@ -115,7 +116,7 @@ def test_the_text_in_bfloat16_does_not_depend_on_the_head(
 def test_a_packaged_head_has_a_name(
     folder: Path, generate: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "HEADS", folder)
+    monkeypatch.setattr(heads, "HEADS", folder)
     assert {"medusa", "leap"} <= set(hub.known_heads())
     out, _ = generate(PROMPT, "--head", "medusa", "--max-new-tokens", "8", "--json")
     assert json.loads(out.splitlines()[-1])["head"] == "medusa"
@@ -124,8 +125,8 @@ def test_a_packaged_head_has_a_name(
 def test_the_packaged_head_drafts_for_its_backbone(
     folder: Path, generate: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "HEADS", folder)
-    monkeypatch.setattr(hub, "DEFAULT_HEAD", "medusa")
+    monkeypatch.setattr(heads, "HEADS", folder)
+    monkeypatch.setattr(heads, "DEFAULT_HEAD", "medusa")
 
     def used(*arguments: str) -> tuple[object, object]:
         out, _ = generate(PROMPT, "--max-new-tokens", "8", "--json", *arguments)
@@ -138,10 +139,10 @@ def test_the_packaged_head_drafts_for_its_backbone(
     assert used("--rule", "vanilla") == (None, "vanilla")
     assert used("--rule", "lookup") == (None, "lookup")
     assert used("--head", "none") == (None, "vanilla")
-    monkeypatch.setattr(hub, "DEFAULT_HEAD", "eagle")
+    monkeypatch.setattr(heads, "DEFAULT_HEAD", "eagle")
     assert used() == (None, "vanilla")
     stranger = TextLM.from_folder(folder / "other")
-    monkeypatch.setattr(hub, "DEFAULT_HEAD", "medusa")
+    monkeypatch.setattr(heads, "DEFAULT_HEAD", "medusa")
     assert hub.default_head(stranger.fingerprint) is None
 
 

