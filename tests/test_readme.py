@@ -7,6 +7,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from tests.pins import lay_out, with_pins
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +54,9 @@ def test_every_make_target_is_explained() -> None:
 
 def test_the_same_versions_are_pinned_for_uv_and_for_pip() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    pins = settings["tool"]["uv"]["constraint-dependencies"]
+    pins = settings["tool"]["uv"].get("constraint-dependencies", [])
+    if not pins:
+        pytest.skip("laid out without pins, to try the newest versions")
     written = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     assert pins == [line for line in written if not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[^ ]+( ; .+)?", pin) for pin in pins), "exact, and no hosts"
