@@ -16,10 +16,11 @@ from speech_mtp import plugins
 from speech_mtp.layouts.aligned import Aligned
 from speech_mtp.layouts.base import Layout
 from speech_mtp.lm.cache import KVCache
-from speech_mtp.lm.decode import DecodeState, GroupLM, GroupLMConfig, behind_text, causal_mask
+from speech_mtp.lm.decode import DecodeState, GroupLM, GroupLMConfig, behind_text
 from speech_mtp.lm.embeddings import GroupFusion, UnitEncoder, Window
 from speech_mtp.lm.output import build_output
 from speech_mtp.lm.talker import Talker
+from speech_mtp.nn.transformer import causal_mask
 from speech_mtp.types import Kind, LMOutput, Positions, TextUnits
 
 
