@@ -175,7 +175,7 @@ def test_a_row_of_one_token_drafts_after_it() -> None:
     head = bound(Walk, LM)
     for prompts in (PROMPTS, [[5]]):
         run = text.start(LM, prompts, GREEDY, Tree(head))
-        assert run.state.head.last[-1] == 5
+        assert torch.equal(run.state.head.last[-1], head.embed(torch.tensor(5)))
 
 
 def test_a_depth_counts_as_tried_only_where_a_draft_was_judged() -> None:
