@@ -41,6 +41,7 @@ def paths_of(draft: Draft, b: int) -> dict[int, tuple[int, ...]]:
     return paths
 
 
+@torch.no_grad()
 def scores_after(head: Walk, run: text.TextRun, b: int, path: tuple[int, ...]) -> Tensor:
     """The head's scores after a path, walked alone."""
     state = run.state.head.clone()
