@@ -189,26 +189,28 @@ class RecursiveHead(SequentialHead):
         return torch.cat([past] + [own] * j, -1)
 
     def walk(self, out: LMOutput, x: Tensor) -> Iterator[Tensor]:
+        """Step 0 enters the pairs of all positions. Each is an anchor, whose later steps are a chain of its own::
+
+                          entries of step 0    of step 1    of step 2
+            anchor 0        x  .  .  .         x  .  .  .   x  .  .  .
+            anchor 1        x  x  .  .         .  x  .  .   .  x  .  .
+            anchor 2        x  x  x  .         .  .  x  .   .  .  x  .
+            anchor 3        x  x  x  x         .  .  .  x   .  .  .  x      x: seen by step 2 of this anchor
+
+        An anchor that is not wanted has no row and no column in the later steps.
+        """
         hidden, s = self.mix(out.hidden), self.shape
         index, past = causal(hidden)
         trace = _Trace.empty(1, len(x), s.num_kv_heads, 0, s.head_dim, hidden.device, hidden.dtype)
-        anchors: Tensor | None = None
-        for j in range(len(self.offsets)):
-            after = shifted(x, j + 1)
-            if j == 1 and out.wanted is not None and self.alone:
-                # From here on only the anchors that are asked for, of each row as many as of the fullest.
-                anchors, real = first_true(out.wanted)
-                hidden, index = taken(hidden, anchors), index.expand(len(x), -1).gather(1, anchors)
-                past = past.expand(len(x), 1, -1, -1).gather(
-                    2, anchors[:, None, :, None].expand(-1, 1, -1, past.shape[-1])
-                )
-            if anchors is not None:
-                after = taken(after, anchors)
-            hidden = self.step(hidden, after, index + j, self.seen(past, j), trace)
-            if anchors is None or out.wanted is None:
-                yield hidden
-            else:
-                yield torch.zeros_like(x, dtype=hidden.dtype).index_put((out.wanted,), hidden[real])
+        hidden = self.step(hidden, shifted(x, 1), index, past, trace)
+        yield hidden
+        wanted = out.wanted if self.alone else None
+        anchors, real = (index, None) if wanted is None else first_true(wanted)
+        hidden, past = taken(hidden, anchors), past[0, 0][anchors][:, None]
+        for j in range(1, len(self.offsets)):
+            after = taken(x, (anchors + j + 1).clamp(max=x.shape[1] - 1))
+            hidden = self.step(hidden, after, anchors + j, self.seen(past, j), trace)
+            yield hidden if wanted is None else hidden.new_zeros(x.shape).index_put((wanted,), hidden[real])
 
     def enter(self, state: SequentialState, hidden: Tensor, x: Tensor, place: Place) -> Tensor:
         return self.step(hidden, x, *place)[:, :, None]
@@ -240,8 +242,8 @@ def first_true(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def taken(x: Tensor, at: Tensor) -> Tensor:
-    """Entries ``at [B, N]`` of ``x [B, T, D]``."""
-    return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
+    """Entries ``at [B or 1, N]`` of ``x [B, T, D]``."""
+    return x.gather(1, at[..., None].expand(len(x), -1, x.shape[-1]))
 
 
 def _grown(ancestors: Tensor, parents: Tensor) -> Tensor:

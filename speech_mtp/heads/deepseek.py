@@ -67,12 +67,22 @@ class DeepSeek(SequentialHead):
     def _masks(self, state: SequentialState, place: Place) -> list[Tensor]:
         """``place.mask`` for every module, without the pairs that come before its first entry.
 
-        Queries at such pairs mean nothing and see each other, because a softmax needs something to see.
+        Two committed pairs, behind them the drafted nodes a and b, both children of node 0, and c, a child of a::
+
+            slot              0  1  a  b  c
+            number of pair    0  1  2  2  3      a node's is one more than its parent's
+            module 0          x  x  x  x  x
+            module 1          .  x  x  x  x      x: has an entry
+            module 2          .  .  x  x  x
+
+        Queries at pairs without an entry mean nothing and see each other, because a softmax needs something to see.
         """
         lengths, level = state.cache.lengths[:, None], state.ancestors.sum(-1)
         slots = torch.arange(place.mask.shape[-1], device=lengths.device)
         drafted = lengths + slots[: level.shape[1]]
         pair = slots.expand(len(lengths), -1).scatter(1, drafted, lengths + level - 1)
-        return [
-            place.mask & ((pair >= k)[:, None] | (place.at < k)[..., None])[:, None] for k in range(self.num_modules)
-        ]
+        masks = []
+        for k in range(self.num_modules):
+            entered, meaningless = pair >= k, place.at < k
+            masks.append(place.mask & (entered[:, None] | meaningless[..., None])[:, None])
+        return masks

@@ -162,11 +162,3 @@ def behind_text(text: Tensor, lengths: Tensor, x: Tensor, index: Tensor, valid: 
     at = torch.arange(text.shape[1], device=x.device).expand(len(x), -1)
     joined = torch.cat([text, x], 1)
     return joined, torch.cat([at, lengths[:, None] + index], 1), torch.cat([at < lengths[:, None], valid], 1)
-
-
-def causal_mask(valid: Tensor) -> Tensor:
-    """``valid [B, T]`` -> ``[B, 1, T, T]`` bool: each position sees itself and the valid ones before it."""
-    t = valid.shape[1]
-    causal = torch.ones(t, t, dtype=torch.bool, device=valid.device).tril()
-    mask = (causal & valid[:, None, :]) | torch.eye(t, dtype=torch.bool, device=valid.device)
-    return mask[:, None]

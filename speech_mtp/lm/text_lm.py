@@ -23,6 +23,7 @@ from speech_mtp.lm.graphs import MOST_NODES, CudaRecorder, GraphedForward
 from speech_mtp.lm.output import OutputLayer, Pick
 from speech_mtp.lm.rows import Place, Rows, Trunk
 from speech_mtp.nn.packed import PackedLinear, is_invariant, pack_linears
+from speech_mtp.nn.transformer import causal_mask
 from speech_mtp.types import Draft, Emitted, LMOutput, RowSampling, Sampling, Verdict
 
 
@@ -231,9 +232,7 @@ class TextLM(nn.Module, Trunk):
         :meth:`check_layers`."""
         index = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
         valid = index < lengths[:, None]
-        causal = torch.ones(index.shape[1], index.shape[1], dtype=torch.bool, device=tokens.device).tril()
-        mask = (causal & valid[:, None]) | torch.eye(index.shape[1], dtype=torch.bool, device=tokens.device)
-        return self.trunk_states(self.embed(tokens), index, mask[:, None], None, taps)
+        return self.trunk_states(self.embed(tokens), index, causal_mask(valid), None, taps)
 
     # -- decoding ---------------------------------------------------------------------------------------------
     def open(self, rows: int, size: int = 128) -> TextRows:

@@ -39,7 +39,7 @@ class KVCache:
     values: Tensor
     lengths: Tensor
     _bound: int = 0
-    _place: tuple[Tensor, Tensor | slice] | None = None
+    _place: tuple[Tensor, int, Tensor | slice] | None = None
 
     @classmethod
     def empty(
@@ -88,7 +88,7 @@ class KVCache:
 
     def write(self, layer: int, keys: Tensor, values: Tensor, seen: int | None = None) -> tuple[Tensor, Tensor]:
         """Put ``[B, H, M, d]`` behind the valid entries; returns the first ``seen`` keys and values of the layer."""
-        place = self._where(keys.shape)
+        place = self._new_slots(keys.shape)
         for buffer, new in ((self.keys[layer], keys), (self.values[layer], values)):
             if isinstance(place, slice):
                 buffer[:, :, place] = new
@@ -106,23 +106,24 @@ class KVCache:
         known, contents = self.write(layer, keys, values, seen)
         return attention(queries, known, contents, mask, chain=mask is None and count > 1)
 
-    def _where(self, shape: torch.Size) -> Tensor | slice:
-        """Where new entries go; the same for every layer, so it is made once. One row on a CPU: a plain slice."""
-        b, h, m, d = shape
-        if self._place is None or self._place[0] is not self.lengths or self._width(self._place[1]) != m:
+    def _new_slots(self, shape: torch.Size) -> Tensor | slice:
+        """Where new entries ``[B, H, M, d]`` go, as an index of axis S::
+
+            row 0    k k k n n . .      k: one of lengths[b] valid entries
+            row 1    k n n . . . .      n: new, M of them
+
+        It is the same for every layer, so it is kept until lengths change. One row on a CPU: a plain slice.
+        """
+        b, _, m, _ = shape
+        if self._place is None or self._place[0] is not self.lengths or self._place[1] != m:
             at: Tensor | slice
             if b == 1 and self.lengths.device.type == "cpu":
-                start = int(self.lengths)
-                at = slice(start, start + m)
+                at = slice(int(self.lengths), int(self.lengths) + m)
             else:
                 slots = self.lengths[:, None] + torch.arange(m, device=self.lengths.device)
-                at = slots[:, None, :, None].expand(b, h, m, d)
-            self._place = self.lengths, at
-        return self._place[1]
-
-    @staticmethod
-    def _width(place: Tensor | slice) -> int:
-        return place.stop - place.start if isinstance(place, slice) else place.shape[2]
+                at = slots[:, None, :, None].expand(shape)
+            self._place = self.lengths, m, at
+        return self._place[2]
 
     def mask(self, ancestors: Tensor, seen: int | None = None) -> Tensor:
         """Which of the first ``seen`` entries a draft node sees: ``ancestors [B, M, M]`` -> ``[B, 1, M, S]`` bool."""

@@ -38,6 +38,13 @@ def causal(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.arange(t, device=x.device)[None], mask[None, None]
 
 
+def causal_mask(valid: Tensor) -> Tensor:
+    """``valid [B, T]`` -> ``[B, 1, T, T]`` bool: each position sees itself and the valid ones before it."""
+    _, past = causal(valid[..., None])
+    own = torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
+    return (past & valid[:, None, None]) | own
+
+
 def packs(weight: Tensor) -> bool:
     """Whether ``weight`` is where packing it pays."""
     return weight.device.type == "cpu" and can_pack(weight.dtype)

@@ -260,6 +260,7 @@ class Oracle(ParallelHead):
 
     def __init__(self, lm: TextLM, text: Sequence[int], offsets: tuple[int, ...], right: Callable[[int], bool]) -> None:
         super().__init__(TrunkShape(**lm.shape()), offsets)
+        self.bind(Binding(**lm.binding()))
         told = [token if right(p) else (token + 1) % self.num_tokens for p, token in enumerate(text)]
         self.told = torch.tensor(told)
 

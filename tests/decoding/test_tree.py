@@ -41,6 +41,7 @@ def paths_of(draft: Draft, b: int) -> dict[int, tuple[int, ...]]:
     return paths
 
 
+@torch.no_grad()
 def scores_after(head: Walk, run: text.TextRun, b: int, path: tuple[int, ...]) -> Tensor:
     """The head's scores after a path, walked alone."""
     state = run.rows.head.clone()
@@ -175,7 +176,7 @@ def test_a_row_of_one_token_drafts_after_it() -> None:
     head = bound(Walk, LM)
     for prompts in (PROMPTS, [[5]]):
         run = text.start(LM, prompts, GREEDY, Tree(head))
-        assert run.rows.head.last[-1] == 5
+        assert torch.equal(run.rows.head.last[-1], head.embed(torch.tensor(5)))
 
 
 def test_a_depth_counts_as_tried_only_where_a_draft_was_judged() -> None:

@@ -36,9 +36,14 @@ class Walk(MTPHead):
     def __init__(self, shape: TrunkShape, num_drafts: int = 3, draft_vocab: int | None = None) -> None:
         super().__init__(shape, tuple(range(2, 2 + num_drafts)), draft_vocab=draft_vocab)
         noise = torch.Generator().manual_seed(1)
-        self.read_vector = torch.randn(shape.dim, shape.dim, generator=noise) / shape.dim**0.5
+        self.said = torch.randn(shape.vocab_size, shape.dim, generator=noise)
         self.turn = torch.randn(shape.dim, shape.dim, generator=noise) / shape.dim**0.5
         self.output = torch.randn(shape.dim, self.num_tokens, generator=noise) / 2
+
+    def bind(self, binding: Binding) -> None:
+        super().bind(binding)
+        embedded = self.embed(torch.arange(self.shape.vocab_size))
+        self.read_vector = torch.linalg.pinv(embedded.detach().float()) @ self.said  # of a token's vector: its ``said``
 
     def unroll_states(self, out: LMOutput, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         return iter(())
