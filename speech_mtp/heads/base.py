@@ -230,13 +230,10 @@ class MTPHead(nn.Module, ABC):
     def bind(self, binding: Binding) -> None:
         """Borrow the trunk's embedding and output layer; held in a tuple, so they are not parameters of the head.
 
-        On a trunk without text, output layers of the head's own are dropped: there are no tokens for them. Raises
-        ValueError if the head needs text and the trunk has none."""
+        Raises ValueError if the head needs text and the trunk has none."""
         self._binding, self._rows = (binding,), None
-        if binding.weight is None:
-            if self.token_map is not None or self.needs_tokens:
-                raise ValueError(NO_TEXT.format("draft vocabulary"))
-            self.private = None
+        if binding.weight is None and self.token_map is not None:
+            raise ValueError(NO_TEXT.format("draft vocabulary"))
         if self.private is not None:
             self.private.start(self.unembedding())
 
