@@ -1,4 +1,5 @@
-"""How fast text is made, and whether it is the same: ``bench text``, ``bench identity``, ``bench forward``."""
+"""How fast text and speech are made, and whether text is the same: ``bench text``, ``identity``, ``forward``,
+``streams``."""
 
 from __future__ import annotations
 
@@ -9,15 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from speech_mtp.cli.shared import (
+    Backbone,
     Compile,
     Device,
+    Model,
     TextBackbone,
     Threads,
     check_output,
+    check_texts,
     is_invariant,
     listed,
     load_head,
+    load_model,
     load_text_lm,
+    read_lines,
     write_report,
 )
 
@@ -28,7 +34,7 @@ if TYPE_CHECKING:
     from speech_mtp.heads.base import MTPHead
     from speech_mtp.lm.text_lm import TextLM
 
-group = typer.Typer(rich_markup_mode=None, help="Compare heads and rules on text.")
+group = typer.Typer(rich_markup_mode=None, help="Compare heads and rules on text; measure many streams of speech.")
 
 Questions = Annotated[
     Path, typer.Option(help="A .jsonl file of objects with turns or prompt, or a .txt file of lines.")
@@ -156,6 +162,51 @@ def bench_forward(dtypes: Dtypes = "fp32,bf16", backbone: TextBackbone = None, t
             lines.append([str(row["part"]), str(row["rows"]), dtype, *times])
     print(f"Microseconds, {torch.get_num_threads()} threads.")
     print(aligned(["part", "rows", "dtype", "plain", "ours"], lines))
+
+
+@group.command("streams")
+def bench_streams(
+    out: Annotated[Path, typer.Option("--json", help="File for the report.")],
+    streams: Annotated[str, typer.Option(help="How many at once: 1,2,4.")] = "1,2,4,8,16",
+    sentences: Annotated[Path | None, typer.Option(help="A text file; every stream speaks one of its lines.")] = None,
+    model: Model = "tiny-en",
+    backbone: Backbone = None,
+    codec_thread: Annotated[bool, typer.Option(help="Run the codec in a second thread.")] = True,
+    threads: Threads = None,
+) -> None:
+    """Streams that join within a second, against a clock: real-time factor, first audio, and gaps that a listener
+    hears."""
+    check_output(out, (".json",))
+    counts = _counts(streams)
+    texts = TEXTS if sentences is None else read_lines(sentences)
+    check_texts(texts, sentences)
+    from speech_mtp.evaluation.streams import streams_at_once
+    from speech_mtp.evaluation.tables import aligned
+    from speech_mtp.streaming.timed import warm_up
+
+    loaded = load_model(model, backbone, None, threads)
+    warm_up(loaded)
+    rows = [streams_at_once(loaded, texts, count, codec_thread) for count in counts]
+    print(aligned(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
+    write_report(out, {"settings": {"model": model, "codec_thread": codec_thread}, "rows": rows})
+
+
+TEXTS = [
+    "Good morning, did you sleep well? The train to the city leaves at nine from platform three, so there is no hurry.",
+    "The library has moved to the old town hall. It opens at ten, and on Fridays it stays open until eight.",
+    "I have read your letter twice, and I think that you are right. Let us meet next week and talk about it.",
+]
+"""What streams say when nothing else is asked for: some eight seconds each."""
+
+
+def _counts(streams: str) -> list[int]:
+    try:
+        counts = [int(count) for count in streams.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise ValueError(f"--streams is {streams!r}; give numbers of streams, as in 1,2,4.")
+    return counts
 
 
 def _models(

@@ -13,6 +13,7 @@ from speech_mtp.lm.text_lm import TextLM
 from tests.cli.running import refused, run
 from tests.llama import needs_invariance
 from tests.text_tiny import tiny_folder, tiny_head
+from tests.tiny import tiny_model
 
 FIELDS = {
     "head",
@@ -190,3 +191,16 @@ def test_the_parts_of_a_forward_are_timed(
     assert lines[0] == ["part", "rows", "dtype", "plain", "ours"]
     assert [line[:2] for line in lines[1:7]] == [[part, n] for n in ("1", "8", "16") for part in ("products", "output")]
     assert {line[0] for line in lines[7:]} == {"attention", "norm", "choice"}
+
+
+def test_streams_at_once_are_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("speech_mtp.cli.bench.load_model", lambda *_: tiny_model())
+    monkeypatch.setattr("speech_mtp.cli.bench.TEXTS", ["Hello there."])
+    assert run(monkeypatch, "bench", "streams", "--streams", "1,2", "--json", "streams.json") == 0
+    rows = json.loads(Path("streams.json").read_text("utf-8"))["rows"]
+    assert [row["streams"] for row in rows] == [1, 2]
+    capsys.readouterr()
+    assert {"rtf", "first_audio_ms_p50", "first_audio_ms_p95", "underruns"} <= rows[0].keys()
+    assert "numbers of streams" in refused(
+        monkeypatch, capsys, "bench", "streams", "--streams", "none", "--json", "x.json"
+    )
