@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from speech_mtp import plugins
-from speech_mtp.decoding import cascade, catalogue, text
+from speech_mtp.decoding import catalogue, text
+from speech_mtp.decoding._drafting import HeadRule
 from speech_mtp.decoding.cascade import Cascade, joined
 from speech_mtp.decoding.lookup import Lookup
 from speech_mtp.decoding.payoff import Payoff
@@ -56,7 +57,7 @@ def test_a_long_match_drafts_alone_and_the_head_only_reads() -> None:
     run.advance()
     assert head.drafts == 0
     heard = started(Tree(head), [REPEATS + run.tokens[0]])
-    torch.testing.assert_close(run.rows.head.head.window, heard.state.head.window)
+    torch.testing.assert_close(run.rows.head.head.window, heard.rows.head.window)
     assert torch.equal(run.rows.head.head.last, head.embed(torch.tensor([run.tokens[0][-1]])))
 
 
@@ -66,8 +67,9 @@ def test_lookups_grow_while_they_are_kept_whole(monkeypatch: pytest.MonkeyPatch)
     for kept in (2, 4, 6, 5, 2):
         draft = rule.propose(run.rows, run.law)
         sizes.append((draft.parents >= 0).sum(1).tolist())
-        found = Verdict(torch.zeros(2, 7).long(), torch.tensor([kept + 1, 2]), torch.zeros(2, 1).long())
-        monkeypatch.setattr(cascade, "judge", lambda *_, found=found: found)
+        count = torch.tensor([kept, 1])
+        found = Verdict(torch.zeros(2, 7).long(), count + 1, torch.zeros(2, 1).long(), count, count)
+        monkeypatch.setattr(HeadRule, "accept", lambda *_, found=found: found)
         rule.accept(run.rows, draft, LMOutput(torch.zeros(2, 7, 1, 1)), run.law)
         run.rows.head.trust = torch.ones(2)
     assert sizes == [[2, 2], [4, 2], [6, 2], [6, 2], [2, 2]]
@@ -201,8 +203,8 @@ def test_a_rule_that_is_used_again_knows_nothing_of_the_last_run() -> None:
     first, second = (started(rule, [REPEATS, FRESH]) for _ in range(2))
     for _ in range(4):
         first.advance()
-    assert first.state.head.trust.min() < 1
-    assert second.state.head.trust.tolist() == [1.0, 1.0]
+    assert first.rows.head.trust.min() < 1
+    assert second.rows.head.trust.tolist() == [1.0, 1.0]
     assert second.complete() == first.complete()
     assert second.statistics == first.statistics
 
