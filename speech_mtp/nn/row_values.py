@@ -43,11 +43,11 @@ def _mapped(value: Any, by: Any) -> Any:
 
 
 def _put(value: Tensor, row: int, other: Tensor) -> Tensor:
-    size = [max(a, b) for a, b in zip(value.shape[1:], other.shape[1:])]
+    size = [max(a, b) for a, b in zip(value.shape[1:], other.shape[1:], strict=True)]
     value, other = (_padded(x, size) for x in (value, other))
     return torch.cat([value[:row], other[:1].to(value.dtype), value[row + 1 :]])
 
 
 def _padded(x: Tensor, size: list[int]) -> Tensor:
-    pad = [n for have, want in zip(reversed(x.shape[1:]), reversed(size)) for n in (0, want - have)]
+    pad = [n for have, want in zip(reversed(x.shape[1:]), reversed(size), strict=True) for n in (0, want - have)]
     return F.pad(x, pad)

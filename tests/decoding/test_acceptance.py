@@ -20,7 +20,7 @@ VOCAB = 4
 
 @dataclass
 class Row:
-    """Parents (-1 past node 0: a node that only fills the row), tokens, the trunk's own draw after every node, and which
+    """Parents (-1 past node 0: a node that only fills the row), tokens, the trunk's own draw after every node, which
     nodes end the row."""
 
     parents: list[int]

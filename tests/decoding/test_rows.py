@@ -88,7 +88,9 @@ class Schedule:
     def play(self) -> dict[int, list[list[int]]]:
         """Until every text has been answered: what was said in each turn."""
         while self.coming or self.reading or self.places:
-            self.chance.choice([self.open, self.tell, self.tell, self.advance, self.advance, self.advance, self.gather])()
+            self.chance.choice(
+                [self.open, self.tell, self.tell, self.advance, self.advance, self.advance, self.gather]
+            )()
         return self.said
 
     def open(self) -> None:

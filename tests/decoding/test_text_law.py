@@ -22,7 +22,7 @@ from speech_mtp.decoding.vanilla import Vanilla
 from speech_mtp.heads.dspark import DSpark
 from speech_mtp.heads.medusa import Medusa
 from speech_mtp.types import Draft, RowSampling, Sampling
-from tests.decoding.walk import Walk, bound, tiny_text_lm
+from tests.decoding.walk import Walk, bound, proposed, tiny_text_lm
 
 END, VOCAB, NEW, ROWS = 4, 5, 3, 1000
 LM = tiny_text_lm(VOCAB, end=END, scale=0.4)
@@ -201,7 +201,7 @@ def test_a_draft_is_cut_before_its_token_is_drawn() -> None:
         rule, found = Chain(head, 1, confidence=confidence, rejection=True), set()
         for seed in range(30):
             run.rows.sampling = RowSampling([Sampling(seed=seed)])
-            found.add(rule.propose(run.rows, run.law).tokens.shape[1] > 1)
+            found.add(proposed(run, rule).tokens.shape[1] > 1)
         return found
 
     assert lengths(0.99 * best) == {True}

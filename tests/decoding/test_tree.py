@@ -18,7 +18,7 @@ from speech_mtp.decoding.vanilla import Vanilla
 from speech_mtp.heads.leap import Leap
 from speech_mtp.heads.medusa import Medusa
 from speech_mtp.types import Draft, Sampling
-from tests.decoding.walk import Walk, bound, tiny_text_lm
+from tests.decoding.walk import Walk, bound, proposed, tiny_text_lm
 
 LM = tiny_text_lm(7)
 PROMPTS = [[0, 1, 2, 0, 1], [3, 1, 1], [5]]
@@ -28,7 +28,7 @@ PATHS = [[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0]]
 
 def drafted(rule: Tree, sampling: Sampling = GREEDY) -> tuple[text.TextRun, Draft]:
     run = text.start(LM, PROMPTS, sampling, rule)
-    return run, rule.propose(run.rows, run.law)
+    return run, proposed(run)
 
 
 def paths_of(draft: Draft, b: int) -> dict[int, tuple[int, ...]]:
@@ -42,6 +42,7 @@ def paths_of(draft: Draft, b: int) -> dict[int, tuple[int, ...]]:
     return paths
 
 
+@torch.inference_mode()
 def scores_after(head: Walk, run: text.TextRun, b: int, path: tuple[int, ...]) -> Tensor:
     """The head's log-probabilities after a path, walked alone; with the noise that the trunk will draw with, if any."""
     state = run.rows.head.clone()
@@ -183,7 +184,7 @@ def test_a_row_of_one_token_drafts_after_it() -> None:
     head = bound(Walk, LM)
     for prompts in (PROMPTS, [[5]]):
         run = text.start(LM, prompts, GREEDY, Tree(head))
-        run.rule.propose(run.rows, run.law)
+        proposed(run)
         assert torch.equal(run.rows.head.last[-1], head.embed(torch.tensor(5)))
 
 

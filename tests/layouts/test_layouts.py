@@ -101,7 +101,8 @@ def statuses(made: Layout, cases: list[tuple[int, int, bool, int]]) -> list[int]
     """Of rows, each by its pointer, its units, whether they are complete, and its newest control token."""
     pointer, units, complete, control = (torch.tensor(column) for column in zip(*cases, strict=True))
     rows: list[int] = made.status(pointer, control, units, complete).tolist()
-    nodes = made.status(pointer[:, None].expand(-1, 2), control[:, None], units[:, None], complete[:, None])
+    pointer, control = (x[:, None].expand(-1, 2) for x in (pointer, control))
+    nodes = made.status(pointer, control, units[:, None], complete[:, None])
     assert nodes.tolist() == [[status] * 2 for status in rows], "nodes are told apart as rows are"
     return rows
 
