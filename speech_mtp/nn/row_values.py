@@ -23,7 +23,7 @@ def put(value: Any, row: int, other: Any) -> Any:
         return _put(value, row, other)
     if hasattr(value, "put"):
         return value.put(row, other)
-    if not is_dataclass(value):
+    if not is_dataclass(value) or isinstance(value, type):
         return value
     return replace(value, **{f.name: put(getattr(value, f.name), row, getattr(other, f.name)) for f in fields(value)})
 
@@ -37,7 +37,7 @@ def widen(value: Any, rows: int) -> Any:
 
 
 def _mapped(value: Any, by: Any) -> Any:
-    if not is_dataclass(value):
+    if not is_dataclass(value) or isinstance(value, type):
         return value
     return replace(value, **{f.name: by(getattr(value, f.name)) for f in fields(value)})
 

@@ -190,6 +190,19 @@ def test_lossy_acceptance_says_so_and_is_seen(shape: type[Chain | Tree], accepta
     assert not has_the_law(counted(answered(rule, PLAIN)), PLAIN)
 
 
+@pytest.mark.parametrize("settings", [{"rejection": True}, {"acceptance": "typical"}])
+@pytest.mark.parametrize("vocabulary", ["whole", "reduced"])
+def test_a_greedy_row_stays_greedy_among_sampled_ones(settings: dict[str, object], vocabulary: str) -> None:
+    greedy = Sampling(temperature=0, repetition_penalty=1.4)
+    expected = text.start(LM, PROMPTS, greedy, max_new_tokens=12).complete()
+    head = reduced() if vocabulary == "reduced" else bound(Walk, LM)
+    run = text.start(LM, PROMPTS * 8, PLAIN, Chain(head, **settings), 12)  # type: ignore[arg-type]
+    run.rows.sampling = RowSampling([greedy, greedy, *(Sampling(seed=seed) for seed in range(14))])
+    assert run.complete()[:2] == expected
+    assert len({tuple(said) for said in run.tokens[2:]}) > 4
+    assert sum(run.statistics.kept) > 0
+
+
 def test_a_draft_is_cut_before_its_token_is_drawn() -> None:
     """A cut that saw the token would take the unlikely ones out of the draft's law."""
     head = bound(Walk, LM)
