@@ -19,7 +19,7 @@ from speech_mtp.decoding.laws import TextLaw
 from speech_mtp.decoding.text import Answer, TextRun, start
 from speech_mtp.decoding.tree import Tree
 from speech_mtp.decoding.vanilla import Vanilla
-from speech_mtp.types import Sampling
+from speech_mtp.types import Finish, Sampling
 from tests.decoding.learned import foreseeable_lm, learned_head
 
 
@@ -187,7 +187,9 @@ def test_a_place_that_was_left_is_taken_again_and_what_was_there_is_forgotten() 
     first, second = (entered(TEXTS[i]) for i in (3, 1))
     assert (first, second, len(run.finish)) == (0, 1, 2)
     run.advance()
+    assert run.statistics.forwards == 2
     run.leave(first)
+    assert run.statistics.forwards == 1
     assert entered(TEXTS[2]) == first
     third = entered(TEXTS[0])
     assert (third, len(run.finish)) == (2, 4)
@@ -205,3 +207,39 @@ def test_a_run_of_rows_that_have_all_left_has_nothing_to_do() -> None:
     assert schedule.run.gather() == []
     assert schedule.run.advance() is None
     assert torch.equal(schedule.run.rows.place.position, torch.zeros(1, dtype=torch.long))
+
+
+class Spelling:
+    """A tokenizer whose tokens are single characters."""
+
+    eos_token_id = None
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return "".join(chr(ord("0") + token) for token in ids)
+
+
+def test_a_row_that_a_stop_string_cut_short_goes_on_from_what_it_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, greedy, spelled = foreseeable_lm(), Sampling(temperature=0), Spelling().decode
+    monkeypatch.setattr(lm, "tokenizer", Spelling())
+    prompt, later, count = [5, 9, 2], [8], 14
+    whole = start(lm, [prompt], greedy, max_new_tokens=count).complete()[0]
+    told_again = 0
+    for at in range(1, 9):
+        stop = spelled(whole[at : at + 2])
+        said = whole[: spelled(whole).index(stop) + 2]
+        run, answer = scheduled(Tree(learned_head("eagle3")), 0).run, Answer(count, (stop,))
+        row = run.opened(greedy)
+        run.told(row, prompt)
+        b = run.enter(row, answer, prompt)
+        assert run.complete()[b] == said
+        assert run.finish[b] == Finish("stop", "stop string")
+        assert run.text(b) == spelled(said[:-2])
+        assert run.counts[b].emitted == len(said)
+        row = run.resumed(b)
+        known = [] if int(row.lengths[0]) else answer.context
+        told_again += bool(known)
+        run.told(row, known + later)
+        run.enter(row, answer, later, b)
+        fresh = start(lm, [prompt + said + later], greedy, max_new_tokens=count, stops=(stop,))
+        assert run.complete()[b] == fresh.complete()[0]
+    assert 0 < told_again < 8, "the cache holds more than was said, or just that"
