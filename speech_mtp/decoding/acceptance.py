@@ -107,8 +107,8 @@ def rejection_chain(tokens: Tensor, p: Tensor, q: Tensor | None, uniform: Tensor
 
 
 def typical(draft: Draft, p: Tensor, threshold: float = 0.09, delta: float = 0.3) -> Tensor:
-    """Medusa's rule, **lossy**: keep x where ``p(x) > min(threshold, delta exp(-H(p)))``, ``p [B, M, V]`` at its parent.
-    The last kept node ``[B]``."""
+    """Medusa's rule, **lossy**: keep x where ``p(x) > min(threshold, delta exp(-H(p)))``, ``p [B, M, V]`` at its
+    parent. The last kept node ``[B]``."""
     at = draft.parents.clamp(min=0)
     mine = p.gather(1, at[..., None].expand(-1, -1, p.shape[-1])).gather(2, draft.tokens[..., :1])[..., 0]
     entropy = -(p * (p + 1e-5).log()).sum(-1).gather(1, at)

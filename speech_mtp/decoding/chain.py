@@ -85,7 +85,7 @@ class Chain(HeadRule):
     def _law(self, growth: Growth, law: TextLaw, states: Tensor, layer: int) -> Tensor:
         """The head's own distribution after the newest node, as logits ``[B, V]`` on the trunk's vocabulary."""
         scores = law.draft_scores(growth.rows, growth.draft, self.head, states, layer)
-        adjusted = noise.adjust(scores, growth.rows.sampling)[:, 0].float()
+        adjusted = noise.sure(noise.adjust(scores, growth.rows.sampling), growth.rows.sampling)[:, 0].float()
         if self.head.token_map is None:
             return adjusted
         wide = adjusted.new_full((len(adjusted), law.lm.vocab_size), float("-inf"))
@@ -97,7 +97,7 @@ class Chain(HeadRule):
         tokens, k = draft.tokens[..., 0], draft.tokens.shape[1] - 1
         steps = rows.place.position[:, None] + torch.arange(k, device=tokens.device)
         chance = noise.uniform(rows.sampling.seed[:, None], steps, 0, ACCEPT, torch.zeros_like(steps[:1, :1]))[..., 0]
-        p = law.scores(rows, draft, out).float().softmax(-1)
+        p = noise.sure(law.scores(rows, draft, out), rows.sampling).float().softmax(-1)
         kept, rest = acceptance.rejection_chain(tokens[:, 1:], p, draft.q, chance)
         every = torch.arange(rest.shape[-1], device=rest.device)
         after = noise.best(noise.perturbed(rest.log(), rows.sampling, rows.place.position + kept, 0, every))

@@ -124,7 +124,7 @@ class Run:
     @property
     def statistics(self) -> Statistics:
         """What drafting gave over the rows that are there."""
-        return total(self.counts)
+        return total([counts for counts, finish in zip(self.counts, self.finish, strict=True) if finish != LEFT])
 
     # -- rows come and go ---------------------------------------------------------------------------------------
     @torch.inference_mode()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from speech_mtp.decoding import acceptance
 from speech_mtp.decoding.laws import Law, TextLaw
+from speech_mtp.decoding.sampling import sure
 from speech_mtp.types import Draft, LMOutput, Status, Verdict
 
 KINDS = ("exact", "typical", "top_k")
@@ -50,7 +51,8 @@ class Acceptance:
             raise ValueError(f"Acceptance {self.kind!r} is for text; groups of speech tokens are accepted exactly.")
         scores = law.scores(rows, draft, out)
         if self.kind == "typical":
-            stop = acceptance.typical(draft, scores.softmax(-1), self.threshold, self.delta)
+            p = sure(scores, rows.sampling).softmax(-1)
+            stop = acceptance.typical(draft, p, self.threshold, self.delta)
         else:
             stop = acceptance.among_top(draft, scores, min(self.k, scores.shape[-1]))
         path, length = acceptance.path_to(stop, draft)

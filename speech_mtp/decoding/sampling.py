@@ -71,6 +71,13 @@ def adjust(logits: Tensor, rows: RowSampling) -> Tensor:
     return _filtered(tempered(logits, rows), rows)
 
 
+def sure(logits: Tensor, rows: RowSampling) -> Tensor:
+    """``logits [R, ..., V]`` with -inf for all but the likeliest token of greedy rows: their law, as an adjusted one is
+    that of the others."""
+    only = torch.full_like(logits, float("-inf")).scatter(-1, best(logits)[..., None], 0.0)
+    return torch.where(_rows(rows.temperature > 0, logits), logits, only)
+
+
 def _filtered(logits: Tensor, rows: RowSampling) -> Tensor:
     if not rows.filtered:
         return logits

@@ -138,6 +138,11 @@ class TextRun(Run):
         self.answers[b] = answer
         return b
 
+    def gather(self) -> list[int]:
+        stay = super().gather()
+        self.answers = [self.answers[b] for b in stay] + [None] * (len(self.finish) - len(stay))
+        return stay
+
     # -- the loop -------------------------------------------------------------------------------------------------
     def advance(self, only: Sequence[bool] | None = None) -> list[list[int]] | None:  # type: ignore[override]
         """New tokens of every row; None when all have ended."""

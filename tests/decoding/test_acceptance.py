@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from itertools import product
 
 import pytest
@@ -11,18 +12,33 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from speech_mtp.decoding import acceptance
-from speech_mtp.lm.cache import ancestors_of
+from speech_mtp.decoding.laws import Choose
+from speech_mtp.types import Draft, Verdict
 
 VOCAB = 4
 
 
+@dataclass
+class Row:
+    """Parents (-1 past node 0: a node that only fills the row), tokens, the trunk's own draw after every node, which
+    nodes end the row."""
+
+    parents: list[int]
+    tokens: list[int]
+    choice: list[int]
+    ended: list[bool]
+
+
 @st.composite
-def trees(draw: st.DrawFn) -> tuple[list[int], list[int], list[int]]:
-    """Parents (-1 past node 0: a node that only fills the row), tokens, and the trunk's choice after every node."""
-    m = draw(st.integers(1, 8))
-    parents = [-1] + [draw(st.integers(-1, i - 1)) for i in range(1, m)]
-    tokens = draw(st.lists(st.integers(0, 1), min_size=m, max_size=m))
-    return parents, tokens, draw(st.lists(st.integers(0, 1), min_size=m, max_size=m))
+def rows(draw: st.DrawFn) -> list[Row]:
+    """Rows of one batch."""
+    m, found = draw(st.integers(1, 8)), []
+    for _ in range(draw(st.integers(1, 3))):
+        parents = [-1] + [draw(st.integers(-1, i - 1)) for i in range(1, m)]
+        tokens, choice = (draw(st.lists(st.integers(0, 1), min_size=m, max_size=m)) for _ in range(2))
+        ended = draw(st.lists(st.sampled_from([False, False, False, True]), min_size=m, max_size=m))
+        found.append(Row(parents, tokens, choice, [False, *ended[1:]]))
+    return found
 
 
 def paths_from_node_0(parents: list[int]) -> list[list[int]]:
@@ -38,54 +54,153 @@ def tensors(*lists: list[int]) -> tuple[Tensor, ...]:
     return tuple(torch.tensor([one]) for one in lists)
 
 
-@given(trees())
-def test_matching_keeps_the_longest_right_path_and_the_first_of_equals(
-    tree: tuple[list[int], list[int], list[int]],
+def draft_of(found: list[Row], channels: int = 1, depth: int | None = None) -> Draft:
+    tokens = torch.tensor([row.tokens for row in found])
+    return Draft(tokens[..., None].expand(-1, -1, channels), torch.tensor([row.parents for row in found]), depth=depth)
+
+
+def drawing(choice: Tensor) -> Choose:
+    """The draws ``choice [B, M, C]`` after every node."""
+    return lambda nodes, depth: choice.gather(1, nodes[:, None, None].expand(-1, 1, choice.shape[-1]))[:, 0]
+
+
+def matched(found: list[Row], depth: int | None = None) -> Verdict:
+    choice, ended = (torch.tensor([getattr(row, name) for row in found]) for name in ("choice", "ended"))
+    return acceptance.matching(draft_of(found, depth=depth), drawing(choice[..., None]), ended)
+
+
+def walked(row: Row) -> tuple[list[int], int, int, int]:
+    """The path, the sure token after it, and how many depths were tried and kept, one node at a time."""
+    path, tried, kept = [0], 0, 0
+    while True:
+        draw = row.choice[path[-1]]
+        children = [i for i, parent in enumerate(row.parents) if parent == path[-1]]
+        right = [i for i in children if row.tokens[i] == draw]
+        tried, kept = tried + bool(children), kept + bool(right)
+        if not right or row.ended[right[0]]:
+            return path, draw, tried, kept
+        path.append(right[0])
+
+
+@given(rows())
+def test_matching_keeps_what_guessed_the_trunk_s_own_draws(found: list[Row]) -> None:
+    deepest = max(len(path) - 1 for row in found for path in paths_from_node_0(row.parents))
+    for depth in (None, deepest):
+        verdict = matched(found, depth)
+        for b, row in enumerate(found):
+            path, sure, tried, kept = walked(row)
+            assert verdict.path[b].tolist() == path + [-1] * (len(row.tokens) - len(path))
+            assert (verdict.length[b].item(), verdict.stop[b].item()) == (len(path), path[-1])
+            assert verdict.next[b].tolist() == [sure]
+            assert (verdict.tried[b].item(), verdict.kept[b].item()) == (tried, kept)
+
+
+CHAIN = [-1, 0, 1, 2]
+FORK = [-1, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("parents", "choice", "ended", "path", "sure", "tried", "kept"),
+    [
+        (CHAIN, [1, 2, 3, 0], [], [0, 1, 2, 3], 0, 3, 3),  # always right
+        (CHAIN, [0, 2, 3, 0], [], [0], 0, 1, 0),  # never right; what would follow a wrong draft is not judged
+        (CHAIN, [1, 0, 3, 0], [], [0, 1], 0, 2, 1),  # sometimes right
+        (CHAIN, [1, 2, 3, 0], [1], [0], 1, 1, 1),  # a row that ends with its first draft: it is the sure position
+        (CHAIN, [1, 2, 3, 0], [3], [0, 1, 2], 3, 3, 3),  # and one that ends with its last
+        (CHAIN, [0, 2, 3, 0], [1, 2, 3], [0], 0, 1, 0),  # what ends a wrong draft ends nothing
+        (CHAIN, [1, 2, 3, 0], [2, 3], [0, 1], 2, 2, 2),
+        (FORK, [2, 0, 1, 0], [], [0, 2], 1, 1, 1),  # nothing was drafted after the second sibling
+        (FORK, [1, 3, 0, 2], [], [0, 1, 3], 2, 2, 2),
+        (FORK, [1, 0, 0, 0], [], [0, 1], 0, 2, 1),
+        (FORK, [3, 0, 0, 0], [], [0], 3, 1, 0),  # right by the token, but of another parent
+        ([-1] * 4, [1, 2, 3, 0], [], [0], 1, 0, 0),  # nodes that only fill the row
+    ],
+)
+def test_contrived_drafts(
+    parents: list[int], choice: list[int], ended: list[int], path: list[int], sure: int, tried: int, kept: int
 ) -> None:
-    parents, tokens, choice = tree
-    right = [p for p in paths_from_node_0(parents) if all(tokens[i] == choice[parents[i]] for i in p[1:])]
-    best = max(right, key=lambda p: (len(p), -p[-1]))
-    t, above, c = tensors(tokens, parents, choice)
-    path, length, stop = acceptance.matching(t, above, c)
-    assert path[0, : len(best)].tolist() == best
-    assert (path[0, len(best) :] == -1).all()
-    assert (length.item(), stop.item()) == (len(best), best[-1])
+    """Tokens 1, 2 and 3 are drafted after node 0, which holds a 9."""
+    verdict = matched([Row(parents, [9, 1, 2, 3], choice, [i in ended for i in range(4)])])
+    assert verdict.path[0, : len(path)].tolist() == path
+    assert (verdict.length.item(), verdict.next.item()) == (len(path), sure)
+    assert (verdict.tried.item(), verdict.kept.item()) == (tried, kept)
 
 
-@given(trees())
-def test_lossy_rules_keep_the_longest_path_of_good_nodes(tree: tuple[list[int], list[int], list[int]]) -> None:
-    parents, tokens, _ = tree
-    t, above = tensors(tokens, parents)
-    scores = torch.randn(1, len(tokens), VOCAB, generator=torch.Generator().manual_seed(len(tokens)))
+def test_a_group_is_kept_only_if_all_of_its_channels_are_right() -> None:
+    tokens = torch.tensor([[[9, 9], [1, 2], [1, 3], [4, 4]]]).expand(3, -1, -1)
+    draft = Draft(tokens, torch.tensor([[-1, 0, 0, 2]]).expand(3, -1))
+    choice = torch.tensor([[[1, 3], [0, 0], [4, 4], [5, 6]]]).repeat(3, 1, 1)
+    choice[1, 0, 1] = 4  # half right
+    choice[2, 2, 0] = 0
+    verdict = acceptance.matching(draft, drawing(choice), torch.zeros(3, 4, dtype=torch.bool))
+    assert verdict.path.tolist() == [[0, 2, 3, -1], [0, -1, -1, -1], [0, 2, -1, -1]]
+    assert verdict.next.tolist() == [[5, 6], [1, 4], [0, 4]]
+
+
+def test_a_draw_is_asked_for_with_the_depth_of_its_node() -> None:
+    """It says which noise is drawn with; siblings are numbered anyhow."""
+    asked: list[tuple[list[int], int]] = []
+
+    def choose(nodes: Tensor, depth: int) -> Tensor:
+        asked.append((nodes.tolist(), depth))
+        return torch.tensor([[1], [7]])
+
+    draft = Draft(torch.tensor([[9, 0, 1, 1]] * 2)[..., None], torch.tensor([[-1, 0, 0, 2]] * 2))
+    verdict = acceptance.matching(draft, choose, torch.zeros(2, 4, dtype=torch.bool))
+    assert asked == [([0, 0], 0), ([2, 0], 1), ([3, 0], 2)]
+    assert verdict.length.tolist() == [3, 1]
+    assert verdict.next.tolist() == [[1], [7]]
+
+
+@given(rows())
+def test_lossy_rules_keep_the_longest_path_of_good_nodes(found: list[Row]) -> None:
+    row, draft = found[0], draft_of(found[:1])
+    scores = torch.randn(1, len(row.tokens), VOCAB, generator=torch.Generator().manual_seed(len(row.tokens)))
     p = scores.softmax(-1)
 
     def typical(i: int) -> bool:
-        law = p[0, parents[i]]
+        law = p[0, row.parents[i]]
         entropy = -(law * (law + 1e-5).log()).sum()
-        return bool(law[tokens[i]] > min(0.3, 0.6 * torch.exp(-entropy)))
+        return bool(law[row.tokens[i]] > min(0.3, 0.6 * torch.exp(-entropy)))
 
     def among_two(i: int) -> bool:
-        return sorted(scores[0, parents[i]].tolist(), reverse=True).index(scores[0, parents[i], tokens[i]].item()) < 2
+        after = scores[0, row.parents[i]]
+        return sorted(after.tolist(), reverse=True).index(after[row.tokens[i]].item()) < 2
 
-    for good, kept in (
-        (typical, acceptance.typical(t, above, p, 0.3, 0.6)),
-        (among_two, acceptance.among_top(t, above, scores, 2)),
+    for good, stop in (
+        (typical, acceptance.typical(draft, p, 0.3, 0.6)),
+        (among_two, acceptance.among_top(draft, scores, 2)),
     ):
-        best = max(len(path) for path in paths_from_node_0(parents) if all(good(i) for i in path[1:]))
-        assert kept[1].item() == best
+        best = max(len(path) for path in paths_from_node_0(row.parents) if all(good(i) for i in path[1:]))
+        path, length = acceptance.path_to(stop, draft)
+        assert length.item() == best
+        assert all(good(i) for i in path[0, 1:best].tolist())
 
 
-def test_a_draft_that_is_never_or_always_right() -> None:
-    tokens, parents = tensors([9, 1, 2, 3], [-1, 0, 1, 2])
-    assert acceptance.matching(tokens, parents, torch.tensor([[1, 2, 3, 0]]))[1].item() == 4
-    assert acceptance.matching(tokens, parents, torch.tensor([[0, 2, 3, 0]]))[1].item() == 1
+@given(rows(), st.data())
+def test_a_path_is_kept_until_its_first_node_that_ends_the_row(found: list[Row], data: st.DataObject) -> None:
+    paths = [data.draw(st.sampled_from(paths_from_node_0(row.parents))) for row in found]
+    m = len(found[0].tokens)
+    padded = torch.tensor([path + [-1] * (m - len(path)) for path in paths])
+    lengths, after = torch.tensor([len(path) for path in paths]), torch.tensor([[5]] * len(found))
+    ended = torch.tensor([row.ended for row in found])
+    verdict = acceptance.until_ended(draft_of(found), padded, lengths, after, ended)
+    for b, (row, path) in enumerate(zip(found, paths, strict=True)):
+        over = next((at for at, node in enumerate(path) if row.ended[node]), None)
+        kept = path if over is None else path[:over]
+        more = over is None and path[-1] in row.parents  # a draft after the path was refused
+        assert verdict.path[b].tolist() == kept + [-1] * (m - len(kept))
+        assert verdict.length[b].item() == len(kept)
+        assert verdict.next[b].item() == (5 if over is None else row.tokens[path[over]])
+        assert verdict.kept[b].item() == (len(path) - 1 if over is None else over)
+        assert verdict.tried[b].item() == verdict.kept[b].item() + more
+
+
+def test_a_chain_by_rejection_that_is_never_or_always_right() -> None:
+    (tokens,) = tensors([1, 2, 3])
     certain = torch.eye(VOCAB)[[1, 2, 3, 0]][None]
-    uniform = torch.full((1, 4), 1 - 2**-24)
-    assert acceptance.rejection_chain(tokens[:, 1:], certain, None, uniform[:, 1:])[0].item() == 3
-    stop, rest = acceptance.sibling_rejection(tokens, parents, certain, uniform)
-    assert stop.item() == 3
-    assert rest[0].tolist() == [1, 0, 0, 0]
-    kept, rest = acceptance.rejection_chain(tokens[:, 1:], certain[:, [1, 0, 2, 3]], None, torch.full((1, 3), 2**-25))
+    assert acceptance.rejection_chain(tokens, certain, None, torch.full((1, 3), 1 - 2**-24))[0].item() == 3
+    kept, rest = acceptance.rejection_chain(tokens, certain[:, [1, 0, 2, 3]], None, torch.full((1, 3), 2**-25))
     assert kept.item() == 0
     assert rest[0].tolist() == [0, 0, 1, 0]
 
@@ -95,9 +210,7 @@ def test_nothing_drafted_is_the_trunk_s_own_law() -> None:
     kept, rest = acceptance.rejection_chain(torch.zeros(1, 0, dtype=torch.long), p, None, torch.zeros(1, 0))
     assert kept.item() == 0
     assert torch.equal(rest, p[:, 0])
-    stop, rest = acceptance.sibling_rejection(torch.zeros(1, 1, dtype=torch.long), torch.tensor([[-1]]), p, p[:, :, 0])
-    assert stop.item() == 0
-    assert torch.equal(rest, p[:, 0])
+    assert matched([Row([-1], [9], [2], [False])]).next.item() == 2
 
 
 @pytest.mark.parametrize("stochastic", [True, False])
@@ -144,38 +257,28 @@ def test_two_tokens_of_a_chain_have_the_trunk_s_law(stochastic: bool, seed: int)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_tree_with_siblings_has_the_trunk_s_law(seed: int) -> None:
-    """Two siblings after node 0, two children of the first one, and a node that only fills the row."""
-    tokens, parents = tensors([0, 1, 0, 2, 0, 1], [-1, 0, 0, 1, 1, -1])
-    p, grid = random_laws(6, seed), 16
-    u = (torch.arange(grid) + 0.5) / grid
-    chance = torch.cartesian_prod(u, u, u, u)
-    n = len(chance)
-    uniform = torch.cat([torch.zeros(n, 1), chance, torch.zeros(n, 1)], 1)
-    stop, rest = acceptance.sibling_rejection(tokens.expand(n, -1), parents.expand(n, -1), p.expand(n, -1, -1), uniform)
-    assert set(stop.tolist()) <= {0, 1, 2, 3, 4}
-    first = rest[stop == 0].sum(0) / n
-    through = torch.isin(stop, torch.tensor([1, 3, 4]))
-    first[1] += through.sum() / n
-    first[0] += (stop == 2).sum() / n
-    assert torch.allclose(first, p[0], atol=2 / grid)
-    second = rest[stop == 1].sum(0)
-    second[2] += (stop == 3).sum()
-    second[0] += (stop == 4).sum()
-    assert torch.allclose(second / through.sum(), p[1], atol=2 / grid)
-
-
-def test_siblings_that_share_all_of_the_law_leave_no_gap() -> None:
-    """When the last sibling has all that is left it is certain; the same token twice has no second chance."""
-    tokens, parents = tensors([0, 1, 1, 2], [-1, 0, 0, 0])
-    p = torch.tensor([[0.0, 0.5, 0.5]]).expand(1, 4, -1)
-    stop, rest = acceptance.sibling_rejection(tokens, parents, p, torch.full((1, 4), 1 - 2**-24))
-    assert stop.item() == 3
-    assert torch.isfinite(rest).all()
+def test_a_tree_with_siblings_keeps_the_sum_of_their_chances_and_has_the_trunk_s_law(seed: int) -> None:
+    """Two siblings after node 0, two children of the first one, and a node that only fills the row; the trunk's draws
+    after every node are all pairs, weighed by their own law."""
+    row = Row([-1, 0, 0, 1, 1, -1], [0, 1, 0, 2, 0, 1], [], [False] * 6)
+    p = random_laws(6, seed)
+    first, second, kept = torch.zeros(3), torch.zeros(3), torch.zeros(3)
+    for x, y in product(range(3), repeat=2):
+        chance = float(p[0, x] * p[1, y])
+        verdict = matched([replace(row, choice=[x, y, 0, 0, 0, 0])])
+        said = [*(row.tokens[i] for i in verdict.path[0, 1 : verdict.length].tolist()), verdict.next.item()]
+        first[said[0]] += chance
+        if said[0] == 1:
+            second[said[1]] += chance
+        kept[verdict.kept] += chance
+    assert torch.allclose(first, p[0])
+    assert torch.allclose(second / second.sum(), p[1])
+    assert torch.isclose(kept[1:].sum(), p[0, 1] + p[0, 0])
+    assert torch.isclose(kept[2], p[0, 1] * (p[1, 2] + p[1, 0]))
 
 
 def test_path_to_lists_the_nodes_in_order() -> None:
-    (parents,) = tensors([-1, 0, 0, 2, 1, 3])
-    path, length, stop = acceptance.path_to(torch.tensor([5]), ancestors_of(parents))
+    draft = draft_of([Row([-1, 0, 0, 2, 1, 3], [0] * 6, [0] * 6, [False] * 6)])
+    path, length = acceptance.path_to(torch.tensor([5]), draft)
     assert path.tolist() == [[0, 2, 3, 5, -1, -1]]
-    assert (length.item(), stop.item()) == (4, 5)
+    assert length.item() == 4

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from speech_mtp import plugins
-from speech_mtp.decoding import cascade, catalogue, text
+from speech_mtp.decoding import catalogue, text
+from speech_mtp.decoding._drafting import HeadRule
 from speech_mtp.decoding.cascade import Cascade, joined
 from speech_mtp.decoding.lookup import Lookup
 from speech_mtp.decoding.payoff import Payoff
@@ -19,7 +20,7 @@ from speech_mtp.heads.base import Binding, HeadState, MTPHead, TrunkShape
 from speech_mtp.heads.leap import Leap
 from speech_mtp.types import Draft, Finish, LMOutput, Sampling, Verdict
 from tests.decoding.test_tree import paths_of
-from tests.decoding.walk import Walk, bound, tiny_text_lm
+from tests.decoding.walk import Walk, bound, proposed, tiny_text_lm
 
 LM = tiny_text_lm(9, num_layers=3)
 GREEDY = Sampling(temperature=0)
@@ -40,23 +41,22 @@ def started(rule: Cascade | Tree | Lookup, prompts: list[list[int]], count: int 
     return text.start(LM, prompts, GREEDY, rule, count)
 
 
-def proposed(rule: Cascade | Tree | Lookup, prompts: list[list[int]]) -> Draft:
-    run = started(rule, prompts)
-    return rule.propose(run.rows, run.law)
+def drafted(rule: Cascade | Tree | Lookup, prompts: list[list[int]]) -> Draft:
+    return proposed(started(rule, prompts))
 
 
 # -- who drafts ---------------------------------------------------------------------------------------------------
 def test_a_long_match_drafts_alone_and_the_head_only_reads() -> None:
     head = bound(Watched, LM)
     run = started(Cascade(head, lookup_depth=4), [REPEATS])
-    alone = proposed(Lookup(depth=4), [REPEATS])
-    draft = run.rule.propose(run.rows, run.law)
+    alone = drafted(Lookup(depth=4), [REPEATS])
+    draft = proposed(run)
     assert torch.equal(draft.tokens, alone.tokens)
     assert torch.equal(draft.parents, alone.parents)
     run.advance()
     assert head.drafts == 0
     heard = started(Tree(head), [REPEATS + run.tokens[0]])
-    torch.testing.assert_close(run.rows.head.head.window, heard.state.head.window)
+    torch.testing.assert_close(run.rows.head.head.window, heard.rows.head.window)
     assert torch.equal(run.rows.head.head.last, head.embed(torch.tensor([run.tokens[0][-1]])))
 
 
@@ -64,10 +64,11 @@ def test_lookups_grow_while_they_are_kept_whole(monkeypatch: pytest.MonkeyPatch)
     rule = Cascade(bound(Walk, LM), lookup_depth=2, longest_lookup=6)
     run, sizes = started(rule, [REPEATS, REPEATS]), []
     for kept in (2, 4, 6, 5, 2):
-        draft = rule.propose(run.rows, run.law)
+        draft = proposed(run)
         sizes.append((draft.parents >= 0).sum(1).tolist())
-        found = Verdict(torch.zeros(2, 7).long(), torch.tensor([kept + 1, 2]), torch.zeros(2, 1).long())
-        monkeypatch.setattr(cascade, "judge", lambda *_, found=found: found)
+        count = torch.tensor([kept, 1])
+        found = Verdict(torch.zeros(2, 7).long(), count + 1, torch.zeros(2, 1).long(), count, count)
+        monkeypatch.setattr(HeadRule, "accept", lambda *_, found=found: found)
         rule.accept(run.rows, draft, LMOutput(torch.zeros(2, 7, 1, 1)), run.law)
         run.rows.head.trust = torch.ones(2)
     assert sizes == [[2, 2], [4, 2], [6, 2], [6, 2], [2, 2]]
@@ -79,8 +80,8 @@ def test_lookups_grow_while_they_are_kept_whole(monkeypatch: pytest.MonkeyPatch)
 def test_without_a_match_the_draft_is_the_tree_s() -> None:
     head = bound(Walk, LM)
     draft, tree = (
-        proposed(Cascade(head, nodes=6, graft_nodes=0), [FRESH, WEAK]),
-        proposed(Tree(head, nodes=6), [FRESH, WEAK]),
+        drafted(Cascade(head, nodes=6, graft_nodes=0), [FRESH, WEAK]),
+        drafted(Tree(head, nodes=6), [FRESH, WEAK]),
     )
     assert torch.equal(draft.tokens, tree.tokens)
     assert torch.equal(draft.parents, tree.parents)
@@ -89,12 +90,12 @@ def test_without_a_match_the_draft_is_the_tree_s() -> None:
 @pytest.mark.parametrize("lookup_depth", [2, 12])
 def test_rows_of_both_kinds_share_a_step(lookup_depth: int) -> None:
     head, prompts = bound(Walk, LM), [REPEATS, FRESH]
-    draft = proposed(Cascade(head, nodes=6, lookup_depth=lookup_depth), prompts)
-    looked = [int(token) for token in proposed(Lookup(lookup_depth), prompts).tokens[0, 1:, 0]]
+    draft = drafted(Cascade(head, nodes=6, lookup_depth=lookup_depth), prompts)
+    looked = [int(token) for token in drafted(Lookup(lookup_depth), prompts).tokens[0, 1:, 0]]
     assert draft.tokens.shape[1] == 1 + max(6, lookup_depth)
     found = paths_of(draft, 0)
     assert set(found.values()) == {tuple(looked[:n]) for n in range(lookup_depth + 1)}
-    tree = proposed(Tree(head, nodes=6), prompts)
+    tree = drafted(Tree(head, nodes=6), prompts)
     assert set(paths_of(draft, 1).values()) == set(paths_of(tree, 1).values())
     assert int((draft.parents[1] >= 0).sum()) == 6
 
@@ -108,7 +109,7 @@ def test_rows_that_have_ended_do_not_keep_the_head_drafting() -> None:
     run.advance()
     run.rows.tokens[0, : run.rows.lengths[0]] = 5  # certainly a match
     before = head.drafts
-    run.rule.propose(run.rows, run.law)
+    proposed(run)
     assert run.rows.head.going.tolist() == [True, False]
     assert run.rows.head.looked.tolist() == [True, False]
     assert head.drafts == before
@@ -117,15 +118,15 @@ def test_rows_that_have_ended_do_not_keep_the_head_drafting() -> None:
 # -- grafted branches -----------------------------------------------------------------------------------------------
 def test_a_short_match_is_one_branch_more_where_nodes_are_left() -> None:
     head = bound(Walk, LM)
-    settings = {"nodes": 9, "depth": 3, "top_k": 1}
-    chain = set(paths_of(proposed(Tree(head, **settings), [WEAK]), 0).values())
+    settings = {"nodes": 9, "depth": 3, "top_k": 1, "confidence": 0.0}
+    chain = set(paths_of(drafted(Tree(head, **settings), [WEAK]), 0).values())
     looked = [8, 0, 6, 7, 8, 0, 6, 7][:8]
     for graft, nodes in ((False, 3), (True, 9)):
-        draft = proposed(Cascade(head, **settings, graft=graft, graft_nodes=0 if graft else None), [WEAK])
+        draft = drafted(Cascade(head, **settings, graft=graft, graft_nodes=0 if graft else None), [WEAK])
         assert set(paths_of(draft, 0).values()) - chain == {tuple(looked[:n]) for n in range(1, nodes - 2)}
     assert draft.tokens.shape[1] == 10
-    assert set(paths_of(proposed(Cascade(head, **settings, min_ngram=3), [WEAK]), 0).values()) == chain
-    draft = proposed(Cascade(head, nodes=3, depth=3, top_k=1, graft_nodes=2), [WEAK])
+    assert set(paths_of(drafted(Cascade(head, **settings, min_ngram=3), [WEAK]), 0).values()) == chain
+    draft = drafted(Cascade(head, nodes=3, depth=3, top_k=1, confidence=0.0, graft_nodes=2), [WEAK])
     assert set(paths_of(draft, 0).values()) - chain == {tuple(looked[:n]) for n in (1, 2)}
 
 
@@ -170,7 +171,7 @@ def test_the_less_trust_the_longer_the_match_that_is_needed() -> None:
     looked = {}
     for trust in (1.0, 0.61, 0.0):
         run.rows.head.trust = torch.full((3,), trust)
-        rule.propose(run.rows, run.law)
+        proposed(run)
         looked[trust] = run.rows.head.looked.tolist()
     assert looked == {1.0: [True] * 3, 0.61: [False, True, True], 0.0: [False, True, False]}
 
@@ -201,8 +202,8 @@ def test_a_rule_that_is_used_again_knows_nothing_of_the_last_run() -> None:
     first, second = (started(rule, [REPEATS, FRESH]) for _ in range(2))
     for _ in range(4):
         first.advance()
-    assert first.state.head.trust.min() < 1
-    assert second.state.head.trust.tolist() == [1.0, 1.0]
+    assert first.rows.head.trust.min() < 1
+    assert second.rows.head.trust.tolist() == [1.0, 1.0]
     assert second.complete() == first.complete()
     assert second.statistics == first.statistics
 
@@ -273,7 +274,7 @@ def test_steps_of_lookups_alone_are_none_of_payoff_s_business() -> None:
     rule = Cascade(bound(Walk, LM), payoff=payoff)
     for prompt, counted in ((REPEATS, False), (FRESH, True)):
         run = started(rule, [prompt])
-        rule.propose(run.rows, run.law)
+        proposed(run)
         assert payoff.running == counted
 
 

@@ -14,14 +14,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from speech_mtp.decoding import text
-from speech_mtp.decoding.base import seeds_of
-from speech_mtp.decoding.engine import step
+from speech_mtp.decoding import engine
+from speech_mtp.decoding.engine import Statistics, step
 from speech_mtp.decoding.laws import TextLaw
-from speech_mtp.decoding.text import TextRun
+from speech_mtp.decoding.text import Answer, TextRun
 from speech_mtp.heads.base import PrivateUnembedding
 from speech_mtp.lm.text_lm import TextLM
-from speech_mtp.types import Sampling
+from speech_mtp.types import RowSampling, Sampling, Status
 from tests.decoding.test_text_lossless import make_head, make_rule, pairs, tiny_lm
 
 LOOKS = {"cascade"}
@@ -61,13 +60,14 @@ def run_of(lm: TextLM, head: str | None, rule: str, sampling: Sampling, **settin
     """A run in the middle of its answers."""
     with torch.device("cuda"):
         built = None if head is None else make_head(head, lm).prepare()
-    state = lm.open(ROWS, 64)
-    state.cache.know(10)
-    law = TextLaw(lm, sampling, seeds_of(sampling, ROWS, lm.device))
-    run = TextRun(lm, make_rule(rule, built, **settings), law, state, 20)
-    run.rule.begin(state)
-    run.tokens, run.finish = [[1], [2]], [None, None]
-    return run
+    rows = lm.open(ROWS, 64)
+    rows.cache.know(10)
+    rows.sampling = RowSampling([sampling] * ROWS, lm.device)
+    law, drafting = TextLaw(lm), make_rule(rule, built, **settings)
+    drafting.begin(rows, law)
+    answers: list[Answer | None] = [Answer(20, tokens=[token]) for token in (1, 2)]
+    going, counts = [Status.GOING] * ROWS, [Statistics() for _ in range(ROWS)]
+    return TextRun(lm, law, rows, drafting, finish=[None] * ROWS, status=going, counts=counts, answers=answers)
 
 
 def two_steps(run: TextRun) -> Tensor:
@@ -85,6 +85,19 @@ def test_a_step_is_made_without_looking(gpu: TextLM, head: str | None, rule: str
         tokens = two_steps(run)
     assert tokens.device.type == "cuda"
     assert (tokens.shape[1] > 1) == (rule != "vanilla")
+
+
+def test_a_chain_that_draws_its_drafts_does_not_look_either(gpu: TextLM) -> None:
+    run = run_of(gpu, "eagle", "chain", DRAWN, rejection=True)
+    with NoTransfers():
+        assert two_steps(run).device.type == "cuda"
+
+
+def test_rows_of_several_settings_are_decoded_without_looking(gpu: TextLM) -> None:
+    run = run_of(gpu, "eagle", "tree", GREEDY)
+    run.rows.sampling = RowSampling([GREEDY, DRAWN], gpu.device)
+    with NoTransfers():
+        assert two_steps(run).device.type == "cuda"
 
 
 def test_a_static_tree_sends_its_indices_once(gpu: TextLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,13 +151,16 @@ def test_an_advance_copies_once(gpu: TextLM, monkeypatch: pytest.MonkeyPatch) ->
 
     def tolist(x: Tensor) -> list[list[int]]:
         copies.append(x.shape)
-        return [[2, 1, 1, *range(3, x.shape[1])]] * len(x)
+        return [[2, 1, 1, int(Status.GOING), 12, *range(7, 2 + x.shape[1])]] * len(x)
+
+    def sent(numbers: list[int], device: torch.device) -> Tensor:
+        return torch.ones(len(numbers), dtype=torch.long, device=device)
 
     run = run_of(gpu, "eagle", "chain", GREEDY)
-    monkeypatch.setattr(text, "sent", lambda numbers, device: torch.ones(len(numbers), dtype=torch.long, device=device))
+    monkeypatch.setattr(engine, "sent", sent)
     monkeypatch.setattr(FakeTensor, "tolist", tolist)
-    before = run._cached[0]
     with NoTransfers():
-        assert run.advance() == [[3, 4]] * ROWS
-    assert copies == [(ROWS, 3 + 6)]
-    assert run.rows.cache.longest == before + 2  # known without another copy
+        assert run.advance() == [[7, 8]] * ROWS
+    assert copies == [(ROWS, 5 + 6)]
+    assert run.rows.cache.longest == 12  # known without another copy
+    assert run.statistics.emitted == 2 * ROWS

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from speech_mtp.decoding import text
 from speech_mtp.decoding.lookup import Lookup, latest_match
 from speech_mtp.types import Sampling
-from tests.decoding.walk import tiny_text_lm
+from tests.decoding.walk import proposed, tiny_text_lm
 
 LM = tiny_text_lm(9)
 GREEDY = Sampling(temperature=0)
@@ -35,14 +35,14 @@ def test_the_match_is_the_longest_and_the_latest(rows: list[list[int]], least: i
 
 def test_the_draft_follows_the_match_and_repeats_it_at_the_end() -> None:
     run = text.start(LM, [[1, 2, 3, 4, 5, 1, 2], [6, 7, 8, 7, 8], [1, 2, 3]], GREEDY, Lookup(depth=4))
-    draft = run.rule.propose(run.rows, run.law)
+    draft = proposed(run)
     assert draft.tokens[:2, :, 0].tolist() == [[2, 3, 4, 5, 1], [8, 7, 8, 7, 8]]
     assert draft.parents.tolist() == [[-1, 0, 1, 2, 3], [-1, 0, 1, 2, 3], [-1] * 5]
 
 
 def test_rows_without_a_match_count_no_draft() -> None:
     run = text.start(LM, [[1, 2, 3], [4, 5]], GREEDY, Lookup(), max_new_tokens=1)
-    assert run.rule.propose(run.rows, run.law).tokens.shape[1] == 1
+    assert proposed(run).tokens.shape[1] == 1
     run.advance()
     run = text.start(LM, [[1, 2, 3, 1, 2], [4, 5]], GREEDY, Lookup(depth=1), max_new_tokens=9)
     run.advance()

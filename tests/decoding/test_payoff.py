@@ -52,7 +52,7 @@ def test_the_text_stays_and_pauses_are_counted(rule: type[Chain | Tree]) -> None
     head = bound(Walk, lm)
 
     def answers(payoff: dict[str, float] | None) -> tuple[list[list[int]], text.Statistics]:
-        run = text.start(lm, [[0, 1, 2], [3, 4]], sampling, rule(head, payoff=payoff), 20)
+        run = text.start(lm, [[0, 1, 2], [3, 4]], sampling, rule(head, payoff=payoff), 60)
         while run.advance() is not None:
             pass
         return run.tokens, run.statistics

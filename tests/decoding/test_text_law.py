@@ -11,19 +11,18 @@ import pytest
 import torch
 
 from speech_mtp.decoding import text
-from speech_mtp.decoding._drafting import full
-from speech_mtp.decoding.base import TARGET, DecodingRule
+from speech_mtp.decoding.base import DecodingRule
 from speech_mtp.decoding.cascade import Cascade
 from speech_mtp.decoding.chain import Chain
 from speech_mtp.decoding.laws import TextLaw
 from speech_mtp.decoding.lookup import Lookup
-from speech_mtp.decoding.sampling import draw, row_seeds, uniform
+from speech_mtp.decoding.sampling import TARGET, adjust, choose, row_seeds, uniform
 from speech_mtp.decoding.tree import Tree
 from speech_mtp.decoding.vanilla import Vanilla
 from speech_mtp.heads.dspark import DSpark
 from speech_mtp.heads.medusa import Medusa
-from speech_mtp.types import Sampling
-from tests.decoding.walk import Walk, bound, tiny_text_lm
+from speech_mtp.types import Draft, RowSampling, Sampling
+from tests.decoding.walk import Walk, bound, proposed, tiny_text_lm
 
 END, VOCAB, NEW, ROWS = 4, 5, 3, 1000
 LM = tiny_text_lm(VOCAB, end=END, scale=0.4)
@@ -67,14 +66,23 @@ def exact(prompt: tuple[int, ...], sampling: Sampling) -> dict[Answer, float]:
     return {**law, **open_}
 
 
-def sampled(rule: DecodingRule, sampling: Sampling) -> tuple[list[Counter[Answer]], text.Statistics]:
+def answered(rule: DecodingRule, sampling: Sampling) -> text.TextRun:
     """ROWS answers to each of PROMPTS, all in one batch, every row with a seed of its own."""
     rows = ROWS * len(PROMPTS)
     run = text.start(LM, PROMPTS * ROWS, sampling, rule, NEW, seeds=torch.arange(rows) + 7)
-    while run.advance() is not None:
-        pass
-    counts = [Counter(map(tuple, run.tokens[i :: len(PROMPTS)])) for i in range(len(PROMPTS))]
-    return counts, run.statistics
+    run.complete()
+    return run
+
+
+@cache
+def plainly(sampling: Sampling) -> list[list[int]]:
+    """The answers of plain decoding."""
+    return answered(Vanilla(), sampling).tokens
+
+
+def counted(run: text.TextRun) -> list[Counter[Answer]]:
+    """How often every answer was given, by prompt."""
+    return [Counter(map(tuple, run.tokens[i :: len(PROMPTS)])) for i in range(len(PROMPTS))]
 
 
 def surprise(counts: Counter[Answer], law: dict[Answer, float]) -> tuple[float, float]:
@@ -118,7 +126,12 @@ def reduced() -> Walk:
 RULES: dict[str, Callable[[], DecodingRule]] = {
     "vanilla": Vanilla,
     "chain": lambda: Chain(bound(Walk, LM)),
-    "chain of best guesses": lambda: Chain(bound(Walk, LM), stochastic=False),
+    "rejection chain": lambda: Chain(bound(Walk, LM), rejection=True),
+    "rejection chain of a reduced vocabulary": lambda: Chain(reduced(), rejection=True),
+    "rejection chain of a block head": lambda: Chain(dspark(), rejection=True),
+    "rejection chain that pauses": lambda: Chain(
+        bound(Walk, LM), 2, rejection=True, payoff={"cost": 9.0, "trial": 1, "rest": 1}
+    ),
     "chain of a reduced vocabulary": lambda: Chain(reduced()),
     "tree of a reduced vocabulary": lambda: Tree(reduced(), nodes=6, depth=3, top_k=2),
     "chain of a block head": lambda: Chain(dspark()),
@@ -137,13 +150,20 @@ RULES: dict[str, Callable[[], DecodingRule]] = {
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.7, "top_p": 0.8}, {"temperature": 0.0}, {"top_k": 2}])
 def test_the_law_of_some_tokens_is_that_of_all_without_the_others(settings: dict[str, float]) -> None:
-    head, law = reduced(), TextLaw(LM, Sampling(repetition_penalty=1.7, **settings), torch.tensor([0]))
-    run = text.start(LM, [PROMPTS[0]], Sampling(temperature=0), max_new_tokens=3)
+    head, law = reduced(), TextLaw(LM)
+    run = text.start(LM, [PROMPTS[0]], Sampling(repetition_penalty=1.7, **settings), max_new_tokens=3)
     scores = torch.randn(1, 2, 3, generator=torch.Generator().manual_seed(0))
     tokens, parents = torch.cat([run.rows.last, torch.tensor([[2]])], 1), torch.tensor([[-1, 0]])
-    some = law.adjusted(run.rows, scores, tokens, parents, head.token_map)
-    whole = law.adjusted(run.rows, full(head, scores), tokens, parents)
-    assert torch.equal(full(head, some), whole)
+    draft = Draft(tokens[..., None], parents)
+
+    def full(scores: torch.Tensor) -> torch.Tensor:
+        wide = scores.new_full((1, 2, VOCAB), float("-inf"))
+        wide[..., head.token_map] = scores
+        return wide
+
+    some = adjust(law.penalised(run.rows, scores, draft, ids=head.token_map), run.rows.sampling)
+    whole = adjust(law.penalised(run.rows, full(scores), draft), run.rows.sampling)
+    assert torch.equal(full(some), whole)
     assert not torch.equal(some, scores)
 
 
@@ -153,9 +173,11 @@ def test_the_law_of_some_tokens_is_that_of_all_without_the_others(settings: dict
 )
 def test_the_law_of_the_text_is_the_model_s(name: str, sampling: Sampling) -> None:
     rule = RULES[name]()
-    counts, statistics = sampled(rule, sampling)
+    run = answered(rule, sampling)
+    statistics = run.statistics
     assert rule.lossless
-    assert has_the_law(counts, sampling)
+    assert has_the_law(counted(run), sampling)
+    assert (run.tokens == plainly(sampling)) == ("rejection" not in name), "all else gives the text of the seed"
     if not isinstance(rule, Vanilla):
         assert min(statistics.kept[:2]) > 10, "drafts must matter at two depths"
         assert statistics.kept[0] < statistics.tried[0] - 100
@@ -165,7 +187,20 @@ def test_the_law_of_the_text_is_the_model_s(name: str, sampling: Sampling) -> No
 def test_lossy_acceptance_says_so_and_is_seen(shape: type[Chain | Tree], acceptance: str | dict[str, object]) -> None:
     rule = shape(bound(Walk, LM), acceptance=acceptance)
     assert not rule.lossless
-    assert not has_the_law(sampled(rule, PLAIN)[0], PLAIN)
+    assert not has_the_law(counted(answered(rule, PLAIN)), PLAIN)
+
+
+@pytest.mark.parametrize("settings", [{"rejection": True}, {"acceptance": "typical"}])
+@pytest.mark.parametrize("vocabulary", ["whole", "reduced"])
+def test_a_greedy_row_stays_greedy_among_sampled_ones(settings: dict[str, object], vocabulary: str) -> None:
+    greedy = Sampling(temperature=0, repetition_penalty=1.4)
+    expected = text.start(LM, PROMPTS, greedy, max_new_tokens=12).complete()
+    head = reduced() if vocabulary == "reduced" else bound(Walk, LM)
+    run = text.start(LM, PROMPTS * 8, PLAIN, Chain(head, **settings), 12)  # type: ignore[arg-type]
+    run.rows.sampling = RowSampling([greedy, greedy, *(Sampling(seed=seed) for seed in range(14))])
+    assert run.complete()[:2] == expected
+    assert len({tuple(said) for said in run.tokens[2:]}) > 4
+    assert sum(run.statistics.kept) > 0
 
 
 def test_a_draft_is_cut_before_its_token_is_drawn() -> None:
@@ -176,9 +211,11 @@ def test_a_draft_is_cut_before_its_token_is_drawn() -> None:
     best = float(scores.softmax(-1).max())
 
     def lengths(confidence: float) -> set[bool]:
-        rule = Chain(head, 1, confidence=confidence)
-        laws = [TextLaw(LM, PLAIN, torch.tensor([seed])) for seed in range(30)]
-        return {rule.propose(run.rows, law).tokens.shape[1] > 1 for law in laws}
+        rule, found = Chain(head, 1, confidence=confidence, rejection=True), set()
+        for seed in range(30):
+            run.rows.sampling = RowSampling([Sampling(seed=seed)])
+            found.add(proposed(run, rule).tokens.shape[1] > 1)
+        return found
 
     assert lengths(0.99 * best) == {True}
     assert lengths(1.01 * best) == {False}
@@ -187,10 +224,10 @@ def test_a_draft_is_cut_before_its_token_is_drawn() -> None:
 def test_noise_never_chooses_what_is_excluded() -> None:
     """The largest 24-bit number, here the tenth of this seed, once became 1 and its noise infinite."""
     seed, position = torch.tensor([164682]), torch.tensor([0])
-    assert uniform(seed, position, 0, TARGET, 16).max() < 1
+    assert uniform(seed, position, 0, TARGET, torch.arange(16)).max() == 1 - 2**-24
     logits = torch.full((1, 16), float("-inf"))
     logits[0, 3] = 0.0
-    assert draw(logits, PLAIN, seed, position, 0, TARGET).item() == 3
+    assert choose(logits, RowSampling([Sampling(seed=int(seed))]), position, 0).item() == 3
 
 
 def test_rows_of_one_prompt_differ_and_each_is_the_same_alone() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -21,7 +21,7 @@ from speech_mtp.heads.base import Binding, HeadState, MTPHead, ParallelHead, Tru
 from speech_mtp.heads.leap import Leap as LeapHead
 from speech_mtp.heads.medusa import Medusa
 from speech_mtp.lm.text_lm import TextLM
-from speech_mtp.types import Sampling
+from speech_mtp.types import RowSampling, Sampling
 from tests.decoding.learned import foreseeable_lm, learned_head
 from tests.llama import random_llama
 
@@ -198,6 +198,71 @@ def test_the_scenarios_differ(answers: Callable[..., list[list[int]]], ending: i
     assert all(len(set(said)) > 3 for said in answers(1.0))
 
 
+# -- the same text for the same seed -----------------------------------------------------------------------------
+WARM, HOT = {"temperature": 0.8, "top_p": 0.9}, {"temperature": 3.0, "top_p": 0.9}
+MIXED = [
+    Sampling(seed=3, **WARM),
+    Sampling(seed=1, repetition_penalty=1.1, top_k=12, **WARM),
+    Sampling(seed=1, **HOT),
+    Sampling(seed=3, top_k=3, **HOT),
+    Sampling(temperature=0, repetition_penalty=1.1),
+    Sampling(seed=2, temperature=2.0, repetition_penalty=1.2, top_k=20),
+]
+"""Of rows of one batch, two for every prompt."""
+
+
+def sampled(lm: TextLM, settings: Sequence[Sampling], rule: DecodingRule | None, first: int = 0) -> TextRun:
+    """A run whose rows, from row ``first`` of MIXED on, have ``settings`` of their own; it has ended."""
+    prompts = [PROMPTS[(first + b) % len(PROMPTS)] for b in range(len(settings))]
+    run = start(lm, prompts, Sampling(), rule, max_new_tokens=TURN)
+    run.rows.sampling = RowSampling(settings)
+    run_to_end(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def plainly(lm: TextLM) -> list[list[int]]:
+    """What plain decoding says with the settings of MIXED, every row alone."""
+    return [sampled(lm, [one], None, b).tokens[0] for b, one in enumerate(MIXED)]
+
+
+@pytest.mark.parametrize(("head", "rule"), pairs())
+def test_sampled_text_is_that_of_plain_decoding_of_the_same_seed(
+    lm: TextLM, plainly: list[list[int]], head: str | None, rule: str
+) -> None:
+    run = sampled(lm, MIXED, make_rule(rule, None if head is None else learned_head(head)))
+    assert run.tokens == plainly
+    if rule not in ("vanilla", "lookup"):
+        assert_drafts_matter(run)
+        assert sum(sum(counts.kept) > 0 for counts in run.counts) > len(MIXED) - 2, "by rows of all settings"
+
+
+@pytest.mark.parametrize(("head", "rule"), [("medusa", "chain"), ("eagle3", "tree"), ("hydra", "cascade")])
+def test_a_sampled_row_is_the_same_alone(lm: TextLM, plainly: list[list[int]], head: str, rule: str) -> None:
+    for b, one in enumerate(MIXED):
+        run = sampled(lm, [one], make_rule(rule, learned_head(head)), b)
+        assert run.tokens == [plainly[b]]
+        assert sum(run.statistics.kept) > 0
+
+
+def test_sampled_texts_differ(lm: TextLM, plainly: list[list[int]]) -> None:
+    greedily = sampled(lm, [greedy()] * len(MIXED), None).tokens
+    differ = [said != best for said, best in zip(plainly, greedily, strict=True)]
+    assert sum(differ) >= 4, "chance and penalty matter"
+    other = [replace(one, seed=one.seed + 7) for one in MIXED]
+    assert sampled(lm, other, None).tokens != plainly
+
+
+def test_the_penalty_of_one_row_never_touches_another_s(lm: TextLM) -> None:
+    settings = [greedy(penalty) for penalty in (1.0, PENALTY, 1.0, 1.5, 1.0, 1.0)]
+    for head, rule in ((None, "vanilla"), ("medusa", "chain"), ("eagle3", "tree"), ("hydra", "cascade")):
+        said = sampled(lm, settings, make_rule(rule, None if head is None else learned_head(head))).tokens
+        for b, one in enumerate(settings):
+            alone = start(lm, [PROMPTS[b % 3]], one, max_new_tokens=TURN)
+            assert said[b] == run_to_end(alone)[0]
+        assert said[1] != said[4]
+
+
 # -- the law of samples -----------------------------------------------------------------------------------------
 ROWS, SMALL = 1200, 5
 
@@ -221,7 +286,7 @@ def law(small_lm: TextLM) -> Tensor:
 
 def one_head_each() -> list[tuple[str, str | None, dict[str, Any]]]:
     heads = {rule: head for head, rule in reversed(pairs())} | {"leap": "leap"}
-    return [*((rule, head, {}) for rule, head in heads.items()), ("chain", "medusa", {"stochastic": False})]
+    return [*((rule, head, {}) for rule, head in heads.items()), ("chain", "medusa", {"rejection": True})]
 
 
 @pytest.mark.parametrize(("rule", "head", "settings"), one_head_each())
@@ -325,7 +390,8 @@ def test_a_cut_inside_an_accepted_draft_leaves_no_trace(
     assert run.advance() == [answer[:count]]
     assert [finish.reason for finish in run.finish if finish] == ["stop" if by == "end" else "length"]
     assert run.rows.lengths.tolist() == [len(prompt) + count]
-    run.rule.head, run.max_new_tokens = Oracle(lm, text, offsets, lambda p: True), len(later)
+    assert run.answers[0] is not None
+    run.rule.head, run.answers[0].max_new_tokens = Oracle(lm, text, offsets, lambda p: True), len(later)
     run.say([LATER[1]])
     assert run_to_end(run) == [later]
 
@@ -351,16 +417,19 @@ def test_the_order_of_a_leap_is_that_of_the_paper(stride: int) -> None:
         assert source(offsets, ahead) == ((ahead + age - 1) // stride - 1, age)
 
 
-def test_a_leap_of_one_drafts_what_a_chain_drafts(lm: TextLM) -> None:
+@pytest.mark.parametrize("rejection", [False, True])
+def test_a_leap_of_one_drafts_what_a_chain_drafts(lm: TextLM, rejection: bool) -> None:
     head = make_head("leap", lm, stride=1)
     drafts = []
-    for rule in (Chain(head), Leap(head)):
+    for rule in (Chain(head, rejection=rejection), Leap(head, rejection=rejection)):
         run = start(lm, PROMPTS, Sampling(seed=3), rule)
         with torch.inference_mode():
             drafts.append(rule.propose(run.rows, run.law))
-    assert torch.equal(drafts[0].tokens, drafts[1].tokens)
-    assert drafts[0].q is not None
-    assert torch.equal(drafts[0].q[0], drafts[1].q[0])
+    chain, leap = drafts
+    assert torch.equal(chain.tokens, leap.tokens)
+    assert (chain.q is not None) == rejection
+    if chain.q is not None and leap.q is not None:
+        assert torch.equal(chain.q, leap.q)
 
 
 def test_confidence_and_depth_shorten_a_draft(lm: TextLM, answers: Callable[..., list[list[int]]]) -> None:

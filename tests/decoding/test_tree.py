@@ -12,22 +12,23 @@ from speech_mtp.decoding import text
 from speech_mtp.decoding.base import DecodingRule
 from speech_mtp.decoding.lookup import Lookup
 from speech_mtp.decoding.matrix import support, support_matrix
+from speech_mtp.decoding.sampling import gumbel
 from speech_mtp.decoding.tree import Tree, levels_of, static_tree
 from speech_mtp.decoding.vanilla import Vanilla
 from speech_mtp.heads.leap import Leap
 from speech_mtp.heads.medusa import Medusa
-from speech_mtp.types import Draft, Sampling, Verdict
-from tests.decoding.walk import Walk, bound, tiny_text_lm
+from speech_mtp.types import Draft, Sampling
+from tests.decoding.walk import Walk, bound, proposed, tiny_text_lm
 
 LM = tiny_text_lm(7)
 PROMPTS = [[0, 1, 2, 0, 1], [3, 1, 1], [5]]
-GREEDY = Sampling(temperature=0)
+GREEDY, WARM = Sampling(temperature=0), Sampling(temperature=0.7, seed=4)
 PATHS = [[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0]]
 
 
 def drafted(rule: Tree, sampling: Sampling = GREEDY) -> tuple[text.TextRun, Draft]:
     run = text.start(LM, PROMPTS, sampling, rule)
-    return run, rule.propose(run.rows, run.law)
+    return run, proposed(run)
 
 
 def paths_of(draft: Draft, b: int) -> dict[int, tuple[int, ...]]:
@@ -41,20 +42,26 @@ def paths_of(draft: Draft, b: int) -> dict[int, tuple[int, ...]]:
     return paths
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def scores_after(head: Walk, run: text.TextRun, b: int, path: tuple[int, ...]) -> Tensor:
-    """The head's scores after a path, walked alone."""
+    """The head's log-probabilities after a path, walked alone; with the noise that the trunk will draw with, if any."""
     state = run.rows.head.clone()
     states = head.root(state)[:, None]
     for d, token in enumerate(path):
         x = head.embed(torch.full((len(PROMPTS), 1), token))
         states = head.expand(state, x, torch.full((len(PROMPTS), 1), d - 1))
-    return states[b, 0].matmul(head.output).log_softmax(-1)
+    scores, sampling = states[b, 0].matmul(head.output), run.rows.sampling.settings[b]
+    if sampling.temperature:
+        position = run.rows.place.position[b] + len(path)
+        noise = gumbel(torch.tensor(sampling.seed), position, 0, torch.arange(LM.vocab_size))
+        scores = scores / sampling.temperature + noise
+    return scores.log_softmax(-1)
 
 
-def test_a_dynamic_tree_has_the_likeliest_paths_of_all() -> None:
+@pytest.mark.parametrize("sampling", [GREEDY, WARM])
+def test_a_dynamic_tree_has_the_likeliest_paths_of_all(sampling: Sampling) -> None:
     head = bound(Walk, LM)
-    run, draft = drafted(Tree(head, nodes=9, depth=2, top_k=7))
+    run, draft = drafted(Tree(head, nodes=9, depth=2, top_k=7), sampling)
     for b in range(len(PROMPTS)):
         chance: dict[tuple[int, ...], float] = {(): 0.0}
         for path in [(x,) for x in range(7)] + list(product(range(7), repeat=2)):
@@ -64,9 +71,10 @@ def test_a_dynamic_tree_has_the_likeliest_paths_of_all() -> None:
     assert len({tuple(row) for row in draft.parents.tolist()}) > 1, "rows grow trees of their own"
 
 
-def test_a_static_tree_follows_ranks() -> None:
+@pytest.mark.parametrize("sampling", [GREEDY, WARM])
+def test_a_static_tree_follows_ranks(sampling: Sampling) -> None:
     head = bound(Walk, LM)
-    run, draft = drafted(Tree(head, "static", paths=PATHS))
+    run, draft = drafted(Tree(head, "static", paths=PATHS), sampling)
     for b in range(len(PROMPTS)):
         found = paths_of(draft, b)
         for i, ranks in enumerate(PATHS, 1):
@@ -176,24 +184,8 @@ def test_a_row_of_one_token_drafts_after_it() -> None:
     head = bound(Walk, LM)
     for prompts in (PROMPTS, [[5]]):
         run = text.start(LM, prompts, GREEDY, Tree(head))
+        proposed(run)
         assert torch.equal(run.rows.head.last[-1], head.embed(torch.tensor(5)))
-
-
-def test_a_depth_counts_as_tried_only_where_a_draft_was_judged() -> None:
-    # Node 0 has the children 1 and 2, node 1 the child 3, node 2 none; the last row's nodes only fill it.
-    parents = torch.tensor([[-1, 0, 0, 1]] * 4 + [[-1] * 4])
-    draft = Draft(torch.zeros(5, 4, 1, dtype=torch.long), parents)
-    path = torch.tensor([[0, -1, -1, -1], [0, 2, -1, -1], [0, 1, -1, -1], [0, 1, 3, -1], [0, -1, -1, -1]])
-    length = (path >= 0).sum(1)
-    whole = Verdict(path, length, torch.zeros(5, 1, dtype=torch.long))
-    tried, kept = text.tries(draft, whole, whole)
-    assert kept.tolist() == [0, 1, 1, 2, 0]
-    assert tried.tolist() == [1, 1, 2, 2, 0]
-    # A row that ends with its first draft: the rest of the path was not judged for it.
-    short = Verdict(path, length.clamp(max=1), whole.next)
-    tried, kept = text.tries(draft, whole, short)
-    assert kept.tolist() == [0, 1, 1, 1, 0]
-    assert tried.tolist() == [1, 1, 1, 1, 0]
 
 
 def test_the_matrix_asks_every_rule_about_every_head() -> None:

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from speech_mtp.decoding.base import DecodingRule
+from speech_mtp.decoding.engine import Run
 from speech_mtp.heads.base import Binding, HeadState, MTPHead, TrunkShape
 from speech_mtp.lm.text_lm import TextLM
-from speech_mtp.types import LMOutput
+from speech_mtp.types import Draft, LMOutput
 from tests.llama import random_llama
 
 
@@ -68,6 +70,12 @@ class Walk(MTPHead):
         state.nodes = torch.cat([state.nodes, nodes], 1)
         state.depth += 1
         return nodes
+
+
+@torch.inference_mode()
+def proposed(run: Run, rule: DecodingRule | None = None) -> Draft:
+    """What ``rule`` (by default the run's own) drafts next."""
+    return (rule or run.rule).propose(run.rows, run.law)
 
 
 def bound(head: type[Any], lm: TextLM, **settings: Any) -> Any:

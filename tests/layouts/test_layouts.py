@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from speech_mtp import plugins
-from speech_mtp.layouts.base import IGNORE, Layout, Next
-from speech_mtp.types import Codes, Kind
+from speech_mtp.layouts.base import IGNORE, Layout
+from speech_mtp.types import Codes, Kind, Status
 
 SIZES = (13, 5)
 each_layout = pytest.mark.parametrize("name", plugins.names("layouts"))
@@ -97,21 +97,26 @@ def test_pointers_go_forward_by_the_control_channel_and_stay_inside(
         assert mask.gather(1, control[:, None]).all(), "decoding may do whatever training showed"
 
 
+def statuses(made: Layout, cases: list[tuple[int, int, bool, int]]) -> list[int]:
+    """Of rows, each by its pointer, its units, whether they are complete, and its newest control token."""
+    pointer, units, complete, control = (torch.tensor(column) for column in zip(*cases, strict=True))
+    rows: list[int] = made.status(pointer, control, units, complete).tolist()
+    pointer, control = (x[:, None].expand(-1, 2) for x in (pointer, control))
+    nodes = made.status(pointer, control, units[:, None], complete[:, None])
+    assert nodes.tolist() == [[status] * 2 for status in rows], "nodes are told apart as rows are"
+    return rows
+
+
 def test_the_schedule_of_the_aligned_layout() -> None:
     made = plugins.build("layouts", {"name": "aligned", "ahead": 3}, codebook_sizes=SIZES, frames_per_group=2)
-    assert made.next_kind(0, 4, False, None) is Next.SPEECH
-    assert made.next_kind(1, 4, False, 1) is Next.WAIT
-    assert made.next_kind(1, 4, True, 1) is Next.SPEECH
-    assert made.next_kind(4, 4, True, 0) is Next.DONE
-    assert made.next_kind(0, 0, False, None) is Next.WAIT
+    cases = [(0, 4, False, -1), (1, 4, False, 1), (1, 4, True, 1), (4, 4, True, 0), (0, 0, False, -1)]
+    assert statuses(made, cases) == [Status.GOING, Status.WAITING, Status.GOING, Status.STOP, Status.WAITING]
 
 
 def test_the_schedule_of_the_prefix_layout() -> None:
     made = plugins.build("layouts", "prefix", codebook_sizes=SIZES, frames_per_group=2)
-    assert made.next_kind(0, 4, False, None) is Next.WAIT
-    assert made.next_kind(0, 4, True, None) is Next.SPEECH
-    assert made.next_kind(0, 4, True, 0) is Next.SPEECH
-    assert made.next_kind(0, 4, True, 1) is Next.DONE
+    cases = [(0, 4, False, -1), (0, 4, True, -1), (0, 4, True, 0), (0, 4, True, 1)]
+    assert statuses(made, cases) == [Status.WAITING, Status.GOING, Status.GOING, Status.STOP]
 
 
 def test_the_control_mask_holds_the_pointer_inside_and_moves_it_on() -> None:

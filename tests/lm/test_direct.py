@@ -256,6 +256,6 @@ def test_wrong_places_for_the_voice_are_refused() -> None:
 def test_late_text_and_no_text_are_refused() -> None:
     lm, units = direct_lm(), maker().make(TEXTS[:1])
     with pytest.raises(ValueError, match="reads its text once"):
-        lm.extend(lm.prefill(units, TIMBRE[:1]), units)
+        lm.extend(lm.prefill(units, TIMBRE[:1]), 0, units)
     with pytest.raises(ValueError, match="no token"):
         token_units([[1], []])

@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import GemmaConfig, GemmaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from speech_mtp.decoding import catalogue
-from speech_mtp.decoding.text import start
+from speech_mtp.decoding.base import DecodingRule
+from speech_mtp.decoding.text import TextRun, start
 from speech_mtp.lm.text_lm import TextLM, TextRows
 from speech_mtp.nn.packed import PackedLinear, is_invariant
 from speech_mtp.types import Draft, Sampling, Verdict
@@ -18,6 +19,11 @@ from tests.llama import llama_config, needs_invariance, random_llama
 PROMPTS = [[5, 9, 2, 8, 8, 1, 30], [7, 7, 30, 1, 12, 4, 22] * 4, [3]]
 ALONE = torch.tensor([[-1]])
 TAPS = (0, 2, -1)
+SAMPLINGS = [
+    Sampling(temperature=0),
+    Sampling(temperature=0.8, top_p=0.9),
+    Sampling(temperature=0.8, top_k=20, repetition_penalty=1.2),
+]
 WIDE = {"num_hidden_layers": 3, "intermediate_size": 1536, "max_position_embeddings": 512}
 
 
@@ -51,11 +57,12 @@ def one_by_one(lm: TextLM, prompt: list[int], tokens: list[int]) -> Tensor:
     """The states of ``tokens`` after a prompt, each in a forward of its own: ``[T, taps, D]``."""
     state = read(lm, [prompt])
     found = []
+    zero, one = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.long)
     for token, after in zip(tokens, [*tokens[1:], 0], strict=True):
         draft = Draft(torch.tensor([[[token]]]), ALONE)
         found.append(lm.verify(state, draft, TAPS).hidden[0, 0])
-        verdict = Verdict(torch.zeros(1, 1, dtype=torch.long), torch.ones(1, dtype=torch.long), torch.tensor([[after]]))
-        lm.commit(state, draft, verdict, torch.ones(1, dtype=torch.bool))
+        verdict = Verdict(zero[None], one, torch.tensor([[after]]), zero, zero)
+        lm.commit(state, draft, verdict, one > 0)
     return torch.stack(found)
 
 
@@ -128,15 +135,22 @@ def test_threads_that_share_a_long_prompt_do_not_show(lm: TextLM) -> None:
     ("name", "rule"),
     [(None, "lookup"), ("medusa", "chain"), ("eagle", "tree"), ("hydra", "cascade"), ("leap", "leap")],
 )
-def test_the_text_is_the_same_whatever_drafts_it(lm: TextLM, name: str | None, rule: str) -> None:
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "top_p", "penalised"])
+def test_the_text_is_the_same_whatever_drafts_it(lm: TextLM, name: str | None, rule: str, sampling: Sampling) -> None:
     head = None if name is None else make_head(name, lm).bfloat16().prepare()
-    greedy = Sampling(temperature=0)
-    expected = [start(lm, [prompt], greedy, None, 40).complete()[0] for prompt in PROMPTS]
+    seeds = torch.arange(len(PROMPTS))
+
+    def said(rows: slice, drafting: DecodingRule | None) -> TextRun:
+        run = start(lm, PROMPTS[rows], sampling, drafting, 40, seeds=seeds[rows])
+        run.complete()
+        return run
+
+    expected = [said(slice(b, b + 1), None).tokens[0] for b in range(len(PROMPTS))]
     assert len({token for answer in expected for token in answer}) > 5
-    together = start(lm, PROMPTS, greedy, catalogue.build(rule, head), 40)
-    assert together.complete() == expected
+    together = said(slice(None), catalogue.build(rule, head))
+    assert together.tokens == expected
     assert sum(together.statistics.tried) > 0
-    assert start(lm, PROMPTS[1:2], greedy, catalogue.build(rule, head), 40).complete() == expected[1:2]
+    assert said(slice(1, 2), catalogue.build(rule, head)).tokens == expected[1:2]
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
