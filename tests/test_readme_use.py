@@ -92,7 +92,8 @@ def carry_out(monkeypatch: pytest.MonkeyPatch, line: str) -> int:
         return 0 if line.startswith(INSTALLS) else subprocess.run(["bash", "-c", line], check=False).returncode
     arguments = shlex.split(line[line.index("speech-mtp ") :], comments=True)[1:]
     recipe = next((name for name in arguments if name.endswith(".yaml")), "")
-    more = ["--max-new-tokens", "8"] if arguments[0] in ("generate", "bench") else []
+    writes = arguments[0] == "generate" or arguments[:2] == ["bench", "text"]
+    more = ["--max-new-tokens", "8"] if writes else []
     if recipe.startswith("recipes/text_mtp"):
         more.append(f"run.backbone.sha256={fingerprint_of(Path('../backbone'))}")  # heads know their trunk by it
     return run(monkeypatch, *arguments, *TOY.get(recipe, []), *more)
@@ -106,7 +107,7 @@ def test_every_command_of_the_readme_works(clone: Path, monkeypatch: pytest.Monk
     for line in COMMANDS:
         if "pytest" not in line:
             assert carry_out(monkeypatch, line) == 0, line
-    made = ("hello.wav", "voice.wav", "out/001.wav", "voice.safetensors", "scores.json", "bench.json")
+    made = ("hello.wav", "voice.wav", "out/001.wav", "voice.safetensors", "scores.json", "bench.json", "streams.json")
     folders = ("eagle3", "medusa", "runs/talker/export")
     assert [name for name in (*made, *folders) if not (clone / name).exists()] == []
 

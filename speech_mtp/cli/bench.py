@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from speech_mtp.evaluation.journal import Journal
     from speech_mtp.evaluation.questions import Question
     from speech_mtp.heads.base import MTPHead
+    from speech_mtp.lm.bundle import SpeechModel
     from speech_mtp.lm.text_lm import TextLM
 
 group = typer.Typer(rich_markup_mode=None, help="Compare heads and rules on text; measure many streams of speech.")
@@ -172,6 +173,9 @@ def bench_streams(
     model: Model = "tiny-en",
     backbone: Backbone = None,
     codec_thread: Annotated[bool, typer.Option(help="Run the codec in a second thread.")] = True,
+    writing: Annotated[
+        bool, typer.Option("--writing", help="Also a chat that writes while two streams speak.")
+    ] = False,
     threads: Threads = None,
 ) -> None:
     """Streams that join within a second, against a clock: real-time factor, first audio, and gaps that a listener
@@ -188,7 +192,11 @@ def bench_streams(
     warm_up(loaded)
     rows = [streams_at_once(loaded, texts, count, codec_thread) for count in counts]
     print(aligned(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
-    write_report(out, {"settings": {"model": model, "codec_thread": codec_thread}, "rows": rows})
+    report: dict[str, Any] = {"settings": {"model": model, "codec_thread": codec_thread}, "rows": rows}
+    if writing:
+        report["writing"] = _beside_text(loaded, texts, backbone, threads)
+        print(aligned(list(report["writing"]), [[str(value) for value in report["writing"].values()]]))
+    write_report(out, report)
 
 
 TEXTS = [
@@ -197,6 +205,13 @@ TEXTS = [
     "I have read your letter twice, and I think that you are right. Let us meet next week and talk about it.",
 ]
 """What streams say when nothing else is asked for: some eight seconds each."""
+
+
+def _beside_text(model: SpeechModel, texts: list[str], backbone: str | None, threads: int | None) -> dict[str, Any]:
+    from speech_mtp.evaluation.streams import text_beside_speech
+    from speech_mtp.streaming.conversation import Writer
+
+    return text_beside_speech(model, Writer(load_text_lm(backbone, "fp32", "cpu", threads=threads)), texts)
 
 
 def _counts(streams: str) -> list[int]:

@@ -7,11 +7,12 @@ as fast as it can, as it does in a service; nothing is simulated but the listene
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import quantiles
 
 from speech_mtp.lm.bundle import SpeechModel
+from speech_mtp.streaming.conversation import Writer
 from speech_mtp.streaming.scheduler import Pace, Scheduler
 from speech_mtp.streaming.stream import Stream
 
@@ -81,6 +82,66 @@ def streams_at_once(
         "underruns": sum(one.gaps for one in listeners),
         "seconds": round(heard_s, 2),
     }
+
+
+def text_beside_speech(
+    model: SpeechModel, writer: Writer, texts: Sequence[str], count: int = 2, seconds: float = 20.0
+) -> dict[str, float | int]:
+    """A chat that writes without end, ``seconds`` long alone and as long beside ``count`` streams, one joining whenever
+    one has ended: how much slower it writes, and how long a stream takes to its first sound."""
+    scheduler = Scheduler(model, writer, max_streams=count, pace=Pace(ahead_s=AHEAD_S), codec_thread=True)
+    talk = _Endless(scheduler)
+    alone = talk.tokens_per_s(seconds, lambda: None)
+    listeners: list[Listener] = []
+
+    def keep_speaking() -> None:
+        while sum(not one.stream.done for one in listeners) < count:
+            text = texts[len(listeners) % len(texts)]
+            listeners.append(_join(scheduler, model, text, len(listeners), time.monotonic()))
+        for one in listeners:
+            one.listen(time.monotonic())
+
+    beside = talk.tokens_per_s(seconds, keep_speaking)
+    scheduler.close()
+    first = sorted(1000 * one.first_s for one in listeners if one.first_s is not None)
+    return {
+        "streams": count,
+        "text_tokens_per_s_alone": round(alone, 2),
+        "text_tokens_per_s": round(beside, 2),
+        "text_slowdown": round(alone / beside, 3),
+        "first_audio_ms_p95": round(_quantile(first, 95), 1),
+        "underruns": sum(one.gaps for one in listeners),
+        "joined": len(first),
+    }
+
+
+class _Endless:
+    """A conversation that is asked again whenever it has answered."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.conversation = scheduler.chat(max_new_tokens=64)
+        self.asked = 0
+
+    def tokens_per_s(self, seconds: float, between: Callable[[], None]) -> float:
+        """How fast it writes for ``seconds``; ``between`` is called between ticks."""
+        written, before, began = 0, len(self.conversation.answer.tokens), time.monotonic()
+        while time.monotonic() - began < seconds:
+            if not self.conversation.writing:
+                written, before = written + len(self.conversation.answer.tokens) - before, 0
+                self._ask()
+            between()
+            self.scheduler.tick()
+            self.conversation.take()
+        written += len(self.conversation.answer.tokens) - before
+        return written / (time.monotonic() - began)
+
+    def _ask(self) -> None:
+        if self.asked:
+            self.conversation.close()
+            self.conversation = self.scheduler.chat(max_new_tokens=64)
+        self.asked += 1
+        self.conversation.ask(f"Tell me {self.asked} things about the sea.")
 
 
 def _join(scheduler: Scheduler, model: SpeechModel, text: str, number: int, now: float) -> Listener:

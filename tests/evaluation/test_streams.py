@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from speech_mtp.evaluation.streams import Listener, streams_at_once
+from speech_mtp.evaluation.streams import Listener, streams_at_once, text_beside_speech
+from speech_mtp.streaming.conversation import Writer
 from speech_mtp.streaming.scheduler import Scheduler
 from speech_mtp.streaming.stream import Chunk
+from tests.text_tiny import tiny_text_lm
 from tests.tiny import tiny_model
 
 MODEL = tiny_model()
@@ -34,3 +36,11 @@ def test_a_gap_is_counted_when_sound_comes_after_it_ran_out(monkeypatch: pytest.
     assert listener.first_s == 1.0
     assert listener.gaps == 1
     assert listener.heard_s == pytest.approx(3.0)
+
+
+def test_text_is_written_beside_speech() -> None:
+    row = text_beside_speech(MODEL, Writer(tiny_text_lm()), ["Hello there.", "Good morning."], 2, seconds=1.5)
+    assert row["joined"] >= 2
+    assert row["text_tokens_per_s"] > 0
+    assert row["text_slowdown"] > 1
+    assert row["first_audio_ms_p95"] > 0
