@@ -38,6 +38,9 @@ from speech_mtp.types import RowSampling, Sampling, Status
 
 __all__ = ["Pace", "Scheduler"]
 
+AT_ONCE = 2
+"""Streams that the codec works on before others are looked at again."""
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -108,7 +111,7 @@ class Scheduler:
         1. Streams that were cancelled or have ended leave, and waiting ones are admitted.
         2. The reader reads one block of every stream whose talker cannot go on without.
         3. The talker makes one step of every row that can go on and is not far enough ahead.
-        4. The codec sounds the groups that are due, the most urgent stream first.
+        4. The codec sounds groups that are due, those of the most urgent streams.
         5. Unless some stream's sound runs low, the writer makes one step.
         """
         self._sweep()
@@ -205,11 +208,12 @@ class Scheduler:
 
     # -- the codec ------------------------------------------------------------------------------------------------
     def _sound(self) -> bool:
-        """Groups that are due -> sound. Without a thread all of them; with one, as many as it has finished."""
+        """Groups that are due -> sound, at most :data:`AT_ONCE` streams a tick (or in the codec's thread at a time): who
+        joins meanwhile need not wait for all the others."""
         worked = self._collect()
         busy = {id(stream) for stream, _ in self._decoding}
-        due = [s for s in self.streams if s.due and id(s) not in busy]
-        for stream in sorted(due, key=lambda s: s.deadline()):
+        due = sorted((s for s in self.streams if s.due and id(s) not in busy), key=lambda s: s.deadline())
+        for stream in due[: AT_ONCE - len(self._decoding)]:
             work = stream.decoding()
             if self._thread is None:
                 stream.take_sound(*work())
