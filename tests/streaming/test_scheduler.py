@@ -61,17 +61,17 @@ class Codes:
     """Records the groups of every stream."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.of: dict[int, list[torch.Tensor]] = {}
+        self.of: dict[Stream, list[torch.Tensor]] = {}
         take = Stream.take_groups
 
         def spy(stream: Stream, tokens: torch.Tensor, pointers: list[int]) -> None:
-            self.of.setdefault(id(stream), []).append(tokens)
+            self.of.setdefault(stream, []).append(tokens)
             take(stream, tokens, pointers)
 
         monkeypatch.setattr(Stream, "take_groups", spy)
 
     def of_stream(self, stream: Stream) -> torch.Tensor:
-        return torch.cat(self.of[id(stream)], 1)
+        return torch.cat(self.of[stream], 1)
 
 
 def pieces(text: str, rng: random.Random) -> Iterator[str]:
