@@ -28,7 +28,7 @@ from speech_mtp.lm.chat import opening
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.streaming.feed import sentences
 from speech_mtp.streaming.pipeline import Ramp, speak
-from speech_mtp.streaming.timed import Utterance, say
+from speech_mtp.streaming.timed import Utterance, speak_timed
 from speech_mtp.types import Codes, Sampling
 from tests.replay import greedy_tokens, shortfall
 
@@ -80,7 +80,7 @@ Check = tuple[str, bool, str]
 
 def sound_checks(model: SpeechModel, voice: str) -> Iterator[Check]:
     """Everyday sentences are spoken whole and at a natural pace."""
-    spoken = [(text, say(model, text, voice)) for text in SENTENCES]
+    spoken = [(text, speak_timed(model, text, voice)) for text in SENTENCES]
     quietest = min(float(u.wave.square().mean().sqrt()) for _, u in spoken)
     yield f"{voice}: not silent", quietest > MIN_RMS, f"lowest RMS {quietest:.3f}, bound {MIN_RMS}"
     reasons = [u.finish.reason for _, u in spoken]
@@ -90,7 +90,7 @@ def sound_checks(model: SpeechModel, voice: str) -> Iterator[Check]:
 
 def hearing_checks(model: SpeechModel) -> Iterator[Check]:
     """What all voices say is understood; they are judged together, as few words tell little."""
-    said = [(text, say(model, text, voice)) for voice in model.voices for text in (*SENTENCES, *EVERYDAY)]
+    said = [(text, speak_timed(model, text, voice)) for voice in model.voices for text in (*SENTENCES, *EVERYDAY)]
     errors = total_errors(word_errors(text, transcribe(u.wave, u.sample_rate)) for text, u in said)
     yield understood(errors)
 
@@ -124,7 +124,7 @@ def pace_check(voice: str, spoken: list[tuple[str, Utterance]]) -> Check:
 def streaming_checks(model: SpeechModel, voice: str) -> Iterator[Check]:
     """Chunks laid end to end are one decode of all frames, and pieces of text sound as the whole text."""
     text = " ".join(SENTENCES[:2])
-    whole = say(model, text, voice).wave
+    whole = speak_timed(model, text, voice).wave
     for groups in ((1,), (2,), (7,)):
         frames, wave = recorded(model, text, voice, Ramp(groups))
         offline = model.codec.decode(Codes(frames, torch.tensor([frames.shape[-1]]), model.timbre(voice)))[0, 0]
@@ -132,7 +132,7 @@ def streaming_checks(model: SpeechModel, voice: str) -> Iterator[Check]:
         yield same(f"{voice}: chunks of {groups[0]} groups equal the usual ones", wave, whole)
     for size in (1, 3, 11):
         pieces = [text[at : at + size] for at in range(0, len(text), size)]
-        wave = say(model, pieces, voice).wave
+        wave = speak_timed(model, pieces, voice).wave
         yield same(f"{voice}: text in pieces of {size} characters equals the whole", wave, whole)
 
 
@@ -213,9 +213,9 @@ def drafting_checks(kind: str, lm: TextLM, rules: Sequence[str]) -> Iterator[Che
 
 def seed_checks(model: SpeechModel) -> Iterator[Check]:
     """The same seed gives the same sound, another seed another."""
-    first, again = (say(model, SENTENCES[0]).wave for _ in range(2))
+    first, again = (speak_timed(model, SENTENCES[0]).wave for _ in range(2))
     yield same("the same seed gives the same sound", first, again)
-    other = say(model, SENTENCES[0], sampling=replace(model.sampling, seed=model.sampling.seed + 1)).wave
+    other = speak_timed(model, SENTENCES[0], sampling=replace(model.sampling, seed=model.sampling.seed + 1)).wave
     differs = other.shape != first.shape or not torch.equal(other, first)
     yield "another seed gives another sound", differs or model.sampling.temperature == 0, f"{len(other)} samples"
 

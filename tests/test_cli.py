@@ -18,7 +18,7 @@ from speech_mtp.cli.shared import standard_input
 from speech_mtp.evaluation.judges import Judges
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.lm.units import UnitMaker
-from speech_mtp.streaming.timed import say
+from speech_mtp.streaming.timed import speak_timed
 from speech_mtp.text.lexicon import Lexicon
 from tests.cli import running
 from tests.cli.running import run
@@ -338,7 +338,7 @@ def test_a_lexicon_and_a_number_of_threads_reach_the_speech(monkeypatch: pytest.
         assert isinstance(speech.maker.g2p, Lexicon)
         speech.maker.g2p = Lexicon(speech.maker.g2p.g2p)
         for number, text in enumerate(("[Gnocchi](/zˈOzO/).", "Gnocchi.")):
-            audio.write(f"{number}.wav", say(speech, text).wave, 24_000)
+            audio.write(f"{number}.wav", speak_timed(speech, text).wave, 24_000)
     finally:
         torch.set_num_threads(before)
     assert Path("out.wav").read_bytes() == Path("0.wav").read_bytes() != Path("1.wav").read_bytes()

@@ -71,9 +71,9 @@ def eval_speech(
 
 
 def _spoken(model: SpeechModel, voice: str, sampling: Sampling, text: str) -> Utterance:
-    from speech_mtp.streaming.timed import say as speak
+    from speech_mtp.streaming.timed import speak_timed
 
-    return speak(model, text, voice, sampling)
+    return speak_timed(model, text, voice, sampling)
 
 
 def _recording_of(model: str, voice: str) -> tuple[Any, int] | None:

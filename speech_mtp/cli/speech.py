@@ -57,8 +57,7 @@ def say(
     for _, path in jobs:
         check_output(path, folder_exists=out_dir is None)
     check_texts([words for words, _ in jobs if isinstance(words, str)], lines)
-    from speech_mtp.streaming.timed import say as speak
-    from speech_mtp.streaming.timed import warm_up
+    from speech_mtp.streaming.timed import speak_timed, warm_up
 
     loaded = load_model(model, backbone, group, threads, lexicon)
     sampling = sampling_of(loaded, seed, temperature)
@@ -67,7 +66,7 @@ def say(
     if out_dir is not None:
         out_dir.mkdir(parents=True, exist_ok=True)
     for words, path in jobs:
-        spoken = speak(loaded, words, voice, sampling)
+        spoken = speak_timed(loaded, words, voice, sampling)
         _write_audio(path, spoken)
         _tell(spoken, path, as_json)
 

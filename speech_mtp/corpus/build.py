@@ -27,7 +27,16 @@ from tqdm import tqdm
 
 from speech_mtp import audio, plugins
 from speech_mtp.corpus.checks import AudioRules, fit
-from speech_mtp.corpus.manifest import MANIFEST, REJECTS, JsonLines, Reject, Row, as_line, read_manifest, read_rejects
+from speech_mtp.corpus.manifest import (
+    MANIFEST,
+    REJECTS,
+    JsonLines,
+    ManifestEntry,
+    Reject,
+    as_line,
+    read_manifest,
+    read_rejects,
+)
 from speech_mtp.corpus.report import report
 from speech_mtp.corpus.selfwrite import WriteConfig, answered, expand_prompts, read_prompts, write
 from speech_mtp.corpus.sentences import SentenceRules
@@ -105,9 +114,9 @@ def build_corpus(config: CorpusConfig, writer: Writer | None = None) -> dict[str
         batches = _batches(jobs, config.batch)
         progress = Progress(len(jobs))
         for made in _speak_all(batches, plans, config):
-            manifest.append(as_line(item) for item in made if isinstance(item, Row))
+            manifest.append(as_line(item) for item in made if isinstance(item, ManifestEntry))
             rejects.append(as_line(item) for item in made if isinstance(item, Reject))
-            progress.advance(len(made), sum(item.seconds for item in made if isinstance(item, Row)))
+            progress.advance(len(made), sum(item.seconds for item in made if isinstance(item, ManifestEntry)))
         progress.close()
     figures = report(config.out, script.rejects, config.coverage_words)
     with replacing(config.out / REPORT) as path:
@@ -152,7 +161,7 @@ def _batches(jobs: list[Job], size: int) -> list[list[Job]]:
 
 def _speak_all(
     batches: list[list[Job]], plans: dict[str, VoicePlan], config: CorpusConfig
-) -> Iterator[list[Row | Reject]]:
+) -> Iterator[list[ManifestEntry | Reject]]:
     if not batches:
         return
     workers = min(config.workers or processors(), len(batches))
@@ -160,7 +169,7 @@ def _speak_all(
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
         try:
-            running: list[Future[list[Row | Reject]]] = []
+            running: list[Future[list[ManifestEntry | Reject]]] = []
             for batch in batches:
                 teacher = _spec(plans[batch[0].voice].teacher)
                 running.append(pool.submit(speak_batch, batch, teacher, _spec(config.g2p), config.audio, config.out))
@@ -170,12 +179,12 @@ def _speak_all(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def speak_batch(jobs: list[Job], teacher: str, g2p: str, rules: AudioRules, out: Path) -> list[Row | Reject]:
+def speak_batch(jobs: list[Job], teacher: str, g2p: str, rules: AudioRules, out: Path) -> list[ManifestEntry | Reject]:
     """Speak, check and store the utterances of one batch; ``teacher`` and ``g2p`` are plug-in specs in JSON."""
     return [_speak(job, _teacher(teacher), _g2p(g2p), rules, out) for job in jobs]
 
 
-def _speak(job: Job, teacher: Teacher, g2p: G2P, rules: AudioRules, out: Path) -> Row | Reject:
+def _speak(job: Job, teacher: Teacher, g2p: G2P, rules: AudioRules, out: Path) -> ManifestEntry | Reject:
     try:
         spoken = teacher.synthesize(job.text, job.voice, job.seed)
         phonemes = render(read_text(g2p, job.text))
@@ -187,7 +196,7 @@ def _speak(job: Job, teacher: Teacher, g2p: G2P, rules: AudioRules, out: Path) -
     name = f"audio/{job.voice}/{job.id[len(job.voice) + 1 :][:2]}/{job.id}.flac"
     (out / name).parent.mkdir(parents=True, exist_ok=True)
     audio.write(out / name, torch.from_numpy(utterance.wave), SAMPLE_RATE)
-    return Row(
+    return ManifestEntry(
         id=job.id,
         text=job.text,
         phonemes=phonemes,

@@ -1,7 +1,8 @@
 """The manifest of a corpus: JSON lines that grow by whole lines and survive a kill.
 
-A folder holds ``manifest.jsonl`` (one :class:`Row` an utterance), ``rejects.jsonl`` (one :class:`Reject` each) and the
-audio. Rows are written after their audio; a last line that a kill cut off is dropped when the log is opened again.
+A folder holds ``manifest.jsonl`` (one :class:`ManifestEntry` an utterance), ``rejects.jsonl`` (one :class:`Reject`
+each) and the audio. Entries are written after their audio; a last line that a kill cut off is dropped when the log is
+opened again.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ REJECTS = "rejects.jsonl"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One utterance. ``audio`` is relative to the folder of the manifest; ``split`` is ``train`` or ``dev``.
+class ManifestEntry:
+    """One utterance that was spoken and kept. ``split`` is ``train`` or ``dev``.
 
-    ``phonemes`` is a string as :func:`speech_mtp.text.phonemes.render` writes it. ``f0_hz`` is the teacher's own
-    pitch (0 = unvoiced) at ``f0_rate_hz`` from the first sample on, None if the teacher does not tell it.
+    ``audio`` is relative to the folder of the manifest. ``phonemes`` is a string as
+    :func:`speech_mtp.text.phonemes.render` writes it. ``f0_hz`` is the teacher's own pitch (0 = unvoiced) at
+    ``f0_rate_hz`` from the first sample on, None if the teacher does not tell it.
     """
 
     id: str
@@ -95,9 +97,9 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield value
 
 
-def read_manifest(folder: Path) -> list[Row]:
-    """Every row of the corpus in ``folder``, in the order they were made. Raises as :func:`read_lines`."""
-    return [Row(**values) for values in read_lines(folder / MANIFEST)]
+def read_manifest(folder: Path) -> list[ManifestEntry]:
+    """Every entry of the corpus in ``folder``, in the order they were made. Raises as :func:`read_lines`."""
+    return [ManifestEntry(**values) for values in read_lines(folder / MANIFEST)]
 
 
 def read_rejects(folder: Path) -> list[Reject]:
@@ -105,6 +107,6 @@ def read_rejects(folder: Path) -> list[Reject]:
     return [Reject(**values) for values in read_lines(folder / REJECTS)]
 
 
-def as_line(item: Row | Reject) -> dict[str, Any]:
-    """The JSON object of a row; what is None is left out."""
+def as_line(item: ManifestEntry | Reject) -> dict[str, Any]:
+    """The JSON object of an entry; what is None is left out."""
     return {key: value for key, value in asdict(item).items() if value is not None}

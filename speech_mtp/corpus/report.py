@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from speech_mtp.corpus.coverage import speakable_word
-from speech_mtp.corpus.manifest import Row, read_manifest, read_rejects
+from speech_mtp.corpus.manifest import ManifestEntry, read_manifest, read_rejects
 from speech_mtp.corpus.sentences import frequent_words, words_of
 from speech_mtp.text.phonemes import BLANK, SYMBOLS
 
@@ -34,11 +34,11 @@ def report(folder: Path, text_rejects: Counter[str], coverage_words: int) -> dic
     }
 
 
-def _hours(rows: list[Row]) -> float:
+def _hours(rows: list[ManifestEntry]) -> float:
     return round(sum(row.seconds for row in rows) / 3600, 3)
 
 
-def _voice(rows: list[Row]) -> dict[str, Any]:
+def _voice(rows: list[ManifestEntry]) -> dict[str, Any]:
     seconds = sum(row.seconds for row in rows)
     chars = sum(len(row.text) for row in rows)
     return {
@@ -49,7 +49,7 @@ def _voice(rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def _phonemes(rows: list[Row]) -> dict[str, Any]:
+def _phonemes(rows: list[ManifestEntry]) -> dict[str, Any]:
     counts = Counter("".join(row.phonemes for row in rows if row.split == "train"))
     symbols = [symbol for symbol in SYMBOLS if symbol != BLANK]
     return {
@@ -59,7 +59,7 @@ def _phonemes(rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def _words(rows: list[Row], count: int) -> dict[str, Any]:
+def _words(rows: list[ManifestEntry], count: int) -> dict[str, Any]:
     spoken = {word for row in rows if row.split == "train" for word in words_of(row.text)}
     frequent = frequent_words(count) if count else []
     sensible = [word for word in frequent if speakable_word(word)]

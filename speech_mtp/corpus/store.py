@@ -25,8 +25,8 @@ PITCH_HOP = 240
 
 
 @dataclass(frozen=True)
-class Row:
-    """One utterance: ``start`` and ``samples`` into the audio; its pitch begins at ``pitch_start``."""
+class StoredUtterance:
+    """Where one utterance lies: ``samples`` from ``start`` on in the audio, its pitch from ``pitch_start`` on."""
 
     id: str
     voice: str
@@ -59,9 +59,9 @@ class AudioStoreWriter:
 
     def append(
         self, id: str, voice: str, text: str, phonemes: str, split: str, wave: np.ndarray, f0_hz: np.ndarray
-    ) -> Row:
+    ) -> StoredUtterance:
         """``wave [S]`` float in [-1, 1] at 24 kHz, ``f0_hz [ceil(S / 240)]`` (0 unvoiced)."""
-        row = Row(id, voice, text, phonemes, split, self._samples, len(wave), self._steps)
+        row = StoredUtterance(id, voice, text, phonemes, split, self._samples, len(wave), self._steps)
         if len(f0_hz) != row.pitch_steps:
             raise ValueError(f"{id}: {len(f0_hz)} pitch values for {len(wave)} samples; expected {row.pitch_steps}.")
         (np.clip(wave, -1, 1) * 32767).round().astype("<i2").tofile(self._audio)
@@ -88,20 +88,20 @@ def _open_at(path: Path, size: int):  # type: ignore[no-untyped-def]
     return file
 
 
-def read_rows(folder: Path) -> list[Row]:
+def read_rows(folder: Path) -> list[StoredUtterance]:
     """The whole rows of a store (a last line cut off by a kill is ignored)."""
     path = folder / "rows.jsonl"
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [Row(**json.loads(line)) for line in lines]
+    return [StoredUtterance(**json.loads(line)) for line in lines]
 
 
 class AudioStore:
     """Reads stores: several folders in a row act as one."""
 
     def __init__(self, folders: list[Path]) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[StoredUtterance] = []
         self._parts: list[tuple[np.ndarray, np.ndarray]] = []
         self._part_of: list[int] = []
         for folder in folders:

@@ -13,7 +13,7 @@ is final once every window over it was added; ``delay_samples`` is the sum of bo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -24,16 +24,14 @@ from speech_mtp.nn.conv import CausalBlock, CausalConv, last_valid
 from speech_mtp.nn.source import fixed_noise, pulse_train
 from speech_mtp.nn.spectral import minimum_phase
 
-Run = Callable[[nn.Module, Tensor, Tensor], Tensor]
-
 
 @dataclass
 class SourceFilterState:
     """What the decoder remembers of each slot; every tensor has the slots as its first axis.
 
-    ``caches`` of the causal convolutions in call order; ``f0`` and ``voiced`` at the last 100 Hz step,
-    ``phase`` in cycles, ``samples`` generated so far, ``source [slots, win - hop]`` the past pulses and
-    ``overlap [slots, win - hop]`` the unfinished sum of windows.
+    ``caches`` of the causal layers, in the order of :meth:`SourceFilterDecoder.causal_layers`; ``f0`` and ``voiced``
+    at the last 100 Hz step, ``phase`` in cycles, ``samples`` generated so far, ``source [slots, win - hop]`` the past
+    pulses and ``overlap [slots, win - hop]`` the unfinished sum of windows.
     """
 
     caches: list[Tensor]
@@ -52,6 +50,21 @@ class Pitch:
 
     log_f0: Tensor
     voiced: Tensor
+
+
+class CausalPass:
+    """One pass through the causal layers: every layer reads its cache in ``state`` and leaves the new one there."""
+
+    def __init__(self, layers: Iterable[nn.Module], state: SourceFilterState) -> None:
+        self.slots = {layer: slot for slot, layer in enumerate(layers)}
+        self.state = state
+
+    def __call__(self, layer: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
+        """``x [B, F, D]`` through ``layer``; ``lengths [B]`` of the F steps count."""
+        slot, caches = self.slots[layer], self.state.caches
+        condition = (self.state.timbre.to(x.dtype),) if isinstance(layer, CausalBlock) else ()
+        y, caches[slot] = layer(x, *condition, caches[slot], lengths)
+        return y
 
 
 class SourceFilterDecoder(nn.Module):
@@ -97,7 +110,8 @@ class SourceFilterDecoder(nn.Module):
         self.register_buffer("noise", fixed_noise(), persistent=False)
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
 
-    def _causal(self) -> list[CausalConv | CausalBlock]:
+    def causal_layers(self) -> list[CausalConv | CausalBlock]:
+        """The layers with a cache: those of the pitch branch, then those of the envelope branch."""
         layers: list[CausalConv | CausalBlock] = [self.pitch_in, *self.pitch_slow, *self.pitch_fast]
         return [*layers, self.slow_in, *self.slow, *self.fast]
 
@@ -116,7 +130,7 @@ class SourceFilterDecoder(nn.Module):
         """A state for ``slots`` rows that have heard nothing, with zero timbre."""
         zeros = torch.zeros(slots, device=device)
         return SourceFilterState(
-            caches=[layer.fresh(slots, device) for layer in self._causal()],
+            caches=[layer.fresh(slots, device) for layer in self.causal_layers()],
             f0=torch.full((slots,), 100.0, device=device, dtype=torch.float64),
             voiced=zeros.clone(),
             phase=zeros.double(),
@@ -142,46 +156,55 @@ class SourceFilterDecoder(nn.Module):
 
         ``content [B, F, Dc]``, ``prosody [B, F, Dp]`` -> raw wave ``[B, F * samples_per_frame]`` (valid up to the
         row's length) and the predicted pitch. ``given`` overrides the predicted pitch (training).
-        """
-        # 1. pitch from prosody alone, 2. envelopes from everything, 3. pulses and noise, 4. shaping and overlap-add
-        caches = iter(range(len(state.caches)))
-        steps = lengths * self.steps
 
-        def run(layer: nn.Module, x: Tensor, count: Tensor) -> Tensor:
-            i = next(caches)
-            args = (state.timbre.to(x.dtype),) if isinstance(layer, CausalBlock) else ()
-            y, state.caches[i] = layer(x, *args, state.caches[i], count)
-            return y
+        1. Predict the pitch from prosody alone.
+        2. Predict the envelopes of both parts from content, prosody and pitch.
+        3. Make the sources: pulses at that pitch, and noise.
+        4. Shape each source by its envelope, and overlap-add.
+        """
+        run, steps = CausalPass(self.causal_layers(), state), lengths * self.steps
 
         with torch.autocast(prosody.device.type, enabled=False):  # bf16 would round pitch to half semitones
-            predicted = self._pitch(run, state.timbre, prosody, lengths)
+            predicted = self._predict_pitch(run, prosody, lengths)
         pitch = given or Pitch(predicted.log_f0, (predicted.voiced > 0).to(predicted.voiced.dtype))
 
-        x = run(self.slow_in, torch.cat([content, prosody], -1), lengths)
-        for block in self.slow:
-            x = run(block, x, lengths)
-        x = self.up(x).unflatten(-1, (self.steps, -1)).flatten(1, 2)
-        features = torch.stack([(pitch.log_f0 - 5) * 2, pitch.voiced], -1).to(x.dtype)
-        x = x + self.from_pitch(features)
-        for block in self.fast:
-            x = run(block, x, steps)
-        harmonic, noisy = self.envelopes(self.norm(x)).float().clamp(max=6).chunk(2, -1)
+        harmonic, noisy = self._predict_envelopes(run, content, prosody, pitch, lengths)
 
         pulses, noise = self._sources(state, pitch, steps)
+
         shaped = self._shape(harmonic, pulses) + self._shape(noisy, noise, zero_phase=True)
         return self._overlap_add(state, shaped, steps), predicted
 
-    def _pitch(self, run: Run, timbre: Tensor, prosody: Tensor, lengths: Tensor) -> Pitch:
-        """Predicted pitch in the precision of the branch's weights; ``run`` calls a causal layer with its cache."""
+    def _predict_pitch(self, run: CausalPass, prosody: Tensor, lengths: Tensor) -> Pitch:
+        """The pitch branch: ``prosody [B, F, Dp]`` -> pitch ``[B, 4 F]`` in the precision of the branch's weights."""
         exact = self.pitch_out.weight.dtype
-        p = run(self.pitch_in, prosody.to(exact), lengths)
+        x = run(self.pitch_in, prosody.to(exact), lengths)
         for block in self.pitch_slow:
-            p = run(block, p, lengths)
-        p = self.pitch_up(p).unflatten(-1, (self.steps, -1)).flatten(1, 2)
+            x = run(block, x, lengths)
+        x = self._to_steps(self.pitch_up(x))
         for block in self.pitch_fast:
-            p = run(block, p, lengths * self.steps)
-        deviation, voicing = self.pitch_out(p).unbind(-1)
-        return Pitch((self.pitch_mean(timbre.to(exact)) + deviation).clamp(3.9, 6.7), voicing)
+            x = run(block, x, lengths * self.steps)
+        deviation, voicing = self.pitch_out(x).unbind(-1)
+        return Pitch((self.pitch_mean(run.state.timbre.to(exact)) + deviation).clamp(3.9, 6.7), voicing)
+
+    def _predict_envelopes(
+        self, run: CausalPass, content: Tensor, prosody: Tensor, pitch: Pitch, lengths: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The envelope branch: log envelopes of the harmonic and the noise part, ``[B, 4 F, n_fft / 2 + 1]`` each."""
+        x = run(self.slow_in, torch.cat([content, prosody], -1), lengths)
+        for block in self.slow:
+            x = run(block, x, lengths)
+        x = self._to_steps(self.up(x))
+        features = torch.stack([(pitch.log_f0 - 5) * 2, pitch.voiced], -1).to(x.dtype)
+        x = x + self.from_pitch(features)
+        for block in self.fast:
+            x = run(block, x, lengths * self.steps)
+        harmonic, noisy = self.envelopes(self.norm(x)).float().clamp(max=6).chunk(2, -1)
+        return harmonic, noisy
+
+    def _to_steps(self, x: Tensor) -> Tensor:
+        """Frames to the steps in them: ``[B, F, 4 D]`` -> ``[B, 4 F, D]``."""
+        return x.unflatten(-1, (self.steps, -1)).flatten(1, 2)
 
     def _sources(self, state: SourceFilterState, pitch: Pitch, steps: Tensor) -> tuple[Tensor, Tensor]:
         """Pulses and noise with their past: both ``[B, tail + 4 F * hop]``."""

@@ -34,10 +34,10 @@ class Utterance:
         return len(self.wave) / self.sample_rate
 
 
-def say(
+def speak_timed(
     model: SpeechModel, text: str | Iterable[str], voice: str | None = None, sampling: Sampling | None = None
 ) -> Utterance:
-    """Speak to the end. Errors as for :func:`speech_mtp.streaming.pipeline.speak`."""
+    """Speak to the end and time it. Errors as for :func:`speech_mtp.streaming.pipeline.speak`."""
     clock = _Clock()
     chunks: list[Chunk] = []
     first: float | None = None
@@ -56,7 +56,7 @@ def say(
 
 def warm_up(model: SpeechModel) -> None:
     """Speak one short utterance and drop it, so that what is timed next is not the first of its process."""
-    say(model, WARM_UP)
+    speak_timed(model, WARM_UP)
 
 
 class _Clock:

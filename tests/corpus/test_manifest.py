@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from speech_mtp.corpus.manifest import MANIFEST, JsonLines, Row, as_line, read_lines, read_manifest
+from speech_mtp.corpus.manifest import MANIFEST, JsonLines, ManifestEntry, as_line, read_lines, read_manifest
 
-ROW = Row("a-1", "Hi. ə", "hˈI.", "a", 1.5, 7, "train", "audio/a/1.flac", "none", [0.0, 100.5], 80.0)
+ROW = ManifestEntry("a-1", "Hi. ə", "hˈI.", "a", 1.5, 7, "train", "audio/a/1.flac", "none", [0.0, 100.5], 80.0)
 
 
 def test_rows_come_back(tmp_path: Path) -> None:
-    plain = Row("a-2", "Yo.", "jˈO.", "a", 0.5, 8, "dev", "audio/a/2.flac", "none")
+    plain = ManifestEntry("a-2", "Yo.", "jˈO.", "a", 0.5, 8, "dev", "audio/a/2.flac", "none")
     with JsonLines(tmp_path / MANIFEST) as log:
         log.append([as_line(ROW), as_line(plain)])
     assert read_manifest(tmp_path) == [ROW, plain]

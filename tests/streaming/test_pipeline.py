@@ -16,7 +16,7 @@ from speech_mtp.decoding import engine
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.streaming.pipeline import Chunk, Ramp, speak
 from speech_mtp.streaming.stream import WordTrack
-from speech_mtp.streaming.timed import say, warm_up
+from speech_mtp.streaming.timed import speak_timed, warm_up
 from speech_mtp.types import Codes, Finish, Sampling
 from tests.tiny import tiny_model
 
@@ -31,7 +31,7 @@ def sound(chunks: list[Chunk]) -> torch.Tensor:
 
 @cache
 def offline(text: str, seed: int = 5) -> torch.Tensor:
-    return say(MODEL, text, sampling=Sampling(seed=seed)).wave
+    return speak_timed(MODEL, text, sampling=Sampling(seed=seed)).wave
 
 
 @pytest.mark.parametrize("ramp", [(1,), (2,), (7,), (1, 1, 2, 4)])
@@ -60,7 +60,7 @@ def test_streamed_sound_is_one_decode_of_all_frames(ramp: tuple[int, ...], monke
 def test_text_in_pieces_sounds_as_the_whole_text(cuts: list[int], seed: int) -> None:
     edges = [0, *sorted(cuts), len(TEXT)]
     pieces = [TEXT[a:b] for a, b in itertools.pairwise(edges)]
-    streamed = say(MODEL, iter(pieces), sampling=Sampling(seed=seed))
+    streamed = speak_timed(MODEL, iter(pieces), sampling=Sampling(seed=seed))
     torch.testing.assert_close(streamed.wave, offline(TEXT, seed), atol=1e-4, rtol=0)
     assert [word.word for word in streamed.words] == [w.strip(",.!") for w in TEXT.split()]
 
@@ -104,7 +104,7 @@ def test_late_text_is_waited_for_and_changes_nothing() -> None:
 
 
 def test_words_are_in_order_and_inside_the_audio() -> None:
-    spoken = say(MODEL, TEXT)
+    spoken = speak_timed(MODEL, TEXT)
     assert [w.word for w in spoken.words] == [w.strip(",.!") for w in TEXT.split()]
     edges = [t for w in spoken.words for t in (w.start_s, w.end_s)]
     assert edges == sorted(edges)
@@ -123,10 +123,10 @@ def test_the_last_chunk_alone_says_why_it_ended_and_totals_agree() -> None:
 
 
 def test_a_seed_repeats_itself_and_voices_differ() -> None:
-    assert torch.equal(offline(TEXT), say(MODEL, TEXT, sampling=Sampling(seed=5)).wave)
-    other = say(MODEL, TEXT, sampling=Sampling(seed=6)).wave
+    assert torch.equal(offline(TEXT), speak_timed(MODEL, TEXT, sampling=Sampling(seed=5)).wave)
+    other = speak_timed(MODEL, TEXT, sampling=Sampling(seed=6)).wave
     assert other.shape != offline(TEXT).shape or not torch.allclose(other, offline(TEXT))
-    high = say(MODEL, TEXT, "high", Sampling(seed=5)).wave
+    high = speak_timed(MODEL, TEXT, "high", Sampling(seed=5)).wave
     assert high.shape != offline(TEXT).shape or not torch.allclose(high, offline(TEXT))
 
 
@@ -138,7 +138,7 @@ def test_a_guard_that_trips_is_told_at_the_end() -> None:
             model.lm.output.down[0].bias.copy_(torch.tensor([50.0] + [0.0] * 10))
         return model
 
-    spoken = say(stuck(), "hello there")
+    spoken = speak_timed(stuck(), "hello there")
     assert spoken.finish.reason == "length"
     assert "text units" in spoken.finish.detail
 
@@ -153,7 +153,7 @@ def test_a_guard_that_trips_early_is_told_at_the_end(monkeypatch: pytest.MonkeyP
         return runs[-1]
 
     monkeypatch.setattr(engine, "start", start)
-    spoken = say(MODEL, "Hello there. It is good.")
+    spoken = speak_timed(MODEL, "Hello there. It is good.")
     assert len(runs) == 2
     assert spoken.finish == Finish("length", "cut short")
 
@@ -191,7 +191,7 @@ def test_time_spent_waiting_for_text_is_not_counted(monkeypatch: pytest.MonkeyPa
             now[0] += 10.0
             yield word + " "
 
-    spoken = say(MODEL, slow())
+    spoken = speak_timed(MODEL, slow())
     assert spoken.compute_s == 0.0
     assert now[0] >= 100.0
 
@@ -206,7 +206,7 @@ def test_the_first_audio_is_timed_when_it_comes(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("speech_mtp.streaming.timed.time.perf_counter", lambda: now[0])
     monkeypatch.setattr(MODEL.codec, "push", slow)
-    spoken = say(MODEL, TEXT)
+    spoken = speak_timed(MODEL, TEXT)
     assert spoken.first_audio_s == 1.0
     assert spoken.compute_s == now[0] > 3.0
 
@@ -263,7 +263,7 @@ def test_a_guard_does_not_depend_on_how_much_text_has_arrived() -> None:
         return model
 
     model = slow()
-    whole, late = say(model, TEXT), say(model, iter(list(TEXT)))
+    whole, late = speak_timed(model, TEXT), speak_timed(model, iter(list(TEXT)))
     assert whole.finish == late.finish
     assert whole.finish.reason == "length"
     assert whole.frames == late.frames

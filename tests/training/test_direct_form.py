@@ -22,7 +22,7 @@ from speech_mtp.evaluation import speech_report
 from speech_mtp.hub import backbones, finding, models
 from speech_mtp.hub.settings import model_settings
 from speech_mtp.lm.direct import DirectLM
-from speech_mtp.streaming.timed import say
+from speech_mtp.streaming.timed import speak_timed
 from speech_mtp.training.lm import LMTaskConfig
 from speech_mtp.training.runs import run
 from speech_mtp.training.stages import LMRun, TrainConfig
@@ -163,14 +163,14 @@ def test_streamed_text_sounds_as_the_whole_text(packaged: Path) -> None:
     assert isinstance(model.lm, DirectLM)
     assert json.loads((packaged / "config.json").read_text())["form"] == "direct"
     assert model.sampling.seed == 3
-    whole = say(model, SPEECH)
+    whole = speak_timed(model, SPEECH)
     assert whole.steps > 3
     assert whole.wave.std() > 1e-3
     assert whole.words == []
     for size in (1, 7, 50):
         pieces = [SPEECH[at : at + size] for at in range(0, len(SPEECH), size)]
-        assert torch.equal(say(model, iter(pieces)).wave, whole.wave), size
-    other = say(model, SPEECH, sampling=Sampling(seed=4)).wave
+        assert torch.equal(speak_timed(model, iter(pieces)).wave, whole.wave), size
+    other = speak_timed(model, SPEECH, sampling=Sampling(seed=4)).wave
     assert other.shape != whole.wave.shape or not torch.equal(other, whole.wave)
 
 
@@ -185,7 +185,7 @@ def test_each_sentence_is_spoken_as_soon_as_it_is_there(packaged: Path) -> None:
             yield piece
             seen.append(list(made))
 
-    say(model, writer())
+    speak_timed(model, writer())
     first, second, third = "Good morning, Doctor Fox!", "It is late.", "We like it"
     assert seen == [[], [first], [first], [first, second]]
     assert made == [first, second, third]
@@ -197,7 +197,7 @@ def test_a_runaway_is_bounded_by_the_length_of_the_text(packaged: Path) -> None:
         model.lm.output.heads[0].bias.copy_(torch.tensor([100.0, -100.0]))
     guard = Guard()
     for text in ("hello there", "extraordinarily uncharacteristic"):
-        spoken = say(model, text)
+        spoken = speak_timed(model, text)
         assert spoken.finish.reason == "length"
         assert f"for {len(text)} characters" in spoken.finish.detail
         bound = guard.frames_per_character * len(text) + guard.spare_frames
@@ -207,7 +207,7 @@ def test_a_runaway_is_bounded_by_the_length_of_the_text(packaged: Path) -> None:
 def test_a_talker_with_a_text_prefix_takes_a_stream_too() -> None:
     model = tiny_model(layout={"name": "prefix"})
     pieces = [SPEECH[at : at + 9] for at in range(0, len(SPEECH), 9)]
-    assert torch.equal(say(model, pieces).wave, say(model, SPEECH).wave)
+    assert torch.equal(speak_timed(model, pieces).wave, speak_timed(model, SPEECH).wave)
 
 
 def test_the_commands_speak_and_judge_it(
@@ -218,7 +218,7 @@ def test_the_commands_speak_and_judge_it(
     assert running.run(monkeypatch, "say", SPEECH, "--model", name, "-o", "a.wav", "--json", "--group", "2") == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (figures["words"], figures["frames_per_step"]) == ([], 2)
-    assert len(audio.read("a.wav")[0]) == say(hub.load(packaged), SPEECH).wave.numel()
+    assert len(audio.read("a.wav")[0]) == speak_timed(hub.load(packaged), SPEECH).wave.numel()
 
     def fake(speak: Any, texts: list[str], reference: object) -> dict[str, Any]:
         return {"wer": 1.0, "seconds": sum(speak(text).seconds for text in texts), "rows": []}
