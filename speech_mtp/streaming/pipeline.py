@@ -54,4 +54,5 @@ def _spoken(scheduler: Scheduler, stream: Stream, texts: Iterator[str]) -> Itera
                 stream.finish_text()
             else:
                 stream.push(piece)
-    yield from stream.take()
+    while chunks := stream.take():
+        yield from chunks

@@ -147,7 +147,12 @@ class Scheduler:
         worked = False
         wanting = [s for s in self.streams if s.row is None or self._waits(s)]
         for stream in wanting:
-            stream.take_text()
+            try:
+                stream.take_text()
+            except ValueError as error:  # a word that cannot be pronounced: that stream's own affair
+                stream.fail(error)
+                worked = True
+        wanting = [s for s in wanting if not s.done]
         reading = [s for s in wanting if s.reading is not None and s.reading.unread]
         unit_streams: list[UnitStream] = [s.reading for s in reading if s.reading is not None]
         advance_all(unit_streams)
@@ -208,8 +213,8 @@ class Scheduler:
 
     # -- the codec ------------------------------------------------------------------------------------------------
     def _sound(self) -> bool:
-        """Groups that are due -> sound, at most :data:`AT_ONCE` streams a tick (or in the codec's thread at a time): who
-        joins meanwhile need not wait for all the others."""
+        """Groups that are due -> sound, of :data:`AT_ONCE` streams at most (a tick; or in the codec's thread): who joins
+        meanwhile need not wait for all the others."""
         worked = self._collect()
         busy = {id(stream) for stream, _ in self._decoding}
         due = sorted((s for s in self.streams if s.due and id(s) not in busy), key=lambda s: s.deadline())

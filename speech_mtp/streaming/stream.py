@@ -73,6 +73,7 @@ class Stream:
         self.changed = False  # units may have changed without the reader: the sentence was closed, or read whole
         self.steps = self.frames = 0
         self.finish: Finish | None = None
+        self._error: ValueError | None = None
         self._arrives = isinstance(model.maker, UnitMaker) and model.lm.layout.points
         self._feed = Feed(max_total=max_total)
         self._pieces: deque[Piece] = deque()
@@ -96,7 +97,9 @@ class Stream:
 
     # -- text -------------------------------------------------------------------------------------------------------
     def push(self, text: str) -> None:
-        """More text, cut anywhere. Raises ValueError for what cannot be spoken."""
+        """More text, cut anywhere. Raises ValueError for what cannot be spoken, and after the text was finished."""
+        if self._text_ended:
+            raise ValueError("The text has been finished; open a new stream for more text.")
         self._pieces += self._feed.push(text)
 
     def finish_text(self) -> None:
@@ -109,6 +112,11 @@ class Stream:
         """Say no more; what has been sounded can still be taken."""
         if self.finish is None:
             self._end(torch.zeros(0), Finish("cancelled"))
+
+    def fail(self, error: ValueError) -> None:
+        """End here: its text cannot be spoken. :meth:`take` raises ``error`` once what was made has been taken."""
+        if self.finish is None:
+            self._error, self.finish = error, Finish("error", str(error))
 
     def take_text(self) -> None:
         """Take in pieces that have come, up to the end of the sentence that is read or, between sentences, of the
@@ -236,17 +244,18 @@ class Stream:
 
     def _end(self, wave: Tensor, finish: Finish) -> None:
         if finish.reason != "cancelled" and not self._sentence:
-            self.finish = Finish("error", "The text stream ended without a word; there is nothing to say.")
+            self.fail(ValueError("The text stream ended without a word; there is nothing to say."))
             return
         self.finish = finish
         self._tell(wave, finish)
 
     def take(self) -> list[Chunk]:
-        """The chunks that have been made since the last call. Raises ValueError if there was nothing to say."""
-        if self.finish is not None and self.finish.reason == "error":
-            raise ValueError(self.finish.detail)
+        """The chunks that have been made since the last call. Raises ValueError, behind the last of them, if there was
+        nothing to say or if the text cannot be spoken."""
         chunks = list(self._chunks)
         self._chunks.clear()
+        if not chunks and self._error is not None:
+            raise self._error
         return chunks
 
     # -- time -------------------------------------------------------------------------------------------------------

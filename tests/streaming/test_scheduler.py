@@ -17,6 +17,7 @@ from speech_mtp.streaming.conversation import Conversation, Writer
 from speech_mtp.streaming.pipeline import speak
 from speech_mtp.streaming.scheduler import Pace, Scheduler, run_to_end
 from speech_mtp.streaming.stream import Chunk, Ramp, Stream
+from speech_mtp.text.phonemes import Unit
 from speech_mtp.types import Sampling
 from tests.text_tiny import tiny_head, tiny_text_lm
 from tests.tiny import tiny_model
@@ -197,6 +198,37 @@ def test_streams_wait_for_a_place_and_errors_are_their_own() -> None:
     assert after.take()[-1].finish is not None
     with pytest.raises(ValueError, match="longer than"):
         scheduler.speak("low").push("a" * 20_000)
+
+
+def test_a_word_that_cannot_be_said_ends_its_own_stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    g2p = MODEL.maker.g2p
+    phonemize = g2p.phonemize
+
+    def refuse(text: str) -> list[Unit]:
+        if "jumps" in text:
+            raise ValueError("The word 'jumps' cannot be pronounced.")
+        return phonemize(text)
+
+    scheduler = Scheduler(MODEL)
+    good, bad = scheduler.speak("low"), scheduler.speak("low")
+    good.push(TEXTS[1])
+    good.finish_text()
+    expected = wave(alone(TEXTS[1], "low", MODEL.sampling))
+    monkeypatch.setattr(g2p, "phonemize", refuse)
+    bad.push("Hello. " + TEXTS[0])
+    bad.finish_text()
+    with pytest.raises(ValueError, match="has been finished"):
+        bad.push("more")
+    run_to_end(scheduler)
+    assert bad.finish is not None
+    assert bad.finish.reason == "error"
+    assert bad.take()
+    with pytest.raises(ValueError, match="cannot be pronounced"):
+        bad.take()
+    torch.testing.assert_close(wave(good.take()), expected, atol=1e-4, rtol=0)
+    assert not scheduler.streams
+    with pytest.raises(ValueError, match="cannot be pronounced"):
+        list(speak(MODEL, "It jumps.", "low"))
 
 
 def test_a_stream_that_is_far_ahead_is_not_talked_on() -> None:
