@@ -213,8 +213,8 @@ class Scheduler:
 
     # -- the codec ------------------------------------------------------------------------------------------------
     def _sound(self) -> bool:
-        """Groups that are due -> sound, of :data:`AT_ONCE` streams at most (a tick; or in the codec's thread): who joins
-        meanwhile need not wait for all the others."""
+        """Groups that are due -> sound, of :data:`AT_ONCE` streams at most (a tick, or in the codec's thread): who
+        joins meanwhile need not wait for all the others."""
         worked = self._collect()
         busy = {id(stream) for stream, _ in self._decoding}
         due = sorted((s for s in self.streams if s.due and id(s) not in busy), key=lambda s: s.deadline())
