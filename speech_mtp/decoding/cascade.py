@@ -26,10 +26,13 @@ from speech_mtp.types import Draft, Emitted, LMOutput, Verdict
 
 @dataclass
 class CascadeState:
-    """``head``: what the head itself keeps. ``trust [B]``, from 0 to 1, is what lookups have been worth in this turn;
-    ``going [B]`` are the rows that took part in the newest step (all, when a turn begins), ``looked [B]`` those whose
-    newest draft is a lookup, ``reach [B]`` how many tokens the next one has. ``judged``: a draft has been judged whose
-    outcome is not read yet."""
+    """What a cascade keeps of its rows.
+
+    ``head``: what the head itself keeps. ``trust [B]``, from 0 to 1: what lookups have been worth in this turn.
+    ``going [B]``: the rows that took part in the newest step (all, when a turn begins). ``looked [B]``: the rows whose
+    newest draft is a lookup. ``reach [B]``: how many tokens the next lookup has. ``judged``: a draft has been judged
+    whose outcome is not read yet.
+    """
 
     head: HeadState
     trust: Tensor
@@ -124,26 +127,39 @@ class Cascade(HeadRule):
             kept.reach = torch.full_like(kept.reach, self.lookup_depth)
 
     def propose(self, rows: Any, law: Law) -> Draft:
+        """The next draft, in four steps.
+
+        1. Find the longest match of each row's newest tokens. Where it is long enough, the row is looked up.
+        2. Let the head draft a tree, unless every row is looked up or the head rests.
+        3. Give each row room for looked-up tokens: ``reach`` in place of a tree, or what a grafted branch may have.
+        4. Join the tree and the tokens that followed the matches.
+        """
         kept: CascadeState = rows.head
-        position = rows.place.position
-        start, ngram = longest_match(rows.tokens, position, self.max_ngram, self.min_ngram)
-        kept.looked = sure = (ngram >= self.needed(kept.trust)) & kept.going
-        # One copy to the host: whether lookups serve all rows, and whether any.
-        served, some = torch.stack([(sure == kept.going).all(), sure.any()]).tolist()
-        resting = not served and self.rests()
-        self.paused = resting and not some
-        spare = torch.zeros_like(ngram)
-        if served or resting:
-            tree = plain(rows)
-        else:
-            tree = self.tree.propose(replace(rows, head=kept.head), law)
-            if self.graft:
-                spare = torch.where((ngram > 0) & kept.going, self.room - (tree.parents >= 0).sum(1), 0)
-        if not some and (resting or not self.graft):
+        start, ngram = longest_match(rows.tokens, rows.place.position, self.max_ngram, self.min_ngram)
+        kept.looked = (ngram >= self.needed(kept.trust)) & kept.going
+        # One copy to the host for both.
+        all_looked, any_looked = torch.stack([(kept.looked == kept.going).all(), kept.looked.any()]).tolist()
+
+        resting = not all_looked and self.rests()
+        self.paused = resting and not any_looked
+        drafting = not all_looked and not resting
+        tree = self.tree.propose(replace(rows, head=kept.head), law) if drafting else plain(rows)
+
+        grafting = drafting and self.graft
+        if not any_looked and not grafting:
             return tree
-        room = torch.where(sure, kept.reach, spare)
-        most = int(room.max()) if room.device.type == "cpu" else self.lookup_depth
-        return joined(tree, continuation(rows.tokens, position, start, most), sure, room) if most else tree
+        spare = self._spare(tree) if grafting else torch.zeros_like(ngram)
+        room = torch.where(kept.looked, kept.reach, spare.masked_fill((ngram == 0) | ~kept.going, 0))
+
+        depth = int(room.max()) if room.device.type == "cpu" else self.lookup_depth  # to look costs more on a GPU
+        if depth == 0:
+            return tree
+        ahead = continuation(rows.tokens, rows.place.position, start, depth)
+        return joined(tree, ahead, kept.looked, room)
+
+    def _spare(self, tree: Draft) -> Tensor:
+        """How many nodes a grafted branch may add to each row of ``tree`` ``[B]``."""
+        return self.room - (tree.parents >= 0).sum(1)
 
     def needed(self, trust: Tensor) -> Tensor:
         """How many tokens must reappear for a lookup instead of a tree ``[B]``, by ``trust [B]``."""
@@ -154,42 +170,64 @@ class Cascade(HeadRule):
         worth = (verdict.kept / min(self.tree.depth, self.lookup_depth)).clamp(max=1)
         kept.trust = torch.where(kept.looked, torch.lerp(worth, kept.trust, self.memory), kept.trust)
         if kept.reach.device.type == "cpu":
-            whole = (
-                (2 * kept.reach)
-                .clamp(max=self.longest_lookup)
-                .masked_fill(verdict.kept < kept.reach, self.lookup_depth)
-            )
-            kept.reach = torch.where(kept.looked, whole, kept.reach)
+            kept.reach = torch.where(kept.looked, self._next_reach(kept.reach, verdict.kept), kept.reach)
         kept.judged = True
         return verdict
 
+    def _next_reach(self, reach: Tensor, kept: Tensor) -> Tensor:
+        """The length ``[B]`` of the next lookup, after one of ``reach [B]`` tokens of which ``kept [B]`` were right."""
+        doubled = (2 * reach).clamp(max=self.longest_lookup)
+        return doubled.masked_fill(kept < reach, self.lookup_depth)
+
 
 def joined(tree: Draft, ahead: Tensor, alone: Tensor, room: Tensor) -> Draft:
-    """``tree`` with ``ahead [B, L]`` as one branch more, of which ``room [B]`` nodes may be new: in the rows ``alone
-    [B]`` instead of the tree, in others merged with the nodes that hold the same text already."""
-    on_cpu = room.device.type == "cpu"  # elsewhere to look costs more than places that only fill the rows
-    if on_cpu and not bool((room > 0).any()):
-        return tree
+    """``tree`` with the looked-up tokens ``ahead [B, L]`` as one branch more.
+
+    ``room [B]`` is how many nodes may be new, at least one in the rows ``alone [B]``, which have the branch instead of
+    the tree. With ``ahead`` a b c d and room for two::
+
+        0 --+-- a ----- x                   0 --+-- a --+-- x
+            |                                   |       |
+            +-- y                               |       +-- b ----- c
+                                                +-- y
+        place     0  1  2  3                place     0  1  2  3  4  5
+        token     0  a  x  y         ->     token     0  a  x  y  b  c
+        parent   -1  0  1  0                parent   -1  0  1  0  1  4
+
+    1. Take the tree out of the rows alone: node 0 stays.
+    2. Follow ``ahead`` from node 0 on through nodes that hold its tokens already.
+    3. Hang the rest, as much as there is room for, below the last of these: the new nodes have the places after the
+       tree, or after node 0 in a row alone.
+    """
     tokens, parents = tree.tokens[..., 0], tree.parents.masked_fill(alone[:, None], -1)
-    m, most = tokens.shape[1], ahead.shape[1]
-    none = torch.zeros_like(room)
-    shared, above = common(Draft(tokens[..., None], parents), ahead) if m > 1 else (none, none)
-    count = torch.minimum(room, most - shared)
+    m, depth = tokens.shape[1], ahead.shape[1]
+
+    shared, above = common(Draft(tokens[..., None], parents), ahead)
+
+    count = torch.minimum(room, depth - shared)
     first = torch.where(alone, 1, m)
-    steps = torch.arange(most, device=ahead.device)
-    at, fresh = first[:, None] + steps, steps < count[:, None]
-    new = ahead.gather(1, (shared[:, None] + steps).clamp(max=most - 1))
-    over = torch.where(steps == 0, above[:, None], at - 1)
-    tokens, parents = F.pad(tokens, (0, most)), F.pad(parents, (0, most), value=-1)
-    tokens = tokens.scatter(1, at, torch.where(fresh, new, tokens.gather(1, at)))
-    parents = parents.scatter(1, at, torch.where(fresh, over, -1))
-    width = int((first + count).max()) if on_cpu else m + most
+    steps = torch.arange(depth, device=ahead.device)
+    places, new = first[:, None] + steps, steps < count[:, None]
+    rest = ahead.gather(1, (shared[:, None] + steps).clamp(max=depth - 1))
+    tokens = _put(tokens, places, rest, new, 0)
+    parents = _put(parents, places, torch.where(steps == 0, above[:, None], places - 1), new, -1)
+    # On a GPU to look costs more than places that only fill the rows.
+    width = int((first + count).max()) if room.device.type == "cpu" else m + depth
     return Draft(tokens[:, :width, None], parents[:, :width])
+
+
+def _put(values: Tensor, places: Tensor, entries: Tensor, new: Tensor, filler: int) -> Tensor:
+    """``values [B, M]`` and L times ``filler``, with ``entries [B, L]`` at ``places [B, L]`` where ``new [B, L]``."""
+    longer = F.pad(values, (0, entries.shape[1]), value=filler)
+    return longer.scatter(1, places, torch.where(new, entries, longer.gather(1, places)))
 
 
 def common(tree: Draft, ahead: Tensor) -> tuple[Tensor, Tensor]:
     """How much of ``ahead [B, L]`` stands in ``tree`` from node 0 on ``[B]``, and the node ``[B]`` where that ends."""
-    most = ahead.shape[1]
-    wanted = ahead.gather(1, (tree.depths - 1).clamp(0, most - 1))
-    stop = longest((tree.tokens[..., 0] == wanted) & (tree.depths <= most), tree)
+    if tree.tokens.shape[1] == 1:
+        none = torch.zeros(len(ahead), dtype=torch.long, device=ahead.device)
+        return none, none
+    depth = ahead.shape[1]
+    wanted = ahead.gather(1, (tree.depths - 1).clamp(0, depth - 1))
+    stop = longest((tree.tokens[..., 0] == wanted) & (tree.depths <= depth), tree)
     return tree.depths.gather(1, stop[:, None])[:, 0], stop

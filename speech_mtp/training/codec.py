@@ -31,7 +31,7 @@ from speech_mtp.nn.critics import SpectrogramCritics, critic_loss, generator_los
 from speech_mtp.nn.source_filter import Pitch
 from speech_mtp.nn.spectral import SpectralLoss
 from speech_mtp.training.base import Task
-from speech_mtp.training.codec_data import NOBODY, CodecBatch, CodecData, CodecTaskConfig, warp_frequency
+from speech_mtp.training.codec_data import NOBODY, CodecBatch, CodecData, CodecTaskConfig, cut, warp_frequency
 from speech_mtp.training.distributed import Workers
 
 
@@ -220,36 +220,39 @@ class CodecTask(Task):
     def decode_crop(
         self, batch: CodecBatch, content: Tensor, prosody: Tensor, timbre: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Decode ``crop_frames`` frames of each row from a fresh state, in the decoder's own delayed time."""
-        codec, decoder = self.codec, self.codec.decoder
-        size, steps, n = codec.spec.samples_per_frame, decoder.steps, self.config.crop_frames
-        take = n + decoder.flush_frames
-        at = batch.crop[:, None] + torch.arange(take, device=content.device)
-        padded = [
-            F.pad(x, (0, 0, 0, take)).gather(1, at[..., None].expand(-1, -1, x.shape[-1])) for x in (content, prosody)
-        ]
-        lag = batch.crop[:, None] * steps + torch.arange(-steps, (take - 1) * steps, device=at.device)
-        hertz = F.pad(batch.pitch, (steps, take * steps)).gather(1, (lag + steps))
-        voiced = (hertz > 0).float()
-        truth = Pitch(fill_unvoiced(hertz), voiced)
+        """Decode ``crop_frames`` frames of each row from a fresh state: the decoded and the true crop ``[B, S]``, and
+        the terms of the pitch.
+
+        What the decoder makes of a frame comes out ``delay_samples`` later, so it reads ``flush_frames`` more than the
+        crop; its pitch is that of the frame before the one that it reads. For 3 frames from frame c on::
+
+            frame          c-1      c      c+1     c+2     c+3     c+4     c+5
+                            |       |       |       |       |       |       |
+            content, prosody        [-------- crop ---------|---- flush ----]
+            true pitch      [----- as many frames, one earlier -----]
+            raw samples             [--- delay ---|-------- fake ---------|-]
+            recording               [-------- real ---------]
+
+        1. Cut out what the decoder reads, and the pitch that belongs to it.
+        2. Decode from a fresh state, which begins at the first pitch.
+        3. Drop the delay, and cut the same crop out of the recording.
+        """
+        decoder, n, size = self.codec.decoder, self.config.crop_frames, self.codec.spec.samples_per_frame
+        frames = n + decoder.flush_frames
+        values = [cut(x, batch.crop, frames) for x in (content, prosody)]
+        hertz = cut(batch.pitch, (batch.crop - 1) * decoder.steps, frames * decoder.steps)
+        truth = Pitch(fill_unvoiced(hertz), (hertz > 0).float())
+
         state = decoder.open(len(content), content.device)
         state.timbre = timbre
         state.f0 = truth.log_f0[:, 0].double().exp()
-        lengths = torch.full((len(content),), take, device=content.device)
+        lengths = torch.full((len(content),), frames, device=content.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
-            raw, guess = decoder(state, *padded, lengths, truth)
+            raw, guess = decoder(state, *values, lengths, truth)
+
         fake = raw[:, decoder.delay_samples :][:, : n * size]
-        where = batch.crop[:, None] * size + torch.arange(n * size, device=at.device)
-        real = F.pad(batch.wave, (0, take * size)).gather(1, where)
-        error = (guess.log_f0.float() - truth.log_f0).abs() * voiced
-        return (
-            fake,
-            real,
-            {
-                "pitch": error.sum() / voiced.sum().clamp(min=1),
-                "voicing": F.binary_cross_entropy_with_logits(guess.voiced.float(), voiced),
-            },
-        )
+        real = cut(batch.wave, batch.crop * size, n * size)
+        return fake, real, pitch_terms(guess, truth)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -272,6 +275,15 @@ def speaker_loss(guesses: Tensor, voices: Tensor) -> Tensor:
     """Mean cross entropy of ``guesses [B, voices]`` over the rows whose voice has a label; 0 where none has."""
     total = F.cross_entropy(guesses.float(), voices, ignore_index=NOBODY, reduction="sum")
     return total / (voices != NOBODY).sum().clamp(min=1)
+
+
+def pitch_terms(guess: Pitch, truth: Pitch) -> dict[str, Tensor]:
+    """``pitch``: mean absolute error in log Hz where there is a voice; ``voicing``: whether there is one."""
+    error = (guess.log_f0.float() - truth.log_f0).abs() * truth.voiced
+    return {
+        "pitch": error.sum() / truth.voiced.sum().clamp(min=1),
+        "voicing": F.binary_cross_entropy_with_logits(guess.voiced.float(), truth.voiced),
+    }
 
 
 def fill_unvoiced(hertz: Tensor) -> Tensor:

@@ -160,3 +160,13 @@ def warp_frequency(mel: Tensor, factors: Tensor) -> Tensor:
     part = (at - low)[:, None]
     index = low[:, None].expand(-1, mel.shape[1], -1)
     return mel.gather(2, index) * (1 - part) + mel.gather(2, index + 1) * part
+
+
+def cut(track: Tensor, start: Tensor, count: int) -> Tensor:
+    """``count`` entries of each row of ``track [B, T, ...]`` from ``start [B]`` on: ``[B, count, ...]``.
+
+    ``start`` may be from ``-count`` to T: where the track has no entry, there are zeros.
+    """
+    padded = nn.functional.pad(track, (0, 0) * (track.dim() - 2) + (count, count))
+    rows = torch.arange(len(track), device=track.device)[:, None]
+    return padded[rows, count + start[:, None] + torch.arange(count, device=track.device)]
