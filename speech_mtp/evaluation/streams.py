@@ -108,8 +108,8 @@ def text_beside_speech(
         "streams": count,
         "text_tokens_per_s_alone": round(alone, 2),
         "text_tokens_per_s": round(beside, 2),
-        "text_slowdown": round(alone / beside, 3),
-        "first_audio_ms_p95": round(_quantile(first, 95), 1),
+        "text_slowdown": round(alone / beside, 3) if beside else float("inf"),
+        "first_audio_ms_p95": round(_quantile(first, 95), 1) if first else float("inf"),
         "underruns": sum(one.gaps for one in listeners),
         "joined": len(first),
     }

@@ -50,7 +50,7 @@ class Conversation:
         self.place: int | None = None  # in the writer's run
         self.reading: Any = None  # its row, while a prompt is read
         self.unread: deque[list[int]] = deque()
-        self.writing = False
+        self.writing = self.closed = False
         self.statistics = Statistics()
         self._prompt: list[int] = []
         self._began, self._said = 0.0, ""
@@ -60,10 +60,14 @@ class Conversation:
     def ask(self, text: str) -> None:
         """A turn of the user, to be answered. Raises ValueError when text and answer might not fit into the model's
         context, and while an answer is being written."""
+        if self.closed:
+            raise ValueError("The conversation has been closed; open a new one.")
         if self.writing:
             raise ValueError("An answer is being written; take all of it, or cancel, before the next question.")
         messages = [*self.messages, {"role": "user", "content": text}]
         self._prompt = self._prompt_of(text, messages)
+        if not self._prompt:
+            raise ValueError("There is nothing to read; ask something.")
         self.writer.run_of(self).check_room(self.answer, len(self._prompt))
         self.messages = messages
         self._began, self._first, self._said = time.perf_counter(), None, ""
@@ -73,7 +77,7 @@ class Conversation:
 
     def _prompt_of(self, text: str, messages: list[Message]) -> list[int]:
         tokenizer = self.writer.lm.tokenizer
-        if not self.turns:
+        if self.place is None:
             return list(tokenizer(text)["input_ids"]) if self.raw else opening(tokenizer, messages)
         tokens = self.turns[-1].tokens
         last = tokens[-1] if tokens and tokens[-1] in self.writer.lm.ends else None
@@ -111,14 +115,17 @@ class Conversation:
         return pieces
 
     def cancel(self) -> None:
-        """Stop the answer; what has been written counts as said."""
-        if self.writing:
-            self.writer.stop(self)
+        """Stop the answer: what has been written counts as said. A question that has not been read whole is taken
+        back."""
+        if self.writing and self.writer.stop(self):
             self.hear([], Finish("cancelled"))
+        elif self.writing:
+            self.messages, self.writing = self.messages[:-1], False
 
     def close(self) -> None:
         """The conversation is over: its row may be taken by another."""
         self.cancel()
+        self.closed = True
         self.writer.leave(self)
 
 
@@ -202,16 +209,24 @@ class Writer:
             conversation.statistics = self._run.counts[place]
         conversation.hear([] if new is None else new[place], finish)
 
-    def stop(self, conversation: Conversation) -> None:
-        """No more of the answer of ``conversation``."""
+    def stop(self, conversation: Conversation) -> bool:
+        """No more of the answer of ``conversation``; whether it had begun. Its row is as before the question if not."""
         if conversation in self._asking:
             self._asking.remove(conversation)
             conversation.reading, conversation.unread = None, deque()
-        if conversation in self._writing:
-            self._writing.remove(conversation)
-            assert self._run is not None
-            assert conversation.place is not None
-            self._run.finish[conversation.place] = Finish("cancelled")
+        if conversation not in self._writing:
+            return False
+        self._writing.remove(conversation)
+        assert self._run is not None
+        assert conversation.place is not None
+        self._run.finish[conversation.place] = Finish("cancelled")
+        conversation.statistics = self._run.counts[conversation.place]
+        return True
+
+    def cancel_all(self) -> None:
+        """Cancel every answer."""
+        for conversation in [*self._asking, *self._writing]:
+            conversation.cancel()
 
     def leave(self, conversation: Conversation) -> None:
         """The conversation's row goes."""

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,6 +74,7 @@ class Scheduler:
         self.max_streams, self.pace, self.clock = max_streams, pace, clock
         self.waiting: list[Stream] = []
         self.streams: list[Stream] = []
+        self._closed = False
         self._run: Run | None = None
         self._talking: dict[int, Stream] = {}
         self._thread = ThreadPoolExecutor(1, "codec") if codec_thread else None
@@ -83,6 +85,7 @@ class Scheduler:
         self, voice: str | None = None, sampling: Sampling | None = None, ramp: Ramp = RAMP, **limits: int
     ) -> Stream:
         """A new stream, whose text is pushed. Raises ValueError for an unknown voice."""
+        self._check_open()
         if self.model is None:
             raise ValueError("This scheduler has no speech model.")
         stream = Stream(self.model, voice, sampling or self.model.sampling, ramp, self.clock, **limits)
@@ -91,14 +94,22 @@ class Scheduler:
 
     def chat(self, **settings: Any) -> Conversation:
         """A new conversation; settings as for :meth:`Writer.converse`."""
+        self._check_open()
         if self.writer is None:
             raise ValueError("This scheduler has no model that writes text.")
         return self.writer.converse(**settings)
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("The scheduler has been closed; make a new one.")
+
     def close(self) -> None:
-        """Cancel everything and end the codec's thread."""
+        """Cancel everything and end the codec's thread; nothing can be said or asked afterwards."""
+        self._closed = True
         for stream in [*self.waiting, *self.streams]:
             stream.cancel()
+        if self.writer is not None:
+            self.writer.cancel_all()
         self._sweep()
         if self._thread is not None:
             self._thread.shutdown()
@@ -132,8 +143,21 @@ class Scheduler:
             for b, stream in self._talking.items():
                 stream.row = b
         self.waiting = [s for s in self.waiting if not s.done]
-        while self.waiting and len(self.streams) < self.max_streams:
-            self.streams.append(self.waiting.pop(0))
+        # Streams that have text are admitted before those that only wait for some, and those give up their place.
+        ready = [s for s in self.waiting if s.has_text]
+        while ready and len(self.streams) >= self.max_streams and (spare := self._without_text()) is not None:
+            self.streams.remove(spare)
+            self.waiting.append(spare)
+        for stream in [*ready, *(s for s in self.waiting if not s.has_text)]:
+            if len(self.streams) < self.max_streams:
+                self.waiting.remove(stream)
+                self.streams.append(stream)
+
+    def _without_text(self) -> Stream | None:
+        """A stream between sentences that has nothing to say at the moment."""
+        busy = {id(stream) for stream, _ in self._decoding}
+        free = (s for s in self.streams if s.row is None and not s.has_text and not s.due and id(s) not in busy)
+        return next(free, None)
 
     def _leave(self, stream: Stream) -> None:
         if self._run is not None and stream.row is not None:
@@ -147,20 +171,26 @@ class Scheduler:
         worked = False
         wanting = [s for s in self.streams if s.row is None or self._waits(s)]
         for stream in wanting:
-            try:
-                stream.take_text()
-            except ValueError as error:  # a word that cannot be pronounced: that stream's own affair
-                stream.fail(error)
-                worked = True
+            worked |= self._safely(stream, stream.take_text)
         wanting = [s for s in wanting if not s.done]
         reading = [s for s in wanting if s.reading is not None and s.reading.unread]
         unit_streams: list[UnitStream] = [s.reading for s in reading if s.reading is not None]
         advance_all(unit_streams)
         for stream in wanting:
             if stream in reading or stream.changed:
-                self._give_units(stream)
+                self._safely(stream, partial(self._give_units, stream))
                 worked = True
         return worked
+
+    @staticmethod
+    def _safely(stream: Stream, work: Callable[[], None]) -> bool:
+        """Do ``work`` for ``stream``; whether it went wrong. The stream then ends with the error, and no other does."""
+        try:
+            work()
+        except Exception as error:
+            stream.fail(error)
+            return True
+        return False
 
     def _waits(self, stream: Stream) -> bool:
         assert self._run is not None
@@ -221,7 +251,7 @@ class Scheduler:
         for stream in due[: AT_ONCE - len(self._decoding)]:
             work = stream.decoding()
             if self._thread is None:
-                stream.take_sound(*work())
+                self._safely(stream, partial(self._take_sound, stream, work))
             else:
                 self._decoding.append((stream, self._thread.submit(work)))
         return worked or bool(due) or bool(self._decoding)
@@ -235,17 +265,28 @@ class Scheduler:
         finished = [(s, f) for s, f in self._decoding if f.done()]
         self._decoding = [(s, f) for s, f in self._decoding if not f.done()]
         for stream, future in finished:
-            stream.take_sound(*future.result())
+            self._safely(stream, partial(self._take_sound, stream, future.result))
         return bool(finished)
+
+    @staticmethod
+    def _take_sound(stream: Stream, work: Callable[[], tuple[Tensor, bool]]) -> None:
+        stream.take_sound(*work())
 
     def _others_can_work(self) -> bool:
         going = self._run is not None and any(self._run.going())
         return going or (self.writer is not None and self.writer.busy)
 
     def _relaxed(self) -> bool:
-        """Whether text may be written: no stream is about to run dry."""
+        """Whether text may be written: no stream that can go on is about to run dry."""
         now = self.clock()
-        return all(s.idle or s.buffered_s(now) > self.pace.margin_s for s in self.streams)
+        return all(s.buffered_s(now) > self.pace.margin_s or not self._can_go_on(s) for s in self.streams)
+
+    def _can_go_on(self, stream: Stream) -> bool:
+        """Whether there is anything to do for ``stream`` before more text comes."""
+        talks = stream.row is not None and not self._waits(stream)
+        unread = stream.reading is not None and stream.reading.unread
+        sounding = any(stream is other for other, _ in self._decoding)
+        return talks or unread or stream.due or sounding or (stream.row is None and stream.has_text)
 
 
 def run_to_end(scheduler: Scheduler) -> None:

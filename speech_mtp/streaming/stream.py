@@ -73,7 +73,7 @@ class Stream:
         self.changed = False  # units may have changed without the reader: the sentence was closed, or read whole
         self.steps = self.frames = 0
         self.finish: Finish | None = None
-        self._error: ValueError | None = None
+        self._error: Exception | None = None
         self._arrives = isinstance(model.maker, UnitMaker) and model.lm.layout.points
         self._feed = Feed(max_total=max_total)
         self._pieces: deque[Piece] = deque()
@@ -93,30 +93,39 @@ class Stream:
         self._chunks: deque[Chunk] = deque()
         self._came = clock()
         self._first_sound: float | None = None
-        self._sounded_s = 0.0
+        self._played_until = 0.0  # when a listener will have heard all that was sounded
 
     # -- text -------------------------------------------------------------------------------------------------------
     def push(self, text: str) -> None:
         """More text, cut anywhere. Raises ValueError for what cannot be spoken, and after the text was finished."""
-        if self._text_ended:
+        if self._text_ended or self.done:
             raise ValueError("The text has been finished; open a new stream for more text.")
-        self._pieces += self._feed.push(text)
+        self._pieces += self._or_fail(lambda: self._feed.push(text))
 
     def finish_text(self) -> None:
         """The text ends here. Raises ValueError for what cannot be spoken."""
         if not self._text_ended:
-            self._pieces += self._feed.finish()
             self._text_ended = True
+            self._pieces += self._or_fail(self._feed.finish)
+
+    def _or_fail(self, read: Callable[[], list[Piece]]) -> list[Piece]:
+        """What ``read`` gives; text that cannot be spoken ends the stream."""
+        try:
+            return read()
+        except ValueError as error:
+            self.fail(error)
+            raise
 
     def cancel(self) -> None:
         """Say no more; what has been sounded can still be taken."""
         if self.finish is None:
             self._end(torch.zeros(0), Finish("cancelled"))
 
-    def fail(self, error: ValueError) -> None:
+    def fail(self, error: Exception) -> None:
         """End here: its text cannot be spoken. :meth:`take` raises ``error`` once what was made has been taken."""
         if self.finish is None:
-            self._error, self.finish = error, Finish("error", str(error))
+            self._error = error
+            self._release(Finish("error", str(error)))
 
     def take_text(self) -> None:
         """Take in pieces that have come, up to the end of the sentence that is read or, between sentences, of the
@@ -172,6 +181,7 @@ class Stream:
         rate = self.model.codec.spec.frame_rate_hz
         self._track = WordTrack(self.frames / rate, rate, self.model.lm.layout.frames_per_group)
         seed = self.sampling.seed + _NEXT_SENTENCE * self._sentence
+        seed = (seed + 2**63) % 2**64 - 2**63  # as 64-bit numbers add
         self._sentence += 1
         return replace(self.sampling, seed=seed)
 
@@ -230,9 +240,10 @@ class Stream:
         """The codec has made ``wave [S]``, the last of it or not."""
         if self.finish is not None:
             return
-        if self._first_sound is None and wave.numel():
-            self._first_sound = self.clock()
-        self._sounded_s += len(wave) / self.model.codec.spec.sample_rate
+        if wave.numel():
+            now = self.clock()
+            self._first_sound = now if self._first_sound is None else self._first_sound
+            self._played_until = max(self._played_until, now) + len(wave) / self.model.codec.spec.sample_rate
         if last:
             self._end(wave, self._worst)
         else:
@@ -246,8 +257,17 @@ class Stream:
         if finish.reason != "cancelled" and not self._sentence:
             self.fail(ValueError("The text stream ended without a word; there is nothing to say."))
             return
-        self.finish = finish
+        self._release(finish)
         self._tell(wave, finish)
+
+    def _release(self, finish: Finish) -> None:
+        """Nothing more will come: let go of what it was made from."""
+        self.finish = finish
+        if self.reading is not None:
+            self.reading.close()
+        self.reading = self._whole = self._codec = None
+        self._pieces.clear()
+        self._pending = []
 
     def take(self) -> list[Chunk]:
         """The chunks that have been made since the last call. Raises ValueError, behind the last of them, if there was
@@ -265,9 +285,9 @@ class Stream:
         return self.finish is not None
 
     @property
-    def idle(self) -> bool:
-        """Whether it has nothing to say at the moment."""
-        return self.row is None and not self._pending and not self._pieces and not self._reading_something()
+    def has_text(self) -> bool:
+        """Whether there is text, or its end, that has not been spoken."""
+        return bool(self._pieces) or self._text_ended or self._reading_something()
 
     @property
     def first_audio_s(self) -> float | None:
@@ -275,15 +295,13 @@ class Stream:
         return None if self._first_sound is None else self._first_sound - self._came
 
     def buffered_s(self, now: float) -> float:
-        """Seconds of sound that would be left to play, had it been played since it began; below 0 it has run dry.
-        Before the first sound, minus the time for which somebody has been waiting."""
-        if self._first_sound is None:
-            return self._came - now
-        return self._sounded_s - (now - self._first_sound)
+        """Seconds of sound that are left to play; below 0, for how long it has been silent. Before the first sound,
+        minus the time for which somebody has been waiting."""
+        return self.deadline() - now
 
     def deadline(self) -> float:
-        """When its sound runs out."""
-        return self._came if self._first_sound is None else self._first_sound + self._sounded_s
+        """When its sound runs out; before the first sound, when it came."""
+        return self._came if self._first_sound is None else self._played_until
 
 
 class WordTrack:

@@ -68,7 +68,7 @@ def test_the_first_text_is_timed_when_it_comes(monkeypatch: pytest.MonkeyPatch) 
         now[0] += 1e-6
         return now[0]
 
-    monkeypatch.setattr("speech_mtp.streaming.chat.time.perf_counter", clock)
+    monkeypatch.setattr("speech_mtp.streaming.conversation.time.perf_counter", clock)
     talk = chat()
     pieces = 0
     for _ in talk.ask("Hello there!"):  # whoever shows the text takes a second for each piece

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from speech_mtp.decoding import engine
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.streaming.pipeline import Chunk, Ramp, speak
-from speech_mtp.streaming.stream import WordTrack
+from speech_mtp.streaming.stream import Stream, WordTrack
 from speech_mtp.streaming.timed import speak_timed, warm_up
 from speech_mtp.types import Codes, Finish, Sampling
 from tests.tiny import tiny_model
@@ -144,17 +144,15 @@ def test_a_guard_that_trips_is_told_at_the_end() -> None:
 
 
 def test_a_guard_that_trips_early_is_told_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    begin, runs = engine.start, []
+    end, finishes = Stream.end_sentence, []
 
-    def start(*given: Any) -> Any:
-        runs.append(begin(*given))
-        if len(runs) == 1:
-            runs[0].finish[0] = Finish("length", "cut short")
-        return runs[-1]
+    def end_sentence(stream: Stream, finish: Finish) -> None:
+        finishes.append(finish)
+        end(stream, Finish("length", "cut short") if len(finishes) == 1 else finish)
 
-    monkeypatch.setattr(engine, "start", start)
+    monkeypatch.setattr(Stream, "end_sentence", end_sentence)
     spoken = speak_timed(MODEL, "Hello there. It is good.")
-    assert len(runs) == 2
+    assert [finish.reason for finish in finishes] == ["stop", "stop"]
     assert spoken.finish == Finish("length", "cut short")
 
 

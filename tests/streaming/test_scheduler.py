@@ -244,9 +244,9 @@ def test_a_stream_that_is_far_ahead_is_not_talked_on() -> None:
     assert 0.5 < stream.buffered_s(clock.now) <= 0.5 + 2 * group_s
     clock.now += 0.4
     assert scheduler.tick()
-    clock.now += 1000
-    run_to_end(scheduler)
-    assert stream.done
+    while not stream.done:
+        clock.now += 0.2
+        scheduler.tick()
 
 
 # -- text beside speech -----------------------------------------------------------------------------------------------
@@ -351,3 +351,100 @@ def test_a_chat_is_a_conversation() -> None:
     chat = Chat(lm, plugins.build("decoding", "vanilla"), max_new_tokens=8)
     said = "".join(chat.ask("Hello there!"))
     assert said == chat.turns[0].text
+
+
+def test_a_stream_that_waits_for_text_does_not_hold_up_the_chat_that_writes_it() -> None:
+    clock = Clock()
+    scheduler = Scheduler(MODEL, writer(False), clock=clock)
+    stream, conversation = scheduler.speak("low"), scheduler.chat(max_new_tokens=12)
+    stream.push("Hello there, the quick ")
+    conversation.ask("Hello there!")
+    clock.now += 5
+    while conversation.writing:
+        assert scheduler.tick()
+        clock.now += 0.01
+    assert conversation.turns[0].tokens
+    stream.push("brown fox jumps.")
+    stream.finish_text()
+    run_to_end(scheduler)
+    assert torch.equal(
+        wave(stream.take()), wave(alone("Hello there, the quick brown fox jumps.", "low", MODEL.sampling))
+    )
+
+
+def test_a_stream_without_text_gives_up_its_place() -> None:
+    scheduler = Scheduler(MODEL, max_streams=1)
+    silent, ready = scheduler.speak("low"), scheduler.speak("low")
+    scheduler.tick()
+    ready.push(TEXTS[1])
+    ready.finish_text()
+    run_to_end(scheduler)
+    assert ready.done
+    silent.push(TEXTS[1])
+    silent.finish_text()
+    run_to_end(scheduler)
+    assert torch.equal(wave(silent.take()), wave(ready.take()))
+
+
+def test_sound_is_counted_from_when_it_can_be_played() -> None:
+    clock = Clock()
+    scheduler = Scheduler(MODEL, pace=Pace(ahead_s=1.0), clock=clock)
+    stream = scheduler.speak("low")
+    stream.push(TEXTS[1])
+    run_to_end(scheduler)
+    clock.now += 30
+    stream.push(" ".join(TEXTS))
+    for _ in range(100):
+        scheduler.tick()
+    assert 0.5 < stream.buffered_s(clock.now) < 2.5
+
+
+def test_a_question_that_is_taken_back_was_never_asked() -> None:
+    scheduler = Scheduler(writer=writer(False, chunk=8))
+    conversation, plainly = scheduler.chat(max_new_tokens=6), scheduler.chat(max_new_tokens=6)
+    for taken_back, question in (
+        (True, QUESTIONS[1]),
+        (False, QUESTIONS[0]),
+        (True, QUESTIONS[1]),
+        (False, QUESTIONS[2]),
+    ):
+        if taken_back:
+            conversation.ask(question)
+            scheduler.tick()
+            conversation.cancel()
+            assert not conversation.writing
+        else:
+            for either in (conversation, plainly):
+                either.ask(question)
+                run_to_end(scheduler)
+    assert talked(conversation) == talked(plainly)
+    assert conversation.messages == plainly.messages
+    with pytest.raises(ValueError, match="nothing to read"):
+        scheduler.chat(raw=True).ask("")
+    conversation.close()
+    with pytest.raises(ValueError, match="has been closed"):
+        conversation.ask("Hello?")
+
+
+def test_a_codec_that_fails_ends_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = wave(alone(TEXTS[0], "high", MODEL.sampling))
+    scheduler = Scheduler(MODEL, codec_thread=True)
+    bad, good = scheduler.speak("low"), scheduler.speak("high")
+    for stream in (bad, good):
+        stream.push(TEXTS[0])
+        stream.finish_text()
+    push, broken = MODEL.codec.push, bad._codec
+
+    def fails(state: object, *arguments: torch.Tensor) -> list[torch.Tensor]:
+        if state is broken:
+            raise RuntimeError("out of memory")
+        return push(state, *arguments)
+
+    monkeypatch.setattr(MODEL.codec, "push", fails)
+    run_to_end(scheduler)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        bad.take()
+    torch.testing.assert_close(wave(good.take()), expected, atol=1e-4, rtol=0)
+    scheduler.close()
+    with pytest.raises(ValueError, match="has been closed"):
+        scheduler.speak("low")
