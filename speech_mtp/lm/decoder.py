@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from speech_mtp.nn.kv_cache import Attends
 from speech_mtp.nn.packed import PackedLinear, is_invariant
+from speech_mtp.nn.transformer import gated
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """``config.model_type`` of the families with this decoder: RMS norms, rotary positions, SwiGLU."""
@@ -71,22 +72,16 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def _gated(both: Tensor) -> Tensor:
-    """Gate and up ``[B, M, 2 I]`` -> ``SiLU(gate) up``."""
-    gate, up = both.chunk(2, -1)
-    return F.silu(gate) * up
-
-
 _SHARED_FROM = 32_768
 """Numbers from which on torch lets threads share an element-wise function (``at::internal::GRAIN_SIZE``)."""
 
 
 def _gated_alike(both: Tensor) -> Tensor:
-    """:func:`_gated` in pieces that no threads share."""
+    """:func:`~speech_mtp.nn.transformer.gated` in pieces that no threads share."""
     pieces = both.flatten(0, -2).split(max(1, 2 * _SHARED_FROM // both.shape[-1] - 1))
     if len(pieces) == 1:
-        return _gated(both)
-    return torch.cat([_gated(piece) for piece in pieces]).unflatten(0, both.shape[:-1])
+        return gated(both)
+    return torch.cat([gated(piece) for piece in pieces]).unflatten(0, both.shape[:-1])
 
 
 @dataclass(frozen=True)
@@ -95,7 +90,7 @@ class _Maths:
 
     added: Callable[..., tuple[Tensor, Tensor]] = _added
     turned: Callable[..., Tensor] = _turned
-    gated: Callable[..., Tensor] = _gated
+    gated: Callable[..., Tensor] = gated
 
 
 @dataclass(frozen=True)
@@ -168,7 +163,7 @@ class Decoder:
         maths = _Maths(
             torch.compile(_added, dynamic=True),
             torch.compile(_turned, dynamic=True),
-            torch.compile(_gated, dynamic=True),
+            torch.compile(gated, dynamic=True),
         )
         try:
             self._try(maths)

@@ -7,16 +7,19 @@ of a draft are the same lines; the first two merely have no cache.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtp.lm.cache import KVCache
-from speech_mtp.nn.transformer import rotate
+from speech_mtp.nn.kv_cache import attention
+from speech_mtp.nn.transformer import gated, rotate
 from speech_mtp.types import LMOutput
 
 
 class TalkerBlock(nn.Module):
-    """Attention and SwiGLU with RMS norms; ``layer`` is its place in the cache. ``dropout`` is on what each adds."""
+    """Attention and SwiGLU with RMS norms; ``layer`` is its place in the cache. ``dropout`` is on what each adds.
+
+    Why it is not :class:`~speech_mtp.nn.transformer.LlamaBlock` is told there.
+    """
 
     def __init__(self, dim: int, heads: int, hidden: int, layer: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -33,10 +36,8 @@ class TalkerBlock(nn.Module):
         q, k = rotate(q, index), rotate(k, index)
         if cache is not None:
             k, v = cache.write(self.layer, k, v)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        x = x + self.dropout(self.out(y.transpose(1, 2).flatten(2)))
-        gate, up = self.gate_up(self.norm_mlp(x)).chunk(2, -1)
-        return x + self.dropout(self.down(F.silu(gate) * up))
+        x = x + self.dropout(self.out(attention(q, k, v, mask).transpose(1, 2).flatten(2)))
+        return x + self.dropout(self.down(gated(self.gate_up(self.norm_mlp(x)))))
 
 
 class Talker(nn.Module):

@@ -21,8 +21,8 @@ class Attends(Protocol):
 
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, chain: bool = False) -> Tensor:
-    """Attention of ``[B, H, M, d]`` over ``[B, H', S, d]``, H' a divisor of H. ``mask`` is added to the scores;
-    ``chain``: M is S, and each sees those before it."""
+    """Attention of ``[B, H, M, d]`` over ``[B, H', S, d]``, H' a divisor of H. ``mask`` is added to the
+    scores, or is bool (True: may look); ``chain``: M is S, and each sees those before it."""
     grouped = queries.shape[1] != keys.shape[1]
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=chain, enable_gqa=grouped)
 

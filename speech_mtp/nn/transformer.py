@@ -1,7 +1,17 @@
 """The block of today's language models: RMS norms, rotary attention with grouped keys, SwiGLU (LLaMA's block).
 
-Parameters carry the names of ``transformers``' Llama layers, so that weights go in and out unchanged. A block keeps its
-keys and values wherever the caller says; training, prefill and drafting are the same lines.
+The package has this block three times, because the parameters are stored and multiplied in three ways. What does not
+depend on that is shared: :func:`rotate`, :func:`gated`, :func:`speech_mtp.nn.kv_cache.attention`.
+
+- :class:`LlamaBlock`, here: heads. Its parameters carry the names of ``transformers``' Llama layers, so that weights go
+  in and out unchanged, and its width may be another inside than outside (``dim_in``).
+- :class:`speech_mtp.lm.talker.TalkerBlock`: the talker, trained from nothing. Queries, keys and values are one
+  parameter, and so are gate and up: fewer products a step. It has dropout, and no grouped keys.
+- :class:`speech_mtp.lm.decoder.Decoder`: the trunk of a text model, for decoding only. It is no module: it packs the
+  weights of layers that ``transformers`` made, keeps their rotary angles (families scale them in their own ways) and
+  (on a CPU) the residual stream in float32, and can be compiled, or *invariant*.
+
+A block keeps its keys and values wherever the caller says; training, prefill and drafting are the same lines.
 """
 
 from __future__ import annotations
@@ -13,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_mtp.nn.kv_cache import KVCache
+from speech_mtp.nn.kv_cache import KVCache, attention
 from speech_mtp.nn.packed import PackedLinear, can_pack
 
 
@@ -29,6 +39,12 @@ def rotate(x: Tensor, index: Tensor, base: float = 10_000.0) -> Tensor:
 def _rates(half: int, base: float, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # kept for training too
         return base ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
+
+
+def gated(gate_up: Tensor) -> Tensor:
+    """SwiGLU between its products (Shazeer 2020): gate and up ``[..., 2 I]`` -> ``SiLU(gate) up``, ``[..., I]``."""
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate) * up
 
 
 def causal(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,9 +114,7 @@ class Attention(nn.Module):
 
     def attend(self, x: Tensor, index: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """``mask [B, 1, T, S]`` bool (True: may look) over the S keys -> ``[B, T, D]``."""
-        q = self.queries(x, index)
-        grouped = self.shape.num_heads != self.shape.num_kv_heads
-        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=grouped)
+        y = attention(self.queries(x, index), keys, values, mask)
         out: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))
         return out
 
@@ -121,8 +135,7 @@ class Attention(nn.Module):
         keys, values = cache.write(
             self.layer, turned[:, s.num_heads :].to(kept), each[:, -s.num_kv_heads :].to(kept), mask.shape[-1]
         )
-        q, grouped = turned[:, : s.num_heads], s.num_heads != s.num_kv_heads
-        y = F.scaled_dot_product_attention(q, keys.float(), values.float(), attn_mask=mask, enable_gqa=grouped)
+        y = attention(turned[:, : s.num_heads], keys.float(), values.float(), mask)
         out: Tensor = self.o_proj(y.transpose(1, 2).flatten(2).to(x.dtype))
         return out
 
@@ -144,15 +157,14 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._joined is not None:
-            gate, up = self._joined(x).chunk(2, -1)
-            short: Tensor = self.down_proj(F.silu(gate) * up)
+            short: Tensor = self.down_proj(gated(self._joined(x)))
             return short
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 
 
 class LlamaBlock(nn.Module):
-    """Pre-norm attention and SwiGLU with residuals."""
+    """Pre-norm attention and SwiGLU with residuals, with the parameter names of ``transformers``."""
 
     def __init__(self, shape: BlockShape, layer: int = 0) -> None:
         super().__init__()
