@@ -184,8 +184,8 @@ def bench_streams(
     counts = _counts(streams)
     texts = TEXTS if sentences is None else read_lines(sentences)
     check_texts(texts, sentences)
-    from speech_mtp.evaluation.streams import streams_at_once
     from speech_mtp.evaluation.tables import aligned
+    from speech_mtp.streaming.at_once import streams_at_once
     from speech_mtp.streaming.timed import warm_up
 
     loaded = load_model(model, backbone, None, threads)
@@ -208,7 +208,7 @@ TEXTS = [
 
 
 def _beside_text(model: SpeechModel, texts: list[str], backbone: str | None, threads: int | None) -> dict[str, Any]:
-    from speech_mtp.evaluation.streams import text_beside_speech
+    from speech_mtp.streaming.at_once import text_beside_speech
     from speech_mtp.streaming.conversation import Writer
 
     return text_beside_speech(model, Writer(load_text_lm(backbone, "fp32", "cpu", threads=threads)), texts)

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -33,9 +33,11 @@ from speech_mtp.decoding.laws import SpeechLaw
 from speech_mtp.decoding.vanilla import Vanilla
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.lm.units import UnitStream, advance_all
-from speech_mtp.streaming.conversation import Conversation, Writer
 from speech_mtp.streaming.stream import RAMP, Ramp, Stream
 from speech_mtp.types import RowSampling, Sampling, Status
+
+if TYPE_CHECKING:  # they import ``transformers``, which takes a second
+    from speech_mtp.streaming.conversation import Conversation, Writer
 
 __all__ = ["Pace", "Scheduler"]
 

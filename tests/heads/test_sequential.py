@@ -203,7 +203,7 @@ def test_eagle_predicts_the_next_features_and_scores_them() -> None:
     assert torch.equal(predicted, next(head.unroll_states(out, x))[1])
     assert predicted.requires_grad
     live = LMOutput(out.hidden.clone().requires_grad_())
-    assert not head.regress(live, TOKENS)[1].requires_grad  # a trunk that learns is not drawn to the prediction
+    assert not head.regress(live, x)[1].requires_grad  # a trunk that learns is not drawn to the prediction
     low = head_of("eagle", taps=(2,))
     with pytest.raises(ValueError, match="last tap is 2"):
         low.regress(states_of(low), x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from speech_mtp.evaluation.streams import Listener, streams_at_once, text_beside_speech
+from speech_mtp.streaming.at_once import Listener, streams_at_once, text_beside_speech
 from speech_mtp.streaming.conversation import Writer
 from speech_mtp.streaming.scheduler import Scheduler
 from speech_mtp.streaming.stream import Chunk
@@ -39,7 +39,8 @@ def test_a_gap_is_counted_when_sound_comes_after_it_ran_out(monkeypatch: pytest.
 
 
 def test_text_is_written_beside_speech() -> None:
-    row = text_beside_speech(MODEL, Writer(tiny_text_lm()), ["Hello there.", "Good morning."], 2, seconds=1.5)
+    texts = ["Hello there, the quick brown fox jumps over the lazy dog. " * 6]
+    row = text_beside_speech(MODEL, Writer(tiny_text_lm()), texts, 2, seconds=3.0)
     assert row["joined"] >= 2
     assert row["text_tokens_per_s"] > 0
     assert row["text_slowdown"] > 1
