@@ -249,6 +249,8 @@ class Sampling:
             raise ValueError(f"top_k is {self.top_k}; use 0 for no limit, or a positive count.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1].")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must be a number of 64 bits.")
         if self.repetition_penalty <= 0:
             raise ValueError(f"repetition_penalty is {self.repetition_penalty}; use 1 for none, or more than 1.")
 

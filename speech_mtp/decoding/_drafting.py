@@ -50,6 +50,9 @@ class HeadRule(DecodingRule):
     def begin(self, rows: Any, law: Law) -> None:
         if rows.last.shape[-1] > 1 and (self.text_only or self.head.needs_tokens):
             raise ValueError(f"{type(self).__name__} with {type(self.head).__name__} drafts text, not speech.")
+        if rows.last.shape[-1] > 1 and not self.lossless:
+            kind = self.acceptance.kind
+            raise ValueError(f"Acceptance {kind!r} is for text; groups of speech tokens are accepted exactly.")
         rows.head = self.head.open(len(rows.last), rows.last.device, law.lm.state_dtype)
 
     def read(self, rows: Any, law: Law, out: LMOutput, new: Emitted) -> None:

@@ -265,3 +265,8 @@ def test_a_rule_that_needs_text_refuses_speech() -> None:
             engine.start(lm, make(TEXTS[:1]), TIMBRE[:1], Sampling(), rule)
     with pytest.raises(ValueError, match="drafts text"):
         engine.start(lm, make(TEXTS[:1]), TIMBRE[:1], Sampling(), rule_for(lm, "dspark", "chain"))
+    lossy = rule_for(lm, "medusa", "chain", acceptance="typical")
+    with pytest.raises(ValueError, match="'typical' is for text"):
+        engine.start(lm, make(TEXTS[:1]), TIMBRE[:1], Sampling(), lossy)
+    with pytest.raises(ValueError, match="64 bits"):
+        Sampling(seed=2**63)
