@@ -29,6 +29,9 @@ from torch import Tensor
 
 from speech_mtp.nn.kv_cache import ancestors_of
 
+MOST_REPEATS = 16
+"""Content codes that a row of speech remembers, and so the longest repeat window."""
+
 
 class Status(IntEnum):
     """Where a row stands after a position: whether another may follow, and if not, why."""
@@ -249,6 +252,8 @@ class Sampling:
             raise ValueError(f"top_k is {self.top_k}; use 0 for no limit, or a positive count.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1].")
+        if self.repeat_window > MOST_REPEATS:
+            raise ValueError(f"repeat_window is {self.repeat_window}; at most {MOST_REPEATS} codes are remembered.")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must be a number of 64 bits.")
         if self.repetition_penalty <= 0:
@@ -318,7 +323,8 @@ class WordTime:
 
 @dataclass
 class Finish:
-    """Why a row ended: ``stop`` (by itself), ``length`` or ``runaway`` (guards), ``cancelled``."""
+    """Why a row ended: ``stop`` (by itself), ``length`` or ``runaway`` (guards), ``cancelled``, ``error`` (its text
+    cannot be spoken)."""
 
     reason: str
     detail: str = ""

@@ -33,7 +33,7 @@ class HeadRule(DecodingRule):
     ) -> None:
         if not self.supports(head):
             raise ValueError(f"The rule {type(self).__name__} cannot draft with {type(head).__name__} {head.offsets}.")
-        self.head, self.taps = head, head.taps
+        self.head, self.taps, self.text_only = head, head.taps, head.needs_tokens
         self.acceptance = Acceptance.of(acceptance)
         self.payoff = Payoff(**payoff) if isinstance(payoff, Mapping) else payoff
 
@@ -48,11 +48,7 @@ class HeadRule(DecodingRule):
         return head.num_depths
 
     def begin(self, rows: Any, law: Law) -> None:
-        if rows.last.shape[-1] > 1 and (self.text_only or self.head.needs_tokens):
-            raise ValueError(f"{type(self).__name__} with {type(self.head).__name__} drafts text, not speech.")
-        if rows.last.shape[-1] > 1 and not self.lossless:
-            kind = self.acceptance.kind
-            raise ValueError(f"Acceptance {kind!r} is for text; groups of speech tokens are accepted exactly.")
+        super().begin(rows, law)
         rows.head = self.head.open(len(rows.last), rows.last.device, law.lm.state_dtype)
 
     def read(self, rows: Any, law: Law, out: LMOutput, new: Emitted) -> None:

@@ -27,7 +27,7 @@ class DecodingRule(ABC):
     taps: tuple[int, ...] = (-1,)
     paused: bool = False
     text_only: bool = False
-    """Whether the rule looks at the text itself, or at the token that came before."""
+    """Whether the rule looks at the text itself, or at which token came before."""
 
     @property
     def lossless(self) -> bool:
@@ -42,8 +42,15 @@ class DecodingRule(ABC):
         return self.acceptance.verdict(rows, draft, out, law)
 
     def begin(self, rows: Any, law: Law) -> None:
-        """Rows that have read nothing: make the head's state, if there is a head."""
-        return
+        """Rows that have read nothing: make the head's state, if there is a head. Raises ValueError for rows of speech
+        if the rule, or its acceptance, is for text."""
+        if rows.last.shape[-1] == 1:
+            return
+        if self.text_only:
+            raise ValueError(f"The rule {type(self).__name__} drafts text here, not speech.")
+        if not self.lossless:
+            kind = self.acceptance.kind
+            raise ValueError(f"Acceptance {kind!r} is for text; groups of speech tokens are accepted exactly.")
 
     def read(self, rows: Any, law: Law, out: LMOutput, new: Emitted) -> None:
         """Committed positions: states ``out [B, T, taps, D]``, and the position ``new`` that follows each."""

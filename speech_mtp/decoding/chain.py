@@ -44,7 +44,7 @@ class Chain(HeadRule):
         self.confidence, self.rejection = confidence, rejection
         if rejection and not self.acceptance.lossless:
             raise ValueError("Rejection sampling is an exact acceptance; leave rejection or acceptance out.")
-        self.text_only = rejection
+        self.text_only = rejection or head.needs_tokens
 
     def guessed(self, growth: Growth) -> tuple[Tensor, int]:
         """The head's states ``[B, 1, D]`` that the next draft is guessed from, and its output layer for them."""

@@ -167,6 +167,12 @@ class Run:
         self.rows = put(self.rows, b, row)
         self.refresh()
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether so many rows have left that closing the gaps pays: three of four places are free."""
+        stay = sum(finish != LEFT for finish in self.finish)
+        return len(self.finish) >= 4 * max(1, stay)
+
     @torch.inference_mode()
     def gather(self) -> list[int]:
         """Close the gaps that rows have left: the old places of those that stay, in their new order."""
@@ -184,10 +190,6 @@ class Run:
         """Where every row stands now: after rows were joined or fed."""
         found = self.law.status(self.rows, self.rows.place).tolist()
         self.status = [Status.STOP if f == LEFT else Status(s) for f, s in zip(self.finish, found, strict=True)]
-
-    def waiting(self) -> list[bool]:
-        """Rows that cannot go on until they are fed."""
-        return [f is None and s is Status.WAITING for f, s in zip(self.finish, self.status, strict=True)]
 
     # -- the loop -----------------------------------------------------------------------------------------------
     def going(self) -> list[bool]:

@@ -43,12 +43,11 @@ class Acceptance:
         return self.kind == "exact"
 
     def verdict(self, rows: Any, draft: Draft, out: LMOutput, law: Law) -> Verdict:
-        """What is kept of ``draft``. Raises ValueError for a lossy kind where the rows are not text."""
+        """What is kept of ``draft``."""
         choose, over = law.chooser(rows, draft, out), ended(rows, draft, law)
         if self.lossless or (self.kind == "typical" and not rows.sampling.sampled):
             return acceptance.matching(draft, choose, over)
-        if not isinstance(law, TextLaw):
-            raise ValueError(f"Acceptance {self.kind!r} is for text; groups of speech tokens are accepted exactly.")
+        assert isinstance(law, TextLaw), "a rule refuses lossy speech when it begins"
         scores = law.scores(rows, draft, out)
         if self.kind == "typical":
             p = sure(scores, rows.sampling).softmax(-1)
@@ -56,13 +55,7 @@ class Acceptance:
         else:
             stop = acceptance.among_top(draft, scores, min(self.k, scores.shape[-1]))
         path, length = acceptance.path_to(stop, draft)
-        return acceptance.until_ended(draft, path, length, self._after(choose, stop, length), over)
-
-    @staticmethod
-    def _after(choose: Any, stop: Tensor, length: Tensor) -> Tensor:
-        """The trunk's draw after the node ``stop [B]`` of every row, whose paths have ``length [B]`` nodes."""
-        found: Tensor = choose(stop, length - 1)
-        return found
+        return acceptance.until_ended(draft, path, length, choose(stop, length - 1), over)
 
 
 def ended(rows: Any, draft: Draft, law: Law) -> Tensor:

@@ -17,18 +17,14 @@ from torch import Tensor
 from speech_mtp.decoding import sampling as noise
 from speech_mtp.heads.base import MTPHead
 from speech_mtp.lm.group_lm import GroupLM, SpeechPlace, SpeechRows
-from speech_mtp.lm.output import OutputLayer
 from speech_mtp.types import Draft, LMOutput, Status
 
 if TYPE_CHECKING:  # it imports ``transformers``, which takes a second
     from speech_mtp.lm.text_lm import TextLM, TextPlace, TextRows
 
-Choose = Callable[[Tensor, int], Tensor]
+Choose = Callable[[Tensor, Tensor | int], Tensor]
 """``choose(nodes [B], depth) -> tokens [B, C]``: what the trunk itself draws after one node of every row, which lies
 ``depth`` nodes behind node 0."""
-
-SHORTLIST = 64
-"""Tokens that a sampled guess is looked for among: noise seldom lifts another one."""
 
 
 @dataclass
@@ -78,7 +74,7 @@ class TextLaw(Law):
             choice = noise.best(self.penalised(rows, logits, draft))
             return lambda nodes, depth: choice.gather(1, nodes[:, None])
 
-        def choose(nodes: Tensor, depth: int) -> Tensor:
+        def choose(nodes: Tensor, depth: Tensor | int) -> Tensor:
             mine = logits.gather(1, nodes[:, None, None].expand(-1, 1, logits.shape[-1]))
             mine = self.penalised(rows, mine, draft, nodes[:, None])[:, 0]
             return noise.choose(mine, rows.sampling, rows.place.position + depth, 0)[:, None]
@@ -98,15 +94,9 @@ class TextLaw(Law):
         self, rows: TextRows, draft: Draft, head: MTPHead, states: Tensor, depth: int, layer: int, width: int
     ) -> Guesses:
         scores = self.draft_scores(rows, draft, head, states, layer)
-        if not rows.sampling.sampled:
-            best = scores.float().log_softmax(-1).topk(min(width, scores.shape[-1]), -1)
-            return Guesses(head.to_target(best.indices)[..., None], best.values)
-        few = noise.tempered(scores, rows.sampling).topk(min(max(width, SHORTLIST), scores.shape[-1]), -1)
-        values, ids = noise.shortlisted(few.values, rows.sampling), head.to_target(few.indices)
         position = (rows.place.position + depth)[:, None].expand(-1, states.shape[1])
-        values = noise.perturbed(values, rows.sampling, position, 0, ids)
-        best = values.log_softmax(-1).topk(min(width, values.shape[-1]), -1)
-        return Guesses(ids.gather(-1, best.indices)[..., None], best.values)
+        tokens, chance = noise.likeliest(scores, rows.sampling, position, 0, width, head.to_target)
+        return Guesses(tokens[..., None], chance)
 
     def draft_scores(self, rows: TextRows, draft: Draft, head: MTPHead, states: Tensor, layer: int) -> Tensor:
         """The head's logits ``[B, N, num_tokens]`` of the children of the newest N nodes, penalised."""
@@ -156,11 +146,11 @@ class Guard:
 class SpeechLaw(Law):
     """Layout masks on the control channel and the repetition guard on content codes, then the sampling settings.
 
-    ``readout`` turns the states of a head into groups; by default the model's own output layer does.
+    The model's own output layer turns the states of a head into groups.
     """
 
-    def __init__(self, lm: GroupLM, guard: Guard | None = None, readout: OutputLayer | None = None) -> None:
-        self.lm, self.guard, self.readout = lm, guard or Guard(), readout or lm.output
+    def __init__(self, lm: GroupLM, guard: Guard | None = None) -> None:
+        self.lm, self.guard = lm, guard or Guard()
 
     def chooser(self, rows: SpeechRows, draft: Draft, out: LMOutput) -> Choose:
         b, m = draft.parents.shape
@@ -228,21 +218,15 @@ class SpeechLaw(Law):
         total = torch.zeros(b * count, device=states.device)
 
         def pick(channel: int, logits: Tensor) -> Tensor:
-            masked = noise.adjust(self.masked(rows, place, count, channel, logits), settings)
-            every = torch.arange(masked.shape[-1], device=masked.device)
-            likely = noise.perturbed(masked, settings, place.position, channel, every).float().log_softmax(-1)
-            if channel < 2 and width > 1:
-                wanted = torch.tensor([rank[channel] for rank in ranks], device=masked.device)
-                best = likely.topk(min(int(wanted.max()) + 1, likely.shape[-1]), -1)
-                at = wanted.clamp(max=best.indices.shape[-1] - 1).repeat(b * n)[:, None]
-                token = best.indices.gather(1, at)[:, 0]
-            else:
-                token = noise.best(likely)
-            total.add_(likely.gather(1, token[:, None])[:, 0])
-            return token
+            wanted = [rank[channel] if channel < 2 else 0 for rank in ranks]
+            masked = self.masked(rows, place, count, channel, logits)
+            ids, chance = noise.likeliest(masked, settings, place.position, channel, max(wanted) + 1)
+            at = torch.tensor(wanted, device=ids.device).repeat(b * n)[:, None].clamp(max=ids.shape[-1] - 1)
+            total.add_(chance.gather(1, at)[:, 0])
+            return ids.gather(1, at)[:, 0]
 
         hidden = states.repeat_interleave(width, 1).flatten(0, 1)
-        tokens = self.readout.sample(hidden, pick).view(b, n, width, -1)
+        tokens = self.lm.output.sample(hidden, pick).view(b, n, width, -1)
         return Guesses(tokens, total.view(b, n, width))
 
 

@@ -25,6 +25,8 @@ class Lookup(DecodingRule):
     Rows without such a place draft nothing.
     """
 
+    text_only = True
+
     def __init__(
         self,
         depth: int = 8,
@@ -36,10 +38,6 @@ class Lookup(DecodingRule):
             raise ValueError(f"depth {depth}, min_ngram {min_ngram} and max_ngram {max_ngram} must rise from one.")
         self.depth, self.max_ngram, self.min_ngram = depth, max_ngram, min_ngram
         self.acceptance = Acceptance.of(acceptance)
-
-    def begin(self, rows: Any, law: Law) -> None:
-        if rows.last.shape[-1] > 1:
-            raise ValueError("Lookup drafts text, not speech.")
 
     def propose(self, rows: Any, law: Law) -> Draft:
         start, found = latest_match(rows.tokens, rows.place.position, self.max_ngram, self.min_ngram)

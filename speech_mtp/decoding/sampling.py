@@ -6,6 +6,8 @@ anywhere. No generator has a state. Every function takes the settings of each ro
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,9 @@ TARGET, ACCEPT, DRAFT = range(3)
 
 CANDIDATES = 256
 """The likeliest tokens that top-k and top-p are first looked for among; of a small vocabulary one in eight."""
+
+SHORTLIST = 64
+"""Tokens that a sampled guess is looked for among: noise seldom lifts another one."""
 
 _MIX = (0x9E3779B97F4A7C15 - (1 << 64), 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
 
@@ -138,12 +143,30 @@ def perturbed(logits: Tensor, rows: RowSampling, position: Tensor, channel: int,
     return logits + noise * _rows((rows.temperature > 0).float(), noise)
 
 
-def shortlisted(ranked: Tensor, rows: RowSampling) -> Tensor:
-    """The largest logits in order ``[R, ..., N]``, tempered -> -inf outside top-k and top-p among them alone: enough to
-    guess by, since a guess need not follow the law."""
-    if not rows.filtered:
-        return ranked
-    return ranked.masked_fill(ranked < _least(ranked, ranked, rows), float("-inf"))
+def likeliest(
+    logits: Tensor,
+    rows: RowSampling,
+    position: Tensor,
+    channel: int,
+    width: int,
+    to_target: Callable[[Tensor], Tensor] = lambda ids: ids,
+) -> tuple[Tensor, Tensor]:
+    """Guesses of what the trunk will draw at ``position [R, ...]``: of a drafter's ``logits [R, ..., V]`` the ``width``
+    tokens with the largest sums of logit and that position's noise, ``[R, ..., width]``, and the logarithms of their
+    chances. ``to_target`` gives the trunk's ids of the drafter's.
+
+    Sampled, only the :data:`SHORTLIST` likeliest are looked at, and top-k and top-p are taken among them alone: a guess
+    need not follow the law.
+    """
+    if not rows.sampled:
+        best_few = logits.float().log_softmax(-1).topk(min(width, logits.shape[-1]), -1)
+        return to_target(best_few.indices), best_few.values
+    few = tempered(logits, rows).topk(min(max(width, SHORTLIST), logits.shape[-1]), -1)
+    values, ids = few.values, to_target(few.indices)
+    if rows.filtered:
+        values = values.masked_fill(values < _least(values, values, rows), float("-inf"))
+    best_few = perturbed(values, rows, position, channel, ids).log_softmax(-1).topk(min(width, values.shape[-1]), -1)
+    return ids.gather(-1, best_few.indices), best_few.values
 
 
 def best(logits: Tensor) -> Tensor:

@@ -16,10 +16,7 @@ from speech_mtp.layouts.base import Layout
 from speech_mtp.lm.cache import KVCache
 from speech_mtp.lm.output import OutputLayer
 from speech_mtp.lm.rows import Place, Rows, Trunk, side_by_side
-from speech_mtp.types import Draft, LMOutput, Positions, RowSampling, Sampling, TextUnits
-
-WINDOW = 16
-"""Content codes that a row remembers."""
+from speech_mtp.types import MOST_REPEATS, Draft, LMOutput, Positions, RowSampling, Sampling, TextUnits
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class SpeechPlace(Place):
     def start(cls, rows: int, device: torch.device) -> SpeechPlace:
         """Before the first group."""
         zeros = torch.zeros(rows, dtype=torch.long, device=device)
-        return cls(zeros, zeros, zeros, torch.full((rows, WINDOW), -1, device=device), zeros, zeros - 1)
+        return cls(zeros, zeros, zeros, torch.full((rows, MOST_REPEATS), -1, device=device), zeros, zeros - 1)
 
 
 @dataclass

@@ -119,8 +119,11 @@ class Trunk(ABC):
         new in each."""
         place = self.placed(rows, draft).place
         final = self.advanced(rows, place.at(verdict.stop[:, None]).only(0), verdict.next)
-        tokens = following(draft, verdict)
-        new = Emitted(tokens, _behind(place, final, verdict), verdict.length * active)
+        after = following(verdict)
+        tokens = torch.cat([draft.tokens, verdict.next[:, None]], 1)
+        tokens = tokens.gather(1, after[..., None].expand(-1, -1, tokens.shape[-1]))
+        places = place.map(final, by=lambda nodes, one: torch.cat([nodes, one[:, None]], 1)).at(after)
+        new = Emitted(tokens, places, verdict.length * active)
         rows.cache.commit(verdict.path, new.lengths)
         rows.last = torch.where(active[:, None], verdict.next, rows.last)
         rows.place = rows.place.map(final, by=lambda old, moved: torch.where(_like(active, old), moved, old))
@@ -128,25 +131,16 @@ class Trunk(ABC):
         return new
 
 
-def following(draft: Draft, verdict: Verdict) -> Tensor:
-    """The tokens ``[B, M, C]`` that follow the kept nodes: what is new. ::
+def following(verdict: Verdict) -> Tensor:
+    """What follows each kept node ``[B, M]``, that is, what is new: a node, or M for the sure position, which also
+    fills up the row. ::
 
-    path      0   2   5          (kept nodes, node 0 was known before)
-    new       t2  t5  next
+        path      0   2   5  -1      (kept nodes; node 0 was known before)
+        new       2   5   M   M
     """
-    c = draft.tokens.shape[-1]
-    kept = draft.tokens.gather(1, verdict.path.clamp(min=0)[..., None].expand(-1, -1, c))
-    after = torch.cat([kept[:, 1:], verdict.next[:, None]], 1)
-    last = torch.arange(kept.shape[1], device=kept.device) == verdict.length[:, None] - 1
-    return torch.where(last[..., None], verdict.next[:, None], after)
-
-
-def _behind(place: Any, final: Any, verdict: Verdict) -> Any:
-    """The places of :func:`following`, from those of the nodes and of what follows the last kept one."""
-    m = verdict.path.shape[1]
-    joined = place.map(final, by=lambda nodes, one: torch.cat([nodes, one[:, None]], 1))
-    after = torch.cat([verdict.path[:, 1:], torch.full_like(verdict.path[:, :1], -1)], 1)
-    return joined.at(torch.where(after < 0, m, after))
+    path = verdict.path
+    after = torch.cat([path[:, 1:], torch.full_like(path[:, :1], -1)], 1)
+    return torch.where(after < 0, path.shape[1], after)
 
 
 def _like(active: Tensor, x: Tensor) -> Tensor:

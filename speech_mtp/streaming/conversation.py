@@ -137,6 +137,7 @@ class Writer:
     rule: DecodingRule = field(default_factory=Vanilla)
     chunk: int = CHUNK
     _run: TextRun | None = None
+    _placed: dict[int, Conversation] = field(default_factory=dict)
     _asking: list[Conversation] = field(default_factory=list)
     _writing: list[Conversation] = field(default_factory=list)
 
@@ -149,11 +150,6 @@ class Writer:
     ) -> Conversation:
         """A new conversation. ``raw`` reads the first text as it is, without the chat template."""
         return Conversation(self, sampling, Answer(max_new_tokens, tuple(stops)), raw)
-
-    @property
-    def busy(self) -> bool:
-        """Whether there is something to read or to write."""
-        return bool(self._asking or self._writing)
 
     def run_of(self, conversation: Conversation) -> TextRun:
         """The run of all conversations, begun with an empty place at the first."""
@@ -196,6 +192,7 @@ class Writer:
             prompt = conversation._prompt
             conversation.place = run.enter(conversation.reading, conversation.answer, prompt, conversation.place)
             conversation.reading = None
+            self._placed[conversation.place] = conversation
             self._writing.append(conversation)
         return True
 
@@ -233,4 +230,12 @@ class Writer:
         if self._run is not None and conversation.place is not None:
             self._run.leave(conversation.place)
             self._run.answers[conversation.place] = None
+            del self._placed[conversation.place]
             conversation.place = None
+            self._close_gaps(self._run)
+
+    def _close_gaps(self, run: TextRun) -> None:
+        if run.is_sparse:
+            self._placed = {b: self._placed[old] for b, old in enumerate(run.gather())}
+            for b, conversation in self._placed.items():
+                conversation.place = b

@@ -45,14 +45,14 @@ def speak(
 
 def _spoken(scheduler: Scheduler, stream: Stream, texts: Iterator[str]) -> Iterator[Chunk]:
     """The chunks of ``stream``; text is fetched when speech cannot go on without."""
+    ended = False
     while not stream.done:
         worked = scheduler.tick()
         yield from stream.take()
         if not worked and not stream.done:
+            assert not ended, "a stream whose text has ended has something to do"
             piece = next(texts, None)
-            if piece is None:
-                stream.finish_text()
-            else:
-                stream.push(piece)
+            ended = piece is None
+            stream.finish_text() if piece is None else stream.push(piece)
     while chunks := stream.take():
         yield from chunks

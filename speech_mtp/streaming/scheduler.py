@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -80,7 +80,7 @@ class Scheduler:
         self._run: Run | None = None
         self._talking: dict[int, Stream] = {}
         self._thread = ThreadPoolExecutor(1, "codec") if codec_thread else None
-        self._decoding: list[tuple[Stream, Future[tuple[Tensor, bool]]]] = []
+        self._decoding: dict[Stream, Future[tuple[Tensor, bool]]] = {}
 
     # -- who comes and goes ---------------------------------------------------------------------------------------
     def speak(
@@ -119,13 +119,16 @@ class Scheduler:
     # -- a tick ---------------------------------------------------------------------------------------------------
     @torch.inference_mode()
     def tick(self) -> bool:
-        """One round of work; False when there was none, because everything is done or waits for text.
+        """One round of work; False when there was none, because every stream is done, waits for text or is far ahead,
+        and there is nothing to write.
 
         1. Streams that were cancelled or have ended leave, and waiting ones are admitted.
         2. The reader reads one block of every stream whose talker cannot go on without.
         3. The talker makes one step of every row that can go on and is not far enough ahead.
         4. The codec sounds groups that are due, those of the most urgent streams.
         5. Unless some stream's sound runs low, the writer makes one step.
+
+        When the codec's thread alone has work, the tick waits for it.
         """
         self._sweep()
         worked = self._read()
@@ -133,19 +136,26 @@ class Scheduler:
         worked |= self._sound()
         if self.writer is not None and self._relaxed():
             worked |= self.writer.step()
+        if not worked and self._decoding:
+            wait(self._decoding.values(), return_when=FIRST_COMPLETED)
+            return self._collect()
         return worked
 
     def _sweep(self) -> None:
+        """Who is done leaves, gaps are closed, and who waits is admitted."""
         for stream in [s for s in self.streams if s.done]:
             self._leave(stream)
         self.streams = [s for s in self.streams if not s.done]
-        if self._run is not None and len(self._run.finish) >= 4 * max(1, len(self._talking)):
+        self.waiting = [s for s in self.waiting if not s.done]
+        if self._run is not None and self._run.is_sparse:
             stay = self._run.gather()
             self._talking = {b: self._talking[old] for b, old in enumerate(stay)}
             for b, stream in self._talking.items():
                 stream.row = b
-        self.waiting = [s for s in self.waiting if not s.done]
-        # Streams that have text are admitted before those that only wait for some, and those give up their place.
+        self._admit()
+
+    def _admit(self) -> None:
+        """Streams that have text before those that only wait for some, which give up their place."""
         ready = [s for s in self.waiting if s.has_text]
         while ready and len(self.streams) >= self.max_streams and (spare := self._without_text()) is not None:
             self.streams.remove(spare)
@@ -157,9 +167,7 @@ class Scheduler:
 
     def _without_text(self) -> Stream | None:
         """A stream between sentences that has nothing to say at the moment."""
-        busy = {id(stream) for stream, _ in self._decoding}
-        free = (s for s in self.streams if s.row is None and not s.has_text and not s.due and id(s) not in busy)
-        return next(free, None)
+        return next((s for s in self.streams if s.row is None and not self._can_go_on(s)), None)
 
     def _leave(self, stream: Stream) -> None:
         if self._run is not None and stream.row is not None:
@@ -248,35 +256,25 @@ class Scheduler:
         """Groups that are due -> sound, of :data:`AT_ONCE` streams at most (a tick, or in the codec's thread): who
         joins meanwhile need not wait for all the others."""
         worked = self._collect()
-        busy = {id(stream) for stream, _ in self._decoding}
-        due = sorted((s for s in self.streams if s.due and id(s) not in busy), key=lambda s: s.deadline())
+        due = sorted((s for s in self.streams if s.due and s not in self._decoding), key=lambda s: s.deadline())
         for stream in due[: AT_ONCE - len(self._decoding)]:
-            work = stream.decoding()
+            worked, work = True, stream.decoding()
             if self._thread is None:
                 self._safely(stream, partial(self._take_sound, stream, work))
             else:
-                self._decoding.append((stream, self._thread.submit(work)))
-        return worked or bool(due) or bool(self._decoding)
+                self._decoding[stream] = self._thread.submit(work)
+        return worked
 
     def _collect(self) -> bool:
-        """Take what the codec's thread has finished; when there is nothing else to do, wait a moment for it."""
-        if not self._decoding:
-            return False
-        if not any(future.done() for _, future in self._decoding) and not self._others_can_work():
-            self._decoding[0][1].exception(timeout=None)
-        finished = [(s, f) for s, f in self._decoding if f.done()]
-        self._decoding = [(s, f) for s, f in self._decoding if not f.done()]
-        for stream, future in finished:
-            self._safely(stream, partial(self._take_sound, stream, future.result))
+        """Take what the codec's thread has finished; whether there was anything."""
+        finished = [stream for stream, future in self._decoding.items() if future.done()]
+        for stream in finished:
+            self._safely(stream, partial(self._take_sound, stream, self._decoding.pop(stream).result))
         return bool(finished)
 
     @staticmethod
     def _take_sound(stream: Stream, work: Callable[[], tuple[Tensor, bool]]) -> None:
         stream.take_sound(*work())
-
-    def _others_can_work(self) -> bool:
-        going = self._run is not None and any(self._run.going())
-        return going or (self.writer is not None and self.writer.busy)
 
     def _relaxed(self) -> bool:
         """Whether text may be written: no stream that can go on is about to run dry."""
@@ -287,8 +285,7 @@ class Scheduler:
         """Whether there is anything to do for ``stream`` before more text comes."""
         talks = stream.row is not None and not self._waits(stream)
         unread = stream.reading is not None and stream.reading.unread
-        sounding = any(stream is other for other, _ in self._decoding)
-        return talks or unread or stream.due or sounding or (stream.row is None and stream.has_text)
+        return talks or unread or stream.due or stream in self._decoding or (stream.row is None and stream.has_text)
 
 
 def run_to_end(scheduler: Scheduler) -> None:

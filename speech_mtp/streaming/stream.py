@@ -91,9 +91,7 @@ class Stream:
         model.codec.reset(self._codec, self._codec_row, self.timbre)
         self._words: list[WordTime] = []
         self._chunks: deque[Chunk] = deque()
-        self._came = clock()
-        self._first_sound: float | None = None
-        self._played_until = 0.0  # when a listener will have heard all that was sounded
+        self._runs_out = clock()  # when a listener will have heard all that was sounded
 
     # -- text -------------------------------------------------------------------------------------------------------
     def push(self, text: str) -> None:
@@ -241,9 +239,7 @@ class Stream:
         if self.finish is not None:
             return
         if wave.numel():
-            now = self.clock()
-            self._first_sound = now if self._first_sound is None else self._first_sound
-            self._played_until = max(self._played_until, now) + len(wave) / self.model.codec.spec.sample_rate
+            self._runs_out = max(self._runs_out, self.clock()) + len(wave) / self.model.codec.spec.sample_rate
         if last:
             self._end(wave, self._worst)
         else:
@@ -289,11 +285,6 @@ class Stream:
         """Whether there is text, or its end, that has not been spoken."""
         return bool(self._pieces) or self._text_ended or self._reading_something()
 
-    @property
-    def first_audio_s(self) -> float | None:
-        """From the stream's beginning to its first sound."""
-        return None if self._first_sound is None else self._first_sound - self._came
-
     def buffered_s(self, now: float) -> float:
         """Seconds of sound that are left to play; below 0, for how long it has been silent. Before the first sound,
         minus the time for which somebody has been waiting."""
@@ -301,7 +292,7 @@ class Stream:
 
     def deadline(self) -> float:
         """When its sound runs out; before the first sound, when it came."""
-        return self._came if self._first_sound is None else self._played_until
+        return self._runs_out
 
 
 class WordTrack:

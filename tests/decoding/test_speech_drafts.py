@@ -268,5 +268,7 @@ def test_a_rule_that_needs_text_refuses_speech() -> None:
     lossy = rule_for(lm, "medusa", "chain", acceptance="typical")
     with pytest.raises(ValueError, match="'typical' is for text"):
         engine.start(lm, make(TEXTS[:1]), TIMBRE[:1], Sampling(), lossy)
+    with pytest.raises(ValueError, match="at most 16 codes"):
+        Sampling(repeat_window=17)
     with pytest.raises(ValueError, match="64 bits"):
         Sampling(seed=2**63)

@@ -17,7 +17,7 @@ from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.streaming.pipeline import Chunk, Ramp, speak
 from speech_mtp.streaming.stream import Stream, WordTrack
 from speech_mtp.streaming.timed import speak_timed, warm_up
-from speech_mtp.types import Codes, Finish, Sampling
+from speech_mtp.types import Codes, Finish, Sampling, Status
 from tests.tiny import tiny_model
 
 TEXT = "Hello there, the quick brown fox jumps. It is good, and we like it a lot!"
@@ -92,11 +92,11 @@ def test_late_text_is_waited_for_and_changes_nothing() -> None:
     first = []
     while (made := run.advance()) is not None:
         first.append(made.tokens)
-    assert run.waiting() == [True]
+    assert run.status == [Status.WAITING]
     assert run.finish == [None]
     assert int(run.rows.place.pointer[0]) + MODEL.lm.layout.ahead >= int(early.lengths[0])
     run.feed(0, units)
-    assert run.waiting() == [False]
+    assert run.status == [Status.GOING]
     while (made := run.advance()) is not None:
         first.append(made.tokens)
     assert torch.equal(torch.cat(first, 1), whole)

@@ -448,3 +448,40 @@ def test_a_codec_that_fails_ends_one_stream(monkeypatch: pytest.MonkeyPatch) -> 
     scheduler.close()
     with pytest.raises(ValueError, match="has been closed"):
         scheduler.speak("low")
+
+
+def test_conversations_that_close_make_room() -> None:
+    scheduler = Scheduler(writer=writer(False))
+    talks = [scheduler.chat(max_new_tokens=12, sampling=Sampling(seed=seed)) for seed in range(9)]
+    for talk in talks:
+        talk.ask("Hello there!")
+    run_to_end(scheduler)
+    run = scheduler.writer._run
+    assert len(run.finish) == 16
+    expected = Scheduler(writer=writer(False)).chat(max_new_tokens=12, sampling=Sampling(seed=5))
+    for talk in talks:
+        if talk is not talks[5]:
+            talk.close()
+    assert len(run.finish) == 1
+    for talk in (talks[5], expected):
+        if talk is expected:
+            talk.ask("Hello there!")
+            while talk.writing:
+                talk.writer.step()
+        talk.ask("Good morning.")
+        while talk.writing:
+            talk.writer.step()
+    assert talked(talks[5]) == talked(expected)
+
+
+def test_a_tick_waits_for_the_codec_alone_and_never_spins() -> None:
+    scheduler = Scheduler(MODEL, codec_thread=True)
+    stream = scheduler.speak("low")
+    stream.push(TEXTS[2])
+    stream.finish_text()
+    ticks = 0
+    while not stream.done:
+        assert scheduler.tick()
+        ticks += 1
+    assert ticks < 4 * stream.steps + 20
+    scheduler.close()
