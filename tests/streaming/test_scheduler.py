@@ -485,3 +485,23 @@ def test_a_tick_waits_for_the_codec_alone_and_never_spins() -> None:
         ticks += 1
     assert ticks < 4 * stream.steps + 20
     scheduler.close()
+
+
+def test_the_stream_that_runs_out_first_is_sounded_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("speech_mtp.streaming.scheduler.AT_ONCE", 1)
+    clock = Clock()
+    scheduler = Scheduler(MODEL, clock=clock)
+    group = torch.zeros_like(MODEL.lm.layout.nothing(1))[:, None]
+    rich, poor = scheduler.speak("low"), scheduler.speak("low")
+    rich.push("Hello")
+    poor.push("Hello")
+    scheduler.tick()  # both are admitted, in the order in which they came
+    rich.take_sound(torch.zeros(5 * MODEL.codec.spec.sample_rate), last=False)
+    assert rich.deadline() > poor.deadline()
+    sounded: list[Stream] = []
+    monkeypatch.setattr(Stream, "take_sound", lambda stream, *_: sounded.append(stream))
+    for stream in (rich, poor):
+        stream.take_groups(group, [])
+    scheduler.tick()
+    scheduler.tick()
+    assert sounded == [poor, rich]
