@@ -211,7 +211,7 @@ def _beside_text(model: SpeechModel, texts: list[str], backbone: str | None, thr
     from speech_mtp.streaming.at_once import text_beside_speech
     from speech_mtp.streaming.conversation import Writer
 
-    return text_beside_speech(model, Writer(load_text_lm(backbone, "fp32", "cpu", threads=threads)), texts)
+    return text_beside_speech(model, Writer(load_text_lm(backbone, "fp32", "cpu", threads=threads or 1)), texts)
 
 
 def _counts(streams: str) -> list[int]:

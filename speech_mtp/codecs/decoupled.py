@@ -195,6 +195,11 @@ class Decoupled(Codec):
         state.raw[rows] = 0
         state.due[rows] = 0
 
+    @property
+    def delay_s(self) -> float:
+        """Seconds that the decoder looks ahead."""
+        return self.decoder.delay_samples / self.spec.sample_rate
+
     @torch.inference_mode()
     def push(self, state: DecoupledState, frames: Tensor, lengths: Tensor) -> list[Tensor]:
         state.due += lengths * self.spec.samples_per_frame

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from threading import Event
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from speech_mtp import plugins
 from speech_mtp.decoding.base import DecodingRule
 from speech_mtp.heads.base import Binding, MTPHead, TrunkShape
 from speech_mtp.streaming.chat import Chat
+from speech_mtp.streaming.codec_thread import CodecThread
 from speech_mtp.streaming.conversation import Conversation, Writer
 from speech_mtp.streaming.pipeline import speak
 from speech_mtp.streaming.scheduler import Pace, Scheduler, run_to_end
@@ -142,7 +144,7 @@ def test_drafts_in_speech_save_steps_and_change_nothing() -> None:
         alone(TEXTS[0], "low", SAMPLINGS[1]),
         list(speak(MODEL, TEXTS[0], "low", SAMPLINGS[1], rule=medusa())),
     )
-    assert torch.equal(wave(plain), wave(drafted))
+    torch.testing.assert_close(wave(plain), wave(drafted), atol=1e-5, rtol=0)
     assert drafted[-1].frames == plain[-1].frames
     assert drafted[-1].steps <= plain[-1].steps
 
@@ -178,7 +180,7 @@ def test_a_cancelled_stream_leaves_at_the_next_step() -> None:
     assert gone.frames == before
     assert gone.take()[-1].finish is not None
     run_to_end(scheduler)
-    assert torch.equal(wave(stays.take()), wave(alone(TEXTS[2], "low", MODEL.sampling)))
+    torch.testing.assert_close(wave(stays.take()), wave(alone(TEXTS[2], "low", MODEL.sampling)), atol=1e-5, rtol=0)
 
 
 def test_streams_wait_for_a_place_and_errors_are_their_own() -> None:
@@ -383,7 +385,7 @@ def test_a_stream_without_text_gives_up_its_place() -> None:
     silent.push(TEXTS[1])
     silent.finish_text()
     run_to_end(scheduler)
-    assert torch.equal(wave(silent.take()), wave(ready.take()))
+    torch.testing.assert_close(wave(silent.take()), wave(ready.take()), atol=1e-5, rtol=0)
 
 
 def test_sound_is_counted_from_when_it_can_be_played() -> None:
@@ -505,3 +507,120 @@ def test_the_stream_that_runs_out_first_is_sounded_first(monkeypatch: pytest.Mon
     scheduler.tick()
     scheduler.tick()
     assert sounded == [poor, rich]
+
+
+def given_a_group(stream: Stream) -> None:
+    stream.take_groups(torch.zeros_like(MODEL.lm.layout.nothing(1))[:, None], [])
+
+
+def test_a_stream_that_runs_low_among_others_does_not_fill_its_ramp() -> None:
+    clock = Clock()
+    scheduler = Scheduler(MODEL, clock=clock)
+    stream = scheduler.speak("low", ramp=Ramp((1, 4)))
+    stream.push("Hello")
+    scheduler.tick()
+    given_a_group(stream)
+    scheduler.tick()  # sounded: the first call takes one group
+    stream.take_sound(torch.zeros(2 * MODEL.codec.spec.sample_rate), last=False)
+    given_a_group(stream)
+    assert not stream.due  # two seconds are left, and the ramp wants four groups
+    clock.now = 1.9
+    assert stream.due
+    scheduler.close()
+    one = Scheduler(MODEL, max_streams=1, clock=clock).speak("low", ramp=Ramp((1, 4)))
+    one._calls = 1
+    given_a_group(one)
+    assert not one.due  # nobody else is waiting, and its samples are the same at every speed
+
+
+def test_a_stream_begins_with_sound_for_two_rounds() -> None:
+    clock = Clock()
+    scheduler = Scheduler(MODEL, clock=clock)
+    stream = scheduler.speak("low")
+    stream.push("Hello")
+    scheduler.tick()
+    given_a_group(stream)
+    assert stream.due
+    group_s = MODEL.lm.layout.frames_per_group / MODEL.codec.spec.frame_rate_hz
+    scheduler._round_s = 1.2 * group_s
+    stream._pending.clear()
+    counts = 0
+    while not stream.due:
+        given_a_group(stream)
+        counts += 1
+        scheduler._sound()
+        assert counts < 9
+        if not stream.begins:
+            break
+    assert counts == -(-(2 * 1.2 * group_s + MODEL.codec.delay_s) // group_s)
+    scheduler.close()
+
+
+def test_who_is_a_little_ahead_talks_on_with_who_falls_behind() -> None:
+    clock = Clock()
+    scheduler = Scheduler(MODEL, pace=Pace(ahead_s=2.0), clock=clock)
+    streams = [scheduler.speak("low") for _ in range(3)]
+    for stream in streams:
+        stream.push(TEXTS[2])
+        stream.finish_text()
+    scheduler.tick()
+    rate = MODEL.codec.spec.sample_rate
+    for stream, seconds in zip(streams, (2.1, 2.5, 2.9), strict=True):
+        stream.take_sound(torch.zeros(int(seconds * rate)), last=False)
+    of = {stream: row for row, stream in scheduler._talking.items()}
+    talks = scheduler._who_talks(4)
+    assert talks == [False] * 4  # all are ahead
+    clock.now = 0.2
+    talks = scheduler._who_talks(4)
+    assert [talks[of[stream]] for stream in streams] == [True, True, False]
+    scheduler.close()
+
+
+def test_the_codec_thread_takes_the_most_urgent_of_those_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, order = Event(), []
+
+    def decoding(stream: Stream) -> Any:
+        order.append(stream)
+        gate.wait()
+        return lambda: (torch.zeros(1), False)
+
+    monkeypatch.setattr(Stream, "decoding", decoding)
+    scheduler, thread = Scheduler(MODEL, clock=(clock := Clock())), CodecThread()
+    streams = []
+    for clock.now in (3.0, 2.0, 1.0):
+        streams.append(scheduler.speak("low"))
+    late, soon, sooner = streams
+    thread.offer([late])
+    while not order:
+        continue
+    thread.offer([late, soon, sooner])  # the one at work is not taken twice
+    assert all(thread.has(stream) for stream in streams)
+    gate.set()
+    made: list[Stream] = []
+    while len(made) < 3:
+        made += [stream for stream, _ in thread.wait()]
+    assert order == made == [late, sooner, soon]
+    assert not any(thread.has(stream) for stream in streams)
+    assert thread.wait() == []
+    thread.close()
+
+
+def test_an_error_of_the_codec_in_its_thread_ends_its_stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = Scheduler(MODEL, codec_thread=True)
+    bad, good = scheduler.speak("low"), scheduler.speak("high")
+    decoding = Stream.decoding
+
+    def broken(stream: Stream) -> Any:
+        if stream is bad:
+            raise RuntimeError("no memory")
+        return decoding(stream)
+
+    monkeypatch.setattr(Stream, "decoding", broken)
+    for stream in (bad, good):
+        stream.push(TEXTS[0])
+        stream.finish_text()
+    run_to_end(scheduler)
+    scheduler.close()
+    assert bad.finish is not None and bad.finish.reason == "error"
+    assert good.finish is not None and good.finish.reason == "stop"
+    torch.testing.assert_close(wave(good.take()), wave(alone(TEXTS[0], "high", MODEL.sampling)), atol=1e-5, rtol=0)
