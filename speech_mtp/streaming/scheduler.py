@@ -287,8 +287,9 @@ class Scheduler:
     def _sound(self) -> bool:
         """Groups that are due -> sound: of :data:`AT_ONCE` streams at most, so that who joins meanwhile need not wait
         for all the others, or in the codec's thread."""
-        if self.max_streams > 1:
-            for stream in self.streams:
+        for stream in self.streams:
+            stream.stalled = not self._says_more(stream)
+            if self.max_streams > 1:
                 stream.begin_s, stream.low_s = ROUNDS * self._round_s, LOW_S
         due = [s for s in self.streams if s.due]
         if self._thread is not None:
@@ -317,10 +318,12 @@ class Scheduler:
 
     def _can_go_on(self, stream: Stream) -> bool:
         """Whether there is anything to do for ``stream`` before more text comes."""
-        talks = stream.row is not None and not self._waits(stream)
-        unread = stream.reading is not None and stream.reading.unread
         sounding = stream.due or (self._thread is not None and self._thread.has(stream))
-        return talks or unread or sounding or (stream.row is None and stream.has_text)
+        return sounding or self._says_more(stream) or (stream.row is None and stream.has_text)
+
+    def _says_more(self, stream: Stream) -> bool:
+        """Whether ``stream`` has text to read, or a talker that can go on."""
+        return stream.unread or (stream.row is not None and not self._waits(stream))
 
 
 def run_to_end(scheduler: Scheduler) -> None:

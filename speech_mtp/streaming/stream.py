@@ -90,6 +90,7 @@ class Stream:
         self._pending: deque[Tensor] = deque()  # the codec's thread takes from its front
         self._calls = 0
         self.begin_s = self.low_s = 0.0
+        self.stalled = False  # nothing more can be said before more text comes
         self._flushed = False
         self._codec = model.codec.open(1)
         self._codec_row = torch.zeros(1, dtype=torch.long)
@@ -216,10 +217,12 @@ class Stream:
     # -- sound ------------------------------------------------------------------------------------------------------
     @property
     def due(self) -> bool:
-        """Whether the codec has something to do: groups that fill the ramp, any while its sound runs low, or the
-        end."""
+        """Whether the codec has something to do: groups that fill the ramp, any if no more will come soon or its sound
+        runs low, or the end."""
         if self.finish is not None or self._flushed:
             return self.finish is None
+        if self.stalled:
+            return bool(self._pending)
         if not self._calls:
             return len(self._pending) >= max(self.ramp[0], self._first_groups())
         low = bool(self._pending) and self.buffered_s(self.clock()) < self.low_s
@@ -307,6 +310,11 @@ class Stream:
     def has_text(self) -> bool:
         """Whether there is text, or its end, that has not been spoken."""
         return bool(self._pieces) or self._text_ended or self._reading_something()
+
+    @property
+    def unread(self) -> bool:
+        """Whether text has come that was not read, or units that the talker has not been given."""
+        return bool(self._pieces) or self.changed or (self.reading is not None and self.reading.unread)
 
     def buffered_s(self, now: float) -> float:
         """Seconds of sound that are left to play; below 0, for how long it has been silent. Before the first sound,
