@@ -89,7 +89,7 @@ def streams_at_once(
 
 
 def text_beside_speech(
-    model: SpeechModel, writer: Writer, texts: Sequence[str], count: int = 2, seconds: float = 20.0
+    model: SpeechModel, writer: Writer, texts: Sequence[str], count: int = 2, seconds: float = 40.0
 ) -> dict[str, float | int]:
     """A chat that writes without end, ``seconds`` long alone and as long beside ``count`` streams, one joining whenever
     one has been heard to its end: how much slower it writes, and how long a stream takes to its first sound."""
