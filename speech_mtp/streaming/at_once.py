@@ -16,7 +16,7 @@ from speech_mtp.streaming.conversation import Writer
 from speech_mtp.streaming.scheduler import Pace, Scheduler
 from speech_mtp.streaming.stream import Stream
 
-AHEAD_S = 2.0
+AHEAD_S = 1.5
 """Seconds of sound that a stream is given ahead of its listener."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Collection
 from concurrent.futures import Future
@@ -24,6 +25,7 @@ class CodecThread:
         self._current: Stream | None = None
         self._finished: deque[Sounded] = deque()
         self._closed = False
+        self.call_s = 0.0  # how long the last call of the codec took
         self._thread = Thread(target=self._work, name="codec", daemon=True)
         self._thread.start()
 
@@ -70,10 +72,12 @@ class CodecThread:
                 self._current = stream = min(self._due, key=Stream.deadline)
                 self._due.remove(stream)
             made: Future[tuple[Tensor, bool]] = Future()
+            began = time.monotonic()
             try:
                 made.set_result(stream.decoding()())
             except Exception as error:
                 made.set_exception(error)
+            self.call_s = time.monotonic() - began
             with self._changed:
                 self._finished.append((stream, made))
                 self._current = None

@@ -53,11 +53,7 @@ TOGETHER_S = 0.6
 LOW_S = 0.4
 """A stream among others that has less sound left than this need not fill its ramp."""
 
-ROUNDS = 2
-"""A stream among others begins with so much sound that it lasts for this many rounds: the next group is a round away,
-and the codec may be busy for another."""
-
-FADE = 0.9
+FADE = 0.75
 """The longest round counts for so much after each round."""
 
 
@@ -215,7 +211,8 @@ class Scheduler:
         text that is needed later. A stream alone is read in passes that are always the same."""
         if len(self.streams) == 1:
             return 1
-        return SHORT_PASS if any(stream.begins for stream in reading) else LONG_PASS
+        begins = any(stream.begins for stream in reading)
+        return min(LONG_PASS, SHORT_PASS * len(reading)) if begins else LONG_PASS
 
     @staticmethod
     def _safely(stream: Stream, work: Callable[[], None]) -> bool:
@@ -287,10 +284,12 @@ class Scheduler:
     def _sound(self) -> bool:
         """Groups that are due -> sound: of :data:`AT_ONCE` streams at most, so that who joins meanwhile need not wait
         for all the others, or in the codec's thread."""
+        call_s = 0.0 if self._thread is None else self._thread.call_s
+        begin_s = self._round_s + call_s * len(self.streams)  # until it is sounded again: the others may come first
         for stream in self.streams:
             stream.stalled = not self._says_more(stream)
             if self.max_streams > 1:
-                stream.begin_s, stream.low_s = ROUNDS * self._round_s, LOW_S
+                stream.begin_s, stream.low_s = begin_s, LOW_S
         due = [s for s in self.streams if s.due]
         if self._thread is not None:
             worked = self._take_all(self._thread.collect())
