@@ -115,9 +115,9 @@ def test_selfwritten_texts_are_answers_too(tmp_path: Path) -> None:
 
 def test_prompts_are_invented_once(tmp_path: Path, model: Any) -> None:
     path, config = tmp_path / "prompts.jsonl", InventConfig(prompts=6, batch=4, max_new_tokens=3)
-    prompts = invent_prompts(model, TOKENIZER, path, config)
+    prompts = invent_prompts(TextLM(model, TOKENIZER), path, config)
     assert len(prompts) == len(set(prompts)) > 2
-    assert invent_prompts(model, TOKENIZER, path, config) == prompts
+    assert invent_prompts(TextLM(model, TOKENIZER), path, config) == prompts
     assert len(list(read_lines(path))) == 6
     assert not any("<|im" in prompt or prompt != prompt.strip() for prompt in prompts)
 
