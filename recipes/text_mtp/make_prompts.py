@@ -5,8 +5,8 @@
 
 ``QUESTIONS.jsonl`` holds word problems under ``question`` (GSM8K's training questions, MIT licence), ``PROSE.txt`` one
 sentence a line (the public-domain sentences of LJ Speech). With ``--more`` about so many prompts of more kinds are
-written, for a GPU, also about the lines of ``--sentences`` (``recipes/corpus/sentences.txt``). The stage ``answers`` adds prompts that the
-model invents, and answers all.
+written, for a GPU, also about the lines of ``--sentences`` (``recipes/corpus/sentences.txt``). The stage ``answers``
+adds prompts that the model invents, and answers all.
 """
 
 from __future__ import annotations

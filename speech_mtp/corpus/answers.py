@@ -92,7 +92,9 @@ def invent_prompts(lm: TextLM, path: Path, config: InventConfig) -> list[str]:
         if many is None:
             said = sample_answers(lm.model, lm.tokenizer, rows, config, seed)
         else:
-            said = many.answer(rows, _seeded(lm, Sampling(temperature=config.temperature, top_k=config.top_k), rows, seed))
+            said = many.answer(
+                rows, _seeded(lm, Sampling(temperature=config.temperature, top_k=config.top_k), rows, seed)
+            )
         return [{"text": lm.tokenizer.decode(row, skip_special_tokens=True).strip()} for row in said]
 
     write_batches(path, [""] * config.prompts, config.batch, draw)
