@@ -105,7 +105,7 @@ def _pair(lm: TextLM, dtype: str, name: str | None, head: MTPHead | None, spec: 
         watch.note(len(run.tokens[0]))
         return Answers(run.complete(), watch, run.statistics, run.counts)
 
-    same_seed = rule.lossless and not getattr(rule, "rejection", False)
+    same_seed = not (getattr(rule, "rejection", False) and sampling.temperature)
     return Contender(OURS, dtype, name, catalogue.label(spec), rule.lossless, lm.device, answer, same_seed)
 
 

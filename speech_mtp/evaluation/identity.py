@@ -197,6 +197,6 @@ def pace(counts: Tensor) -> tuple[float, tuple[float, float]]:
 
 def faults(report: dict[str, Any]) -> int:
     """Mismatches that are no ties, of lossless rules of ours in the dtypes of :data:`EXACT`: there must be none."""
-    ours = [row for row in report["rows"] if row["program"] == OURS and row["same_seed"]]
+    ours = [row for row in report["rows"] if row["program"] == OURS and row["lossless"] and row["same_seed"]]
     rows = [row for row in ours if row["dtype"] in EXACT]
     return sum(len(row[name]["mismatches"]) for row in rows for name in ("vanilla", "transformers") if name in row)
