@@ -28,6 +28,9 @@ from speech_mtp.types import RowSampling
 COLUMNS = 64
 """Attention reads a multiple of so many columns; there is one graph for each number."""
 
+TOKENS_AT_A_TIME = 1 << 18
+"""Of prompts that are read together, their padding included."""
+
 CHECK_EVERY = 32
 """Steps between two looks at whether all rows have ended: each is a copy to the host."""
 
@@ -90,17 +93,23 @@ class StaticBatch:
         return self._cut(torch.stack(said, 1))
 
     def _read(self, prompts: Sequence[Sequence[int]], lengths: Tensor) -> Tensor:
-        """The prompts into the first columns; their last states ``[B, D]``."""
+        """The prompts into the first columns, some rows at a time; their last states ``[B, D]``."""
         padded = nn.utils.rnn.pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)
-        tokens = padded.to(self.device)
-        index = torch.arange(tokens.shape[1], device=self.device).expand(len(tokens), -1)
-        _, final = self.decoder(self.lm.embed(tokens), index, None, Columns(*self._buffers(len(tokens))))
-        return final[torch.arange(len(tokens), device=self.device), lengths - 1]
+        rows, states = max(1, TOKENS_AT_A_TIME // padded.shape[1]), []
+        for first in range(0, len(padded), rows):
+            tokens = padded[first : first + rows].to(self.device)
+            index = torch.arange(tokens.shape[1], device=self.device).expand(len(tokens), -1)
+            mine = slice(first, first + len(tokens))
+            _, final = self.decoder(
+                self.lm.embed(tokens), index, None, Columns(self.keys[:, mine], self.values[:, mine])
+            )
+            states.append(final[torch.arange(len(tokens), device=self.device), lengths[mine] - 1])
+        return torch.cat(states)
 
     def _step(self, token: Tensor, lengths: Tensor, width: int, step: int) -> Tensor:
         """Tokens ``[B]``, the ``step``-th of the answers (from 0), into their column; their states ``[B, D]``."""
         rows, seen = len(token), _up(width + step + 1, COLUMNS)
-        keys, values = self._buffers(rows)
+        keys, values = self.keys[:, :rows], self.values[:, :rows]
 
         def run(token: Tensor, lengths: Tensor, first: Tensor, column: Tensor) -> tuple[Tensor]:
             slots = torch.arange(seen, device=token.device)
@@ -115,10 +124,7 @@ class StaticBatch:
         inputs = (token, lengths, first, first + step)
         if self.graphs is None:
             return run(*inputs)[0]
-        return self.graphs.run(f"A step of {rows} rows ({seen} columns)", (keys, values), run, inputs)[0]
-
-    def _buffers(self, rows: int) -> tuple[Tensor, Tensor]:
-        return self.keys[:, :rows], self.values[:, :rows]
+        return self.graphs.run(f"A step of {rows} rows ({seen} columns)", (self.keys, self.values), run, inputs)[0]
 
     def _choice(self, states: Tensor, sampling: RowSampling, position: Tensor) -> Tensor:
         return choose_among(self.lm.output.logits(states), sampling, position, 0)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from speech_mtp.decoding import static_batch
 from speech_mtp.decoding.sampling import choose, choose_among
 from speech_mtp.decoding.static_batch import StaticBatch
 from speech_mtp.decoding.text import start
@@ -40,7 +41,8 @@ def plain(lm: TextLM, sampling: Sampling) -> list[list[int]]:
 @pytest.mark.parametrize(
     "sampling", [Sampling(temperature=0), Sampling(temperature=1.0, top_k=50), Sampling(temperature=0.8, top_p=0.9)]
 )
-def test_the_tokens_of_plain_decoding(sampling: Sampling) -> None:
+def test_the_tokens_of_plain_decoding(sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(static_batch, "TOKENS_AT_A_TIME", 18)  # three rows of the longest prompt
     lm = tiny_lm()
     expected = plain(lm, sampling)
     batch = StaticBatch(lm, 6, 8, NEW)
