@@ -12,9 +12,11 @@ from speech_mtp.decoding import static_batch
 from speech_mtp.decoding.sampling import choose, choose_among
 from speech_mtp.decoding.static_batch import StaticBatch
 from speech_mtp.decoding.text import start
+from speech_mtp.lm.graphs import Graphs
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.nn import kv_cache
 from speech_mtp.types import RowSampling, Sampling
+from tests.lm.test_graphs import Tracer
 from tests.lm.tiny import tiny_config, tiny_tokenizer
 
 PROMPTS = [[5, 6, 7], [8], [9, 4, 3, 11, 12, 2], [7, 7]]
@@ -50,6 +52,17 @@ def test_the_tokens_of_plain_decoding(sampling: Sampling, monkeypatch: pytest.Mo
     assert batch.answer(PROMPTS[:2], seeded(sampling).select(torch.tensor([0, 1]))) == expected[:2]
     if sampling.temperature > 0:
         assert len({len(said) for said in expected}) > 1, "nothing ended by itself"
+
+
+def test_a_step_depends_on_its_inputs_alone_and_is_recorded_once() -> None:
+    lm, greedy, tracer = tiny_lm(), Sampling(temperature=0), Tracer()
+    batch = StaticBatch(lm, 4, 8, NEW)
+    batch.graphs = Graphs(tracer)
+    others = [[3], [4, 5], [6, 9], [1]]
+    for prompts in (PROMPTS, others, PROMPTS):
+        expected = start(lm, prompts, greedy, None, NEW).complete()
+        assert batch.answer(prompts, RowSampling([greedy] * 4)) == expected
+    assert (tracer.recorded, len(batch.graphs)) == (2, 2), "one for 64 columns, one for 128"
 
 
 def test_a_model_that_cannot_read_so_much_is_refused() -> None:
