@@ -7,10 +7,33 @@ the same batches, draws the same random numbers and gives the same loss curve.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import nn
+
+
+class Scalars(Mapping[str, float]):
+    """Named numbers that ``make`` computes when somebody looks at them: on a GPU a step that is not logged then waits
+    for nothing."""
+
+    def __init__(self, make: Callable[[], dict[str, float]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> dict[str, float]:
+        return self._make()
+
+    def __getitem__(self, name: str) -> float:
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
 
 
 class Task(ABC):
@@ -20,7 +43,7 @@ class Task(ABC):
     optimizers: dict[str, torch.optim.Optimizer]
 
     @abstractmethod
-    def step(self, number: int, learning_rate: float) -> dict[str, float]:
+    def step(self, number: int, learning_rate: float) -> Mapping[str, float]:
         """Draw batch ``number``, update the parameters once, return named scalars for the log."""
 
     @abstractmethod

@@ -159,9 +159,11 @@ def _text_lm(stage: AnswersRun | TextMTPRun) -> TextLM:
 
 def _answers(stage: AnswersRun) -> dict[str, Any]:
     lm = _text_lm(stage)
+    if lm.device.type == "cuda":  # elsewhere prompts are invented by the model's own layers
+        lm.prepare()
     prompts = [text for path in stage.prompts for text in answers.read_prompts(path, stage.field)]
     if stage.invent.prompts:
-        prompts += answers.invent_prompts(lm.model, lm.tokenizer, stage.out / answers.PROMPTS, stage.invent)
+        prompts += answers.invent_prompts(lm, stage.out / answers.PROMPTS, stage.invent)
     if not prompts:
         raise ValueError(
             "There is nothing to answer; name files of prompts (prompts) or let some be invented (invent)."
