@@ -109,7 +109,7 @@ def eval_codec(
         "quality,views,probes"
     ),
     per_voice_probes: Annotated[int, typer.Option(min=1, help="The same for the part 'probes'.")] = 60,
-    probe_steps: Annotated[int, typer.Option(min=1, help="Training steps of each probe.")] = 1000,
+    probe_steps: Annotated[int, typer.Option(min=1, help="Training steps of each probe.")] = 600,
     swap_pairs: Annotated[int, typer.Option(min=1, help="Pairs of utterances of the part 'swaps'.")] = 20,
     aligner: Annotated[
         str, typer.Option(help="Codec whose phoneme head tells which phoneme a frame speaks; the same for all codecs.")

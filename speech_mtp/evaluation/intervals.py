@@ -11,7 +11,7 @@ SAMPLES = 1000
 
 
 def estimate(sums: Tensor, figure: Callable[[Tensor], Tensor], seed: int = 0) -> dict[str, float | list[float]]:
-    """``sums [U, M]`` of every utterance and a ``figure`` of their total ``[..., M] -> [...]`` -> value and interval."""
+    """``sums [U, M]`` of the utterances, and a ``figure`` of their total (``[..., M] -> [...]``) -> value, interval."""
     sums = sums.double()
     drawn = torch.randint(len(sums), (SAMPLES, len(sums)), generator=torch.Generator().manual_seed(seed))
     totals = torch.stack([sums[row].sum(0) for row in drawn])

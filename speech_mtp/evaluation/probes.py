@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 BATCH = 256
 CHECK_EVERY = 100
-EMBEDDING, HIDDEN, DROPOUT = 24, 256, 0.2
+EMBEDDING, HIDDEN, DROPOUT = 16, 128, 0.3
+RATE, LINEAR_RATE, DECAY = 2e-3, 4e-3, 0.1
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def _square_error(found: Tensor, target: Tensor) -> Tensor:
 def _fit(probe: Probe, columns: Tensor, target: Tensor, split: Split, steps: int, loss) -> Tensor:  # type: ignore[no-untyped-def]
     """Outputs on the test frames by the weights that were best on the validation frames."""
     rng = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=4e-3, weight_decay=0.02)
+    rate = LINEAR_RATE if probe.inner is None else RATE
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=rate, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     best, kept = float("inf"), copy.deepcopy(probe.state_dict())
     for step in range(steps + 1):
