@@ -101,8 +101,8 @@ def _grouped_bars(panel: Any, groups: dict[str, dict[str, float]]) -> None:
         panel.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
     panel.set_yticks([j + 0.4 - height / 2 for j in range(len(groups))], list(groups))
     panel.invert_yaxis()
-    panel.margins(x=0.12)
-    panel.legend(fontsize=8)
+    panel.margins(x=0.25)  # room for the legend
+    panel.legend(fontsize=8, loc="lower right")
 
 
 def _pyplot() -> Any:
