@@ -84,8 +84,8 @@ def test_a_speaker_is_found_where_there_is_one() -> None:
 
 def test_pitch_and_energy_are_found_where_they_are() -> None:
     found = probes("pitch")["linear"]
-    assert found["prosody"]["log F0 over the voice's mean"]["value"] > 0.95
-    assert found["prosody"]["log F0 over the voice's mean"]["r2"] > 0.9
+    assert found["prosody"]["log F0 over the voice's mean"]["value"] > 0.85
+    assert found["prosody"]["log F0 over the voice's mean"]["r2"] > 0.7
     assert abs(found["content"]["log F0 over the voice's mean"]["value"]) < 0.25
     assert found["content"]["energy"]["value"] > 0.95
     assert found["phonemes"]["energy"]["value"] > 0.95
