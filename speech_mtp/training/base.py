@@ -7,10 +7,11 @@ the same batches, draws the same random numbers and gives the same loss curve.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Task(ABC):
@@ -20,8 +21,11 @@ class Task(ABC):
     optimizers: dict[str, torch.optim.Optimizer]
 
     @abstractmethod
-    def step(self, number: int, learning_rate: float) -> dict[str, float]:
-        """Draw batch ``number``, update the parameters once, return named scalars for the log."""
+    def step(self, number: int, learning_rate: float) -> Mapping[str, float | Tensor]:
+        """Draw batch ``number``, update the parameters once, return named scalars for the log.
+
+        A scalar on a device is read when the log needs it: reading it would make every step wait for the device.
+        """
 
     @abstractmethod
     def evaluate(self) -> dict[str, float]:
