@@ -49,8 +49,8 @@ def main() -> None:
 
 
 def note_times(task: Task) -> list[float]:
-    """The list to which every step of ``task`` adds the time of its end from now on."""
-    times: list[float] = []
+    """The list to which every step of ``task`` adds the time of its end from now on; it begins with now."""
+    times = [time.monotonic()]
     step = task.step
 
     def timed(number: int, learning_rate: float) -> Any:
