@@ -7,6 +7,7 @@ result is frame t of what it was made from.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,14 +15,37 @@ from torch import Tensor
 FLOOR = 1e-5
 _FINE_ABOVE_S = 0.0022
 """Quefrency that parts the spectral envelope from the harmonics: voices up to 450 Hz."""
+_DEEPEST = -3.0
+"""The log level between harmonics; a pulse train has nothing there, a voice its breath."""
 
 
-def change_voice(magnitude: Tensor, pitch: Tensor, formants: Tensor, sample_rate: int) -> Tensor:
+def change_voice(
+    magnitude: Tensor, pitch: Tensor, formants: Tensor, sample_rate: int, harmonics: Harmonics | None = None
+) -> Tensor:
     """Multiply the pitch of ``magnitude [B, K, T]`` by ``pitch [B]`` and its formants by ``formants [B]``.
 
     The real cepstrum parts the log spectrum into an envelope (low quefrencies) and a fine structure; the frequency axis
-    of each is stretched by its own factor (homomorphic vocoding, Oppenheim 1969).
+    of each is stretched by its own factor (homomorphic vocoding, Oppenheim 1969). Where ``harmonics`` are given they
+    take the place of the fine structure: their lines are as wide as those of a voice of that pitch.
     """
+    envelope, fine = parted(magnitude, sample_rate)
+    fine = stretch(fine, pitch)
+    if harmonics is not None:
+        lines = parted(harmonics.magnitude, sample_rate)[1].clamp(min=_DEEPEST)
+        fine = fine + harmonics.weight * (lines - fine)
+    return (stretch(envelope, formants) + fine).transpose(1, 2).exp()
+
+
+@dataclass(frozen=True)
+class Harmonics:
+    """The spectrum ``magnitude [B, K, T]`` of a pulse train, and its ``weight [B, T, K]`` from 0 to 1."""
+
+    magnitude: Tensor
+    weight: Tensor
+
+
+def parted(magnitude: Tensor, sample_rate: int) -> tuple[Tensor, Tensor]:
+    """The log of ``magnitude [B, K, T]`` as the sum of a spectral envelope and a fine structure, ``[B, T, K]`` both."""
     log = magnitude.clamp(min=FLOOR).log().transpose(1, 2)
     n_fft = 2 * (log.shape[-1] - 1)
     cepstrum = torch.fft.irfft(log, n_fft)
@@ -29,9 +53,7 @@ def change_voice(magnitude: Tensor, pitch: Tensor, formants: Tensor, sample_rate
     quefrency = torch.minimum(quefrency, n_fft - quefrency) / sample_rate
     keep = ((_FINE_ABOVE_S - quefrency) / (0.2 * _FINE_ABOVE_S) + 0.5).clamp(0, 1)
     envelope = torch.fft.rfft(cepstrum * keep, n_fft).real
-    fine = log - envelope
-    changed = stretch(envelope, formants) + stretch(fine, pitch)
-    return changed.transpose(1, 2).exp()
+    return envelope, log - envelope
 
 
 def stretch(track: Tensor, factors: Tensor) -> Tensor:
@@ -61,7 +83,7 @@ def coloured_noise(wave: Tensor, lengths: Tensor, snr_db: Tensor) -> Tensor:
     Its spectrum falls by a random power of frequency between that of white and of brown noise.
     """
     rows, samples = wave.shape
-    slope = torch.rand(rows, 1, device=wave.device)
+    slope = (1.25 * torch.rand(rows, 1, device=wave.device) - 0.25).clamp(min=0)  # a fifth of them is white
     shape = torch.arange(samples // 2 + 1, device=wave.device).clamp(min=50.0 * samples / 24_000) ** -slope
     noise = torch.fft.irfft(torch.fft.rfft(torch.randn_like(wave)) * shape, samples)
     level = (wave.square().sum(1) / lengths).sqrt() * 10 ** (-snr_db / 20)

@@ -203,7 +203,7 @@ class CodecTask(Task):
             else:
                 changed = torch.rand(len(mel), device=mel.device) < c.views.share
                 change = Change.random(c.views, len(mel), mel.device)
-                view = perturbed_mel(codec, batch.wave, batch.lengths, change)
+                view = perturbed_mel(codec, batch.wave, batch.lengths, batch.pitch, change)
                 both = codec.content(torch.cat([mel, view.to(mel)]), torch.cat([mask, mask])).float()
                 first, second = both.chunk(2)
                 terms = view_terms(codec.content_fsq, first, second, mask)
@@ -306,7 +306,7 @@ class CodecTask(Task):
             batch = self.dev_data.batch(number).to(self.device)
             terms: dict[str, Any] = self.terms(batch)[0]
             if self.config.views is not None:
-                terms |= equal_codes(self.codec, batch.wave, batch.lengths)
+                terms |= equal_codes(self.codec, batch.wave, batch.lengths, batch.pitch)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(value) / 4
         self.codec = trained

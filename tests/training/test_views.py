@@ -57,9 +57,9 @@ def test_a_view_without_changes_is_what_the_encoder_hears() -> None:
     codec = Decoupled.tiny()
     torch.manual_seed(0)
     wave, lengths = 0.1 * torch.randn(2, 9_600), torch.tensor([9_600, 9_600])
-    same = perturbed_mel(codec, wave, lengths, Change.fixed(2, DEVICE))
+    same = perturbed_mel(codec, wave, lengths, torch.zeros(2, 40), Change.fixed(2, DEVICE))
     torch.testing.assert_close(same, scaled(codec.mel(wave)), atol=2e-2, rtol=0)
-    louder = perturbed_mel(codec, wave, lengths, Change.fixed(2, DEVICE, snr=0.0))
+    louder = perturbed_mel(codec, wave, lengths, torch.zeros(2, 40), Change.fixed(2, DEVICE, snr=0.0))
     assert float((louder - same).mean()) > 0.05
 
 
@@ -78,8 +78,8 @@ def test_codes_stay_where_the_encoder_is_deaf_and_padding_does_not_count() -> No
     codec = Decoupled.tiny()
     torch.manual_seed(0)
     wave, lengths = 0.1 * torch.randn(2, 48_000), torch.tensor([48_000, 9_600])
-    shares = equal_codes(codec, wave, lengths)
+    shares = equal_codes(codec, wave, lengths, torch.full((2, 200), 120.0))
     assert shares.keys() == {"equal_pitch", "equal_formants", "equal_both", "equal_noise"}
     with torch.no_grad():
         codec.content.leave.weight.zero_()
-    assert set(equal_codes(codec, wave, lengths).values()) == {1.0}
+    assert set(equal_codes(codec, wave, lengths, torch.full((2, 200), 120.0)).values()) == {1.0}
