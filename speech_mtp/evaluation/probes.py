@@ -43,6 +43,8 @@ class Split:
 class Probe(nn.Module):
     """``columns [N, C]`` -> ``[N, out]``. ``start [out]`` is the bias before training."""
 
+    first: Tensor
+
     def __init__(self, sizes: tuple[int, ...], start: Tensor, linear: bool) -> None:
         super().__init__()
         first = torch.tensor([0, *sizes[:-1]]).cumsum(0)

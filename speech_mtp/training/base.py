@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Scalars(Mapping[str, float]):
@@ -43,8 +43,12 @@ class Task(ABC):
     optimizers: dict[str, torch.optim.Optimizer]
 
     @abstractmethod
-    def step(self, number: int, learning_rate: float) -> Mapping[str, float]:
-        """Draw batch ``number``, update the parameters once, return named scalars for the log."""
+    def step(self, number: int, learning_rate: float) -> Mapping[str, float | Tensor]:
+        """Draw batch ``number``, update the parameters once, return named scalars for the log.
+
+        A scalar on a device is read when the log needs it, for reading makes a step wait for the device; those that
+        must be computed first are :class:`Scalars`.
+        """
 
     @abstractmethod
     def evaluate(self) -> dict[str, float]:

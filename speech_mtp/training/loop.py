@@ -6,12 +6,14 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ConfigDict
+from torch import Tensor
 from tqdm import tqdm
 
 from speech_mtp.files import replacing
@@ -101,7 +103,7 @@ def train(task: Task, config: LoopConfig, folder: Path, workers: Workers | None 
         done = step + 1 == config.steps or late or spent >= over
         if log and (step % config.log_every == 0 or done):
             speed = (step + 1 - state["step"]) / (now - start)
-            log.write({"step": step, "rate": rate, "eta_s": (config.steps - step) / speed, **scalars})
+            log.write({"step": step, "rate": rate, "eta_s": (config.steps - step) / speed, **numbers(scalars)})
         if (step + 1) % config.evaluate_every == 0 or done:
             scores = task.evaluate()
             if log:
@@ -114,6 +116,11 @@ def train(task: Task, config: LoopConfig, folder: Path, workers: Workers | None 
     bar.close()
     workers.wait()
     return scores
+
+
+def numbers(scalars: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """The scalars as numbers; waits for the device that they are on."""
+    return {name: float(value) for name, value in scalars.items()}
 
 
 class Log:
