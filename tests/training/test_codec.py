@@ -159,6 +159,7 @@ def test_every_term_of_the_sound_teaches_the_decoder_and_none_the_ear(store: Aud
 def test_padding_adds_nothing_to_the_terms_of_a_stream(store: AudioStore) -> None:
     task = task_of(store, batch=1)
     batch, frames, n = task.data.batch(0), 40, 25
+    batch.frames = torch.tensor([n])
     torch.manual_seed(0)
     content, prosody, loudness = torch.randn(1, frames, 4), torch.randn(1, frames, 3), torch.randn(1, 4 * frames)
     mask = (torch.arange(frames) < n).float()[None, :, None]
