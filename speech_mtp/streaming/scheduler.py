@@ -249,7 +249,8 @@ class Scheduler:
         return made is not None or bool(ended)
 
     def _far_ahead(self, stream: Stream) -> bool:
-        return self.pace.ahead_s is not None and stream.buffered_s(self.clock()) > self.pace.ahead_s
+        ahead = self.pace.ahead_s
+        return stream.held or (ahead is not None and stream.buffered_s(self.clock()) > ahead)
 
     # -- the codec ------------------------------------------------------------------------------------------------
     def _sound(self) -> bool:
@@ -283,7 +284,7 @@ class Scheduler:
 
     def _can_go_on(self, stream: Stream) -> bool:
         """Whether there is anything to do for ``stream`` before more text comes."""
-        talks = stream.row is not None and not self._waits(stream)
+        talks = stream.row is not None and not self._waits(stream) and not stream.held
         unread = stream.reading is not None and stream.reading.unread
         return talks or unread or stream.due or stream in self._decoding or (stream.row is None and stream.has_text)
 

@@ -70,6 +70,7 @@ class Stream:
         self.timbre = model.timbre(voice)
         self.row: int | None = None  # its place in the talker's run
         self.reading: UnitStream | None = None  # of the sentence that is read piece by piece
+        self.held = False  # whoever takes its sound has enough: it is not talked on
         self.changed = False  # units may have changed without the reader: the sentence was closed, or read whole
         self.steps = self.frames = 0
         self.finish: Finish | None = None
