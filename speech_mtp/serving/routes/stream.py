@@ -15,63 +15,20 @@ from typing import Any
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from fastapi.exceptions import RequestValidationError
 
-from speech_mtp.serving.bodies import AudioFormat, Speech, strict_json, validated
-from speech_mtp.serving.encoding import RATE, Encoder, whole
+from speech_mtp.serving.bodies import strict_json, validated
+from speech_mtp.serving.encoding import RATE
 from speech_mtp.serving.errors import ApiError, from_validation
-from speech_mtp.serving.lexicon import Readings
-from speech_mtp.serving.orders import Order, order
+from speech_mtp.serving.orders import order
 from speech_mtp.serving.routes.shared import accept, client_of, service_of
 from speech_mtp.serving.routes.speech import scaled, told
 from speech_mtp.serving.service import VoiceService
 from speech_mtp.serving.speaking import Speaking
-from speech_mtp.streaming.feed import MAX_TOTAL
+from speech_mtp.serving.utterance import Config, Sound, Utterance, feed
 
 router = APIRouter()
 MOST_WAITING = 16
 """Utterances that may wait for the one that is spoken."""
 MOST_MESSAGE = 2**20
-
-
-class Config(Speech):
-    """``session.config``. ``stream_audio``: sound as it is made, or one frame for each utterance."""
-
-    response_format: AudioFormat = "pcm"
-    stream_audio: bool = True
-    word_timestamps: bool = True
-
-
-class Utterance:
-    """Text of one utterance, as it comes."""
-
-    def __init__(self, asked: Order, config: Config) -> None:
-        self.asked, self.config = asked, config
-        self.texts: asyncio.Queue[str | None] = asyncio.Queue()
-        self.characters = 0
-        self.ended = self.cancelled = False
-        self.speaking: Speaking | None = None
-
-    def push(self, text: str) -> None:
-        """Raises ApiError when it is more than can be spoken in one go."""
-        self.characters += len(text)
-        if self.characters > MAX_TOTAL:
-            self.cancel()
-            raise ApiError(400, f"The utterance is longer than {MAX_TOTAL} characters; flush it in between.", "text")
-        readings: Readings | None = self.asked.readings
-        self.texts.put_nowait(readings.push(text) if readings is not None else text)
-
-    def end(self) -> None:
-        """The text ends here."""
-        if self.asked.readings is not None:
-            self.texts.put_nowait(self.asked.readings.flush())
-        self.texts.put_nowait(None)
-        self.ended = True
-
-    def cancel(self) -> None:
-        """Say no more of it."""
-        self.cancelled = self.ended = True
-        self.texts.put_nowait(None)
-        if self.speaking is not None:
-            self.speaking.cancel()
 
 
 @router.websocket("/v1/audio/speech/stream")
@@ -232,7 +189,7 @@ class Session:
             return
         speaking = await self.service.speak(self.client, utterance.asked.manner)
         utterance.speaking = speaking
-        feeder = asyncio.ensure_future(_feed(utterance, speaking, first))
+        feeder = asyncio.ensure_future(feed(utterance, speaking, first))
         try:
             async with speaking:
                 await self._tell(utterance, speaking)
@@ -246,11 +203,12 @@ class Session:
         about = {"utterance_index": self.spoken, "sentence_index": 0}
         asked = utterance.asked
         start = {"type": "audio.start", **about, "format": asked.format, "sample_rate": RATE}
-        sink = _Sound(self, utterance, self.service.sample_rate)
+        sink = Sound(self._send_bytes, utterance, self.service.sample_rate)
         failure: ApiError | None = None
         try:
             await speaking.begun()
-            await self._send(start)
+            if not utterance.cancelled:
+                await self._send(start)
             async for chunk in speaking:
                 await sink.push(chunk.wave)
                 if chunk.words and utterance.config.word_timestamps:
@@ -270,8 +228,7 @@ class Session:
     async def _send(self, event: dict[str, Any]) -> None:
         await self._within(self.websocket.send_text(json.dumps(event)))
 
-    async def send_bytes(self, data: bytes) -> None:
-        """A frame of sound."""
+    async def _send_bytes(self, data: bytes) -> None:
         await self._within(self.websocket.send_bytes(data))
 
     async def _send_error(self, error: ApiError) -> None:
@@ -281,41 +238,3 @@ class Session:
         """Send, unless the client does not read."""
         async with asyncio.timeout(self.service.settings.stall_s):
             await sending
-
-
-class _Sound:
-    """Encodes one utterance: frames as they come, or one at the end."""
-
-    def __init__(self, session: Session, utterance: Utterance, sample_rate: int) -> None:
-        self._session, self._asked, self._rate = session, utterance.asked, sample_rate
-        self._encoder = None
-        if utterance.config.stream_audio:
-            self._encoder = Encoder(self._asked.format, sample_rate, self._asked.speed)
-        self._waves: list[Any] = []
-        self.total = 0
-
-    async def push(self, wave: Any) -> None:
-        if self._encoder is None:
-            self._waves.append(wave)
-        else:
-            await self._out(self._encoder.push(wave))
-
-    async def close(self) -> None:
-        if self._encoder is not None:
-            await self._out(self._encoder.close())
-        elif self._waves:
-            asked = self._asked
-            await self._out(await asyncio.to_thread(whole, asked.format, self._waves, self._rate, asked.speed))
-
-    async def _out(self, data: bytes) -> None:
-        if data:
-            self.total += len(data)
-            await self._session.send_bytes(data)
-
-
-async def _feed(utterance: Utterance, speaking: Speaking, first: str) -> None:
-    text: str | None = first
-    while text is not None:
-        speaking.say(text)
-        text = await utterance.texts.get()
-    speaking.end()

@@ -1,0 +1,103 @@
+"""Slots, the queue, keys in turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from speech_mtp.serving.admission import Admission, Slot
+from speech_mtp.serving.errors import ApiError
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(work)
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_slots_then_a_queue_then_429() -> None:
+    async def work() -> None:
+        admission = Admission(2, 2)
+        slots = [await admission.enter("a") for _ in range(2)]
+        queued = [asyncio.ensure_future(admission.enter("a")) for _ in range(2)]
+        await settle()
+        assert (admission.taken, admission.waiting) == (2, 2)
+        with pytest.raises(ApiError) as refused:
+            await admission.enter("b")
+        assert refused.value.status_code == 429
+        assert 1 <= int(refused.value.headers["Retry-After"]) <= 60
+        slots[0].leave()
+        slots[0].leave()  # once is enough
+        await settle()
+        assert [one.done() for one in queued] == [True, False]
+        assert (admission.taken, admission.waiting) == (2, 1)
+        for slot in (slots[1], queued[0].result()):
+            slot.leave()
+        (await queued[1]).leave()
+        assert (admission.taken, admission.waiting) == (0, 0)
+
+    run(work())
+
+
+def test_keys_take_turns() -> None:
+    async def work() -> None:
+        admission, order = Admission(1, 20), []
+        slot = await admission.enter("first")
+
+        async def one(key: str) -> None:
+            inner = await admission.enter(key)
+            order.append(key)
+            await settle()
+            inner.leave()
+
+        tasks = [asyncio.ensure_future(one(key)) for key in "aaaaabbc"]
+        await settle()
+        slot.leave()
+        await asyncio.gather(*tasks)
+        assert "".join(order) == "abcabaaa"
+
+    run(work())
+
+
+@pytest.mark.parametrize("turn_came", [False, True])
+def test_who_leaves_the_queue_takes_no_slot(turn_came: bool) -> None:
+    async def work() -> None:
+        admission = Admission(1, 5)
+        slot = await admission.enter("a")
+        gone = asyncio.ensure_future(admission.enter("a"))
+        after = asyncio.ensure_future(admission.enter("b"))
+        await settle()
+        if turn_came:
+            slot.leave()
+            gone.cancel()
+        else:
+            gone.cancel()
+            await settle()
+            slot.leave()
+        await settle()
+        assert isinstance(await after, Slot)
+        assert (admission.taken, admission.waiting) == (1, 0)
+
+    run(work())
+
+
+def test_retry_after_follows_how_long_slots_are_held() -> None:
+    async def work() -> None:
+        admission = Admission(1, 4)
+        for _ in range(30):
+            admission.taken += 1
+            admission._left(20.0)
+        slot = await admission.enter("a")
+        tasks = [asyncio.ensure_future(admission.enter("a")) for _ in range(1)]
+        await settle()
+        assert 38 <= admission.retry_after_s() <= 40
+        slot.leave()
+        (await tasks[0]).leave()
+
+    run(work())
