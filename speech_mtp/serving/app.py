@@ -44,7 +44,7 @@ def create_app(
         await service.stop()
 
     shown: dict[str, Any] = {} if settings.docs else {"openapi_url": None, "docs_url": None, "redoc_url": None}
-    app = FastAPI(title="speech_mtp", version=__version__, lifespan=lifespan, **shown)
+    app = FastAPI(title="speech_mtp", version=__version__, lifespan=lifespan, redirect_slashes=False, **shown)
     app.state.service = service
     for router in routers:
         app.include_router(router)

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from speech_mtp.serving.errors import ApiError, internal
 from speech_mtp.serving.metrics import Metrics
+from speech_mtp.serving.responses import StalledClientError
 from speech_mtp.serving.settings import Settings
 
 log = logging.getLogger("speech_mtp.serving")
@@ -59,6 +60,8 @@ class Door:
             await self.app(scope, receive, visit.send)
         except ApiError as error:
             await self._refuse(error, scope, receive, visit)
+        except StalledClientError:
+            log.info("id=%s does not read and is cut off", visit.id)
         except Exception as error:
             log.error("id=%s failed: %s", visit.id, _where(error))
             if visit.status is None:

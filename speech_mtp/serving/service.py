@@ -19,7 +19,7 @@ from speech_mtp.serving.errors import ApiError
 from speech_mtp.serving.metrics import Metrics
 from speech_mtp.serving.names import Names
 from speech_mtp.serving.settings import Settings
-from speech_mtp.serving.speaking import Manner, Speaking
+from speech_mtp.serving.speaking import EngineFailedError, Manner, Speaking
 from speech_mtp.streaming.conversation import Writer
 from speech_mtp.streaming.scheduler import Scheduler
 
@@ -88,18 +88,19 @@ class VoiceService:
         except TimeoutError:
             log.warning("%d streams did not end within %g s and are cut off", len(self.speaking), deadline_s)
             for speaking in list(self.speaking):
-                speaking.cancel()
+                speaking.cancel(EngineFailedError("The server has ended."))
             return False
         return True
 
     # -- work -----------------------------------------------------------------------------------------------------
-    async def speak(self, key: str, manner: Manner) -> Speaking:
+    async def speak(self, key: str, manner: Manner, characters: int | None = None) -> Speaking:
         """An utterance whose text is still to be said, as soon as ``key`` has a slot; give it text, iterate over it.
+        ``characters`` of it there will be, if that is known.
 
         Raises ApiError when the service is not ready (503), or when too many wait already (429).
         """
         self.check_ready()
-        slot = await self.admission.enter(key)
+        slot = await self.admission.enter(key, characters)
 
         def ended(speaking: Speaking) -> None:
             slot.leave()

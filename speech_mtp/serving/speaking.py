@@ -21,6 +21,8 @@ from speech_mtp.types import Finish, Sampling
 
 SLICE = 256
 """Characters of a text that are read at a time."""
+CUSHION_S = 0.08
+"""How long players gather sound before they begin: what comes later than that is a gap."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,11 @@ class Speaking:
         """The text ends here."""
         self._engine.do(lambda _: self._end_text())
 
-    def cancel(self) -> None:
-        """Say no more; the engine makes at most the step that is running."""
+    def cancel(self, error: Exception | None = None) -> None:
+        """Say no more; the engine makes at most the step that is running. ``error``: what whoever listens is told."""
         if not self._done:
             self._engine.do(lambda _: self._cancel())
-            self._finished(None)
+            self._finished(error)
 
     async def begun(self) -> None:
         """Wait for the first sound. Raises ValueError for text that cannot be spoken."""
@@ -176,7 +178,10 @@ class Speaking:
             chunks = stream.take()
         except Exception as fault:
             error = fault
-        over = error is not None or bool(chunks and chunks[-1].finish is not None)
+        finish = chunks[-1].finish if chunks else None
+        if finish is not None and finish.reason == "cancelled":  # not by its client, so the engine has ended
+            error = EngineFailedError("The engine has ended.")
+        over = error is not None or finish is not None
         if chunks or over:
             self._count(chunks, now)
             self._tell(chunks, error, over)
@@ -204,6 +209,7 @@ class Speaking:
             seconds = len(chunk.wave) / self._rate
             if seconds and tally.first_audio_s is None:
                 tally.first_audio_s = now - tally.began
+                self._plays_until = now + CUSHION_S
             elif seconds and now > self._plays_until:
                 tally.underruns += 1
             if seconds:
@@ -244,4 +250,4 @@ class Speaking:
 
 
 class EngineFailedError(Exception):
-    """The engine had to start again; the client may ask once more."""
+    """The engine had to start again, or ended; the client may ask once more."""

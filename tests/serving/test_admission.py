@@ -87,17 +87,19 @@ def test_who_leaves_the_queue_takes_no_slot(turn_came: bool) -> None:
     run(work())
 
 
-def test_retry_after_follows_how_long_slots_are_held() -> None:
+def test_retry_after_follows_the_texts_and_how_long_they_held_their_slots() -> None:
     async def work() -> None:
-        admission = Admission(1, 4)
-        for _ in range(30):
-            admission.taken += 1
-            admission._left(20.0)
-        slot = await admission.enter("a")
-        tasks = [asyncio.ensure_future(admission.enter("a")) for _ in range(1)]
+        admission = Admission(2, 4)
+        admission._pace_s = 0.1
+        slots = [await admission.enter("a", 100), await admission.enter("a", 300)]
+        tasks = [asyncio.ensure_future(admission.enter("a", 50 * i)) for i in (1, 2)]
         await settle()
-        assert 38 <= admission.retry_after_s() <= 40
-        slot.leave()
-        (await tasks[0]).leave()
+        # Slots are free after 10 and 30 s; the first of the waiting speaks till 15, the second till 25.
+        assert admission.retry_after_s() == 25
+        slots[0].leave()  # at once, so texts go faster than was thought
+        assert admission._pace_s == pytest.approx(0.08)
+        for task in tasks:
+            await settle()
+            task.cancel()
 
     run(work())

@@ -18,6 +18,7 @@ from speech_mtp.serving.settings import Settings
 from speech_mtp.serving.speaking import EngineFailedError, Manner, Speaking
 from speech_mtp.streaming.pipeline import speak
 from speech_mtp.streaming.scheduler import Scheduler
+from speech_mtp.streaming.stream import Chunk
 from speech_mtp.types import Sampling
 from tests.serving.running import LONG, TEXT
 from tests.tiny import tiny_model
@@ -128,9 +129,20 @@ def test_a_paced_stream_is_made_as_it_is_heard() -> None:
             assert time.monotonic() - began > audio_s - 1.0
             assert audio_s > 2
             assert speaking.tally.held_s > 1
-            assert speaking.tally.underruns == 0
 
     asyncio.run(run())
+
+
+def test_a_gap_that_a_listener_hears_is_counted() -> None:
+    async def run() -> int:
+        async with started() as service:
+            speaking = await service.speak("me", Manner("low"))
+            for now, seconds in ((10.0, 0.01), (10.07, 0.04), (10.12, 0.08), (10.3, 0.08), (10.31, 0.08)):
+                speaking._count([Chunk(torch.zeros(int(seconds * service.sample_rate)))], now)
+            speaking.cancel()
+            return speaking.tally.underruns
+
+    assert asyncio.run(run()) == 1  # sound until 10.21, more at 10.3
 
 
 def test_a_client_that_takes_nothing_stops_the_work() -> None:
@@ -221,7 +233,8 @@ def test_a_drain_has_a_deadline() -> None:
         async with started() as service:
             speaking = await service.speak("me", Manner("low"))  # whose text never comes
             assert not await service.drain(0.2)
-            assert speaking.outcome == "cancelled"
+            with pytest.raises(EngineFailedError):
+                await sound(speaking)
             assert service.speaking == set()
 
     asyncio.run(run())

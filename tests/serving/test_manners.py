@@ -14,6 +14,8 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from speech_mtp.serving.settings import Settings, check_key, read_keys
 from tests.serving.running import LONG, TEXT, Running, serving, until
@@ -38,7 +40,8 @@ def request(body: str) -> tuple[str, str]:
 
 def test_a_client_that_leaves_stops_the_work(server: Running) -> None:
     with server.http.stream("POST", "/v1/audio/speech", json={"input": LONG, "response_format": "pcm"}) as answer:
-        next(answer.iter_raw())
+        parts = answer.iter_raw()
+        next(parts)
         assert server.service.admission.taken == 1
     until(lambda: server.service.admission.taken == 0)
     until(lambda: server.service.engine.scheduler is not None and not server.service.engine.scheduler.streams)
@@ -50,7 +53,8 @@ def test_a_client_that_leaves_stops_the_work(server: Running) -> None:
 def test_a_client_that_leaves_the_queue_is_forgotten() -> None:
     with serving(Settings(max_streams=1)) as server:
         with server.http.stream("POST", "/v1/audio/speech", json={"input": LONG, "stream_format": "audio"}) as answer:
-            next(answer.iter_raw())
+            parts = answer.iter_raw()
+            next(parts)
             waiting = raw(server.port, *request('{"input": "Good.", "response_format": "pcm"}'))
             until(lambda: server.service.admission.waiting == 1)
             waiting.close()
@@ -144,6 +148,15 @@ def test_a_fault_of_ours_is_a_500_without_its_words(
     until(lambda: server.service.admission.taken == 0)
 
 
+def test_a_socket_is_refused_while_the_server_ends() -> None:
+    with serving() as server:
+        server.service.admission.draining = True
+        with pytest.raises(InvalidStatus) as refused, connect(f"ws://127.0.0.1:{server.port}/v1/audio/speech/stream"):
+            pass
+        assert refused.value.response.status_code == 503
+        assert b'"code":"unavailable"' in (refused.value.response.body or b"")
+
+
 def test_metrics_count_what_was_said() -> None:
     with serving() as server:
         server.post(input=LONG[:300], voice="low", response_format="pcm")
@@ -178,7 +191,9 @@ def test_slow_requests_and_too_many_connections_are_hung_up_on() -> None:
 def test_no_http_is_refused_in_the_shape_too(server: Running) -> None:
     one = raw(server.port, "\x00\x01 nonsense\n\n")
     one.settimeout(5)
-    answer = one.recv(4000).decode()
+    answer = ""
+    while part := one.recv(4000).decode():
+        answer += part
     assert answer.startswith("HTTP/1.1 400")
     assert '"error"' in answer
 

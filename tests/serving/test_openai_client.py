@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import openai
 import pytest
-
-openai = pytest.importorskip("openai", reason="needs the extra dev")
 
 from speech_mtp.serving.settings import Settings
 from tests.serving.running import LONG, TEXT, Running, serving
@@ -75,7 +74,8 @@ def test_the_sdk_waits_as_it_is_told() -> None:
         with server.http.stream(
             "POST", "/v1/audio/speech", json={"input": LONG[:900], "stream_format": "audio"}
         ) as one:
-            next(one.iter_raw())
+            parts = one.iter_raw()
+            next(parts)
             with pytest.raises(openai.RateLimitError) as refused:
                 openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0).audio.speech.create(
                     model="tts-1", voice="alloy", input=TEXT

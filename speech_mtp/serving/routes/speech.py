@@ -48,8 +48,7 @@ async def speech(body: SpeechRequest, request: Request, service: Service, client
 
 async def begun(service: VoiceService, client: str, asked: Order, text: str) -> Speaking:
     """An utterance of which there is a first sound. Raises ApiError for text that cannot be spoken."""
-    manner = asked.manner
-    speaking = await service.speak(client, manner)
+    speaking = await service.speak(client, asked.manner, len(text))
     try:
         speaking.say(text)
         speaking.end()
