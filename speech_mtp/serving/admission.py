@@ -64,7 +64,7 @@ class Admission:
         return max(1, min(MOST_RETRY_S, math.ceil(free_at[0])))
 
     async def enter(self, key: str, characters: int | None = None) -> Slot:
-        """A slot for ``key`` and a text of so many ``characters`` (None: still being written), at once or after waiting.
+        """A slot for ``key`` and a text of so many ``characters`` (None: not known yet), at once or after waiting.
         Raises ApiError: 429 when too many wait, 503 when draining."""
         self.check_open()
         characters = characters or USUAL_CHARACTERS

@@ -36,8 +36,8 @@ async def started(settings: Settings | None = None, **more: Any) -> AsyncIterato
     assert not service.engine.alive
 
 
-async def asked(service: VoiceService, text: str = TEXT, manner: Manner = Manner("low"), key: str = "me") -> Speaking:
-    speaking = await service.speak(key, manner)
+async def asked(service: VoiceService, text: str = TEXT, manner: Manner | None = None, key: str = "me") -> Speaking:
+    speaking = await service.speak(key, manner or Manner("low"))
     speaking.say(text)
     speaking.end()
     return speaking
