@@ -7,6 +7,7 @@ command, or until the next of its jobs has been played far enough to be talked o
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -145,4 +146,6 @@ class Engine:
             job.fail(error)
         self._jobs = []
         assert self.scheduler is not None
+        with contextlib.suppress(Exception):  # it is broken already
+            self.scheduler.close()
         self.scheduler = self._build()

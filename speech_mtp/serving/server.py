@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from types import FrameType
 from typing import Any
 
@@ -19,6 +20,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from speech_mtp.serving.errors import ApiError
 from speech_mtp.serving.service import VoiceService
 from speech_mtp.serving.settings import Settings
+
+log = logging.getLogger("speech_mtp.serving")
 
 LAST_BYTES_S = 10
 """For what is still in flight when the last stream has ended."""
@@ -36,6 +39,9 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: Any = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        for server in self.servers:
+            host, port = server.sockets[0].getsockname()[:2]
+            log.info("serving at http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._draining is not None or self._loop is None:
@@ -133,6 +139,7 @@ def make_server(app: FastAPI, host: str, port: int) -> DrainingServer:
         ws_per_message_deflate=False,
         loop="asyncio",
         log_config=None,
+        log_level="warning",  # it would tell the query of a socket's address
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=LAST_BYTES_S,

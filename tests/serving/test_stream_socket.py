@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -225,3 +226,20 @@ def test_a_session_is_refused_before_it_is_opened() -> None:
         ):
             pass
         assert refused.value.response.status_code == 403
+
+
+def test_a_session_is_told_when_the_server_ends() -> None:
+    with serving() as server, socket(server) as one:
+        send(one, "session.config", voice="low")
+        send(one, "input.text", text=TEXT)
+        until(lambda: server.service.admission.taken == 1)
+        server.server.handle_exit(signal.SIGTERM, None)
+        sound, events = heard(one)  # what was sent is said
+        assert sound == spoken()
+        assert events[-1]["finish_reason"] == "stop"
+        assert heard(one)[1][0]["error"]["code"] == "unavailable"
+        assert heard(one)[1][0]["type"] == "session.done"
+        with pytest.raises(ConnectionClosed) as closed:
+            one.recv(timeout=5)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012
