@@ -115,31 +115,35 @@ def bench_identity(
     max_new_tokens: Tokens = 128,
     limit: Limit = None,
     batch: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 16,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw among the tokens that make up so much of the chance.")] = 1.0,
     backbone: TextBackbone = None,
     device: Device = "cpu",
     threads: Threads = None,
 ) -> int:
-    """Greedy answers to the first turns against plain decoding and transformers. Exit code 1 for a fault; what bf16
-    rounds otherwise is none."""
+    """Answers to the first turns against plain decoding (drawn: of the same seed) and, greedy, transformers. Exit code
+    1 for a fault; what bf16 rounds otherwise is none."""
     check_output(out, (".json",))
     from speech_mtp.evaluation.contenders import ours, theirs
     from speech_mtp.evaluation.identity import Group, faults, identity
     from speech_mtp.evaluation.questions import read_questions
     from speech_mtp.evaluation.tables import identity_table
     from speech_mtp.lm.chat import opening
+    from speech_mtp.types import Sampling
 
-    asked = read_questions(questions, limit)
+    asked, sampling = read_questions(questions, limit), Sampling(temperature=temperature, top_p=top_p)
     chosen, named = _rules(rules), _named(heads)
     groups: list[Group] = []
     weights: dict[str, str] = {}
     for dtype, lm in _models(dtypes, backbone, device, threads=threads).items():
-        pairs = ours(lm, dtype, _load_heads(named, lm, weights), chosen)
-        peers = [] if lm.invariant else theirs(lm, dtype, lookup=False)
+        pairs = ours(lm, dtype, _load_heads(named, lm, weights), chosen, sampling)
+        peers = [] if lm.invariant or temperature else theirs(lm, dtype, lookup=False)
         references = {"vanilla": pairs[0], **{peer.program: peer for peer in peers}}
-        groups.append(Group(lm, [*pairs, *peers], references))
+        groups.append(Group(lm, [*pairs, *peers], references, sampling))
     prompts = [opening(lm.tokenizer, [{"role": "user", "content": question.turns[0]}]) for question in asked]
     everybody = [contender for group in groups for contender in group.contenders]
-    journal = _journal(out, asked, everybody, weights, max_new_tokens, lm, batch=batch)
+    drawn = {"temperature": temperature, "top_p": top_p} if temperature else {}
+    journal = _journal(out, asked, everybody, weights, max_new_tokens, lm, batch=batch, **drawn)
     report = identity(groups, prompts, max_new_tokens, batch, journal)
     print(identity_table(report))
     write_report(out, {"settings": journal.settings, **report})
@@ -211,7 +215,7 @@ def _beside_text(model: SpeechModel, texts: list[str], backbone: str | None, thr
     from speech_mtp.streaming.at_once import text_beside_speech
     from speech_mtp.streaming.conversation import Writer
 
-    return text_beside_speech(model, Writer(load_text_lm(backbone, "fp32", "cpu", threads=threads)), texts)
+    return text_beside_speech(model, Writer(load_text_lm(backbone, "fp32", "cpu", threads=threads or 1)), texts)
 
 
 def _counts(streams: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,11 @@ from speech_mtp.cli.shared import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from speech_mtp.codecs.base import Codec
+    from speech_mtp.evaluation.alignment import Aligner
+    from speech_mtp.evaluation.codec_report import Sample
     from speech_mtp.lm.bundle import SpeechModel
     from speech_mtp.streaming.timed import Utterance
     from speech_mtp.types import Sampling
@@ -84,6 +90,9 @@ def _recording_of(model: str, voice: str) -> tuple[Any, int] | None:
     return next((audio.read(path, mono=True) for path in paths if path.is_file()), None)
 
 
+PARTS = ("quality", "views", "probes", "swaps")
+
+
 @group.command("codec")
 def eval_codec(
     out: Annotated[Path, typer.Option("--json", help="File for the report.")],
@@ -96,23 +105,113 @@ def eval_codec(
     split: Annotated[str, typer.Option(help="Which part of a corpus.")] = "dev",
     per_voice: Annotated[int, typer.Option(min=1, help="Recordings of each voice at most.")] = 50,
     codec: Annotated[str, typer.Option(help="Packaged name, folder or hub id.")] = "tiny-en",
+    parts: Annotated[str, typer.Option(help=f"What to measure, with commas between: {', '.join(PARTS)}.")] = (
+        "quality,views,probes"
+    ),
+    per_voice_probes: Annotated[int, typer.Option(min=1, help="The same for the part 'probes'.")] = 60,
+    probe_steps: Annotated[int, typer.Option(min=1, help="Training steps of each probe.")] = 600,
+    swap_pairs: Annotated[int, typer.Option(min=1, help="Pairs of utterances of the part 'swaps'.")] = 20,
+    aligner: Annotated[
+        str, typer.Option(help="Codec whose phoneme head tells which phoneme a frame speaks; the same for all codecs.")
+    ] = "tiny-en",
+    plot: Annotated[Path | None, typer.Option(help="PNG file for a picture of 'views' and 'probes'.")] = None,
     seed: int = 0,
     threads: Threads = None,
 ) -> None:
-    """Round trip, bit rate, code usage, timbre swap, agreement of voices, melody."""
+    """Quality (round trip, bit rate, code usage, timbre swap, agreement of voices, melody) and predictability: codes
+    that stay in other views of a recording, what probes tell of each stream, and what swapping each stream changes."""
     check_output(out, (".json",))
+    if plot is not None:
+        check_output(plot, (".png",))
+    wanted = _parts(parts)
     if not audio_dir and not corpus_dir:
         raise ValueError("Give the recordings to evaluate on: --audio DIR or --corpus FOLDER.")
     from speech_mtp import hub
     from speech_mtp.corpus.samples import from_corpus, from_folder
     from speech_mtp.evaluation.codec_report import Sample, codec_report
+    from speech_mtp.evaluation.plots import predictability_bars
+    from speech_mtp.evaluation.predictability_table import predictability_table
+    from speech_mtp.evaluation.stream_swaps import stream_swaps
+    from speech_mtp.evaluation.view_agreement import view_agreement
     from speech_mtp.threads import use_threads
 
     use_threads(threads)
     loaded = hub.load_codec(codec)
-    rate = loaded.spec.sample_rate
-    found = [sample for folder in audio_dir or () for sample in from_folder(folder, rate, per_voice)]
-    found += [sample for folder in corpus_dir or () for sample in from_corpus(folder, split, rate, per_voice)]
-    report = codec_report(loaded, [Sample(*sample) for sample in found], seed=seed)
-    print(summary(report["round_trip"]))
-    write_report(out, {"codec": codec, **report})
+
+    def recordings(number: int) -> list[Sample]:
+        rate = loaded.spec.sample_rate
+        found = [sample for folder in audio_dir or () for sample in from_folder(folder, rate, number)]
+        found += [sample for folder in corpus_dir or () for sample in from_corpus(folder, split, rate, number)]
+        return [Sample(*sample) for sample in found]
+
+    samples = recordings(per_voice)
+    report: dict[str, Any] = {"codec": codec}
+    if "quality" in wanted:
+        report |= codec_report(loaded, samples, seed=seed)
+        print(summary(report["round_trip"]))
+    if "views" in wanted:
+        report["views"] = view_agreement(loaded, samples, seed, report=_tell)
+    if "probes" in wanted:
+        report["probes"] = _probes(loaded, recordings(per_voice_probes), aligner, probe_steps)
+    if "swaps" in wanted:
+        report["swaps"] = stream_swaps(loaded, samples, swap_pairs, seed=seed, report=_tell)
+    print(predictability_table(report))
+    if plot is not None:
+        predictability_bars(report, plot)
+        print(f"wrote {plot}")
+    write_report(out, report)
+
+
+def _parts(text: str) -> set[str]:
+    from speech_mtp.plugins import nearest
+
+    wanted = {part.strip() for part in text.split(",")}
+    for part in sorted(wanted - set(PARTS)):
+        raise ValueError(f"--parts has no {part!r}; {nearest(part, PARTS)}.")
+    return wanted
+
+
+def _probes(codec: Codec, samples: list[Sample], aligner: str, steps: int) -> dict[str, Any] | None:
+    """None, and a word about it, where too few recordings have a text."""
+    from speech_mtp.evaluation.alignment import aligned_utterances
+    from speech_mtp.evaluation.stream_probes import FEWEST_SENTENCES, stream_probes
+    from speech_mtp.text.phonemes import SYMBOLS
+
+    if len({sample.text for sample in samples if sample.text}) < FEWEST_SENTENCES:
+        print(f"probes: left out, they need {FEWEST_SENTENCES} recordings of different sentences with their texts")
+        return None
+    utterances = list(aligned_utterances(codec, samples, _aligner(aligner), _tell))
+    return {"aligner": aligner, **stream_probes(codec.spec, utterances, len(SYMBOLS), steps, _tell)}
+
+
+def _aligner(name: str) -> Aligner:
+    """Forced alignment by the phoneme head of a decoupled codec, and the text read by the packaged G2P."""
+    import torch
+
+    from speech_mtp import audio, hub, plugins
+    from speech_mtp.codecs.decoupled import Decoupled
+    from speech_mtp.corpus.align import unit_of_frame
+    from speech_mtp.text.g2p.base import read_text
+
+    codec = hub.load_codec(name)
+    if not isinstance(codec, Decoupled) or codec.phonemes is None:
+        raise ValueError(f"The codec {name!r} has no phoneme head, so it cannot align; name another --aligner.")
+    head, spec = codec.phonemes, codec.spec
+    g2p = plugins.build("text.g2p", "hibari")
+
+    @torch.inference_mode()
+    def align(wave: Tensor, sample_rate: int, text: str) -> tuple[Tensor, Tensor, float] | None:
+        codes = codec.encode(audio.resample(wave, sample_rate, spec.sample_rate)[None, None])
+        content, _ = codec.values(codes.frames)
+        laws = head(content, torch.ones_like(content[..., :1])).log_softmax(-1)[0]
+        phonemes = torch.tensor([unit.id for unit in read_text(g2p, text)])
+        unit = unit_of_frame(laws, phonemes)
+        return None if unit is None else (phonemes, unit, spec.frame_rate_hz)
+
+    return align
+
+
+def _tell(what: str) -> None:
+    """Says what is going on, to who watches."""
+    if sys.stderr.isatty():
+        print(f"\r{what:<60}", end="", file=sys.stderr, flush=True)

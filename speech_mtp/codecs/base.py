@@ -24,6 +24,11 @@ class Codec(nn.Module, ABC):
 
     spec: CodecSpec
 
+    @property
+    def delay_s(self) -> float:
+        """Seconds by which streamed sound lags behind the frames that were pushed."""
+        return 0.0
+
     @abstractmethod
     def encode(self, wave: Tensor, lengths: Tensor | None = None) -> Codes:
         """``wave [B, 1, S]`` float in [-1, 1] at ``spec.sample_rate`` -> codes.

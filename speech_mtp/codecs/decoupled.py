@@ -45,6 +45,11 @@ class DecoupledConfig:
     num_symbols: int = 0
 
 
+def scaled(log_mel: Tensor) -> Tensor:
+    """Log-mel values in the range that the encoders read."""
+    return (log_mel + 6) / 3
+
+
 class FrameEncoder(nn.Module):
     """Features at 100 Hz -> vectors at the frame rate: ConvNeXt blocks, a strided patch, more blocks."""
 
@@ -153,7 +158,7 @@ class Decoupled(Codec):
         wave = F.pad(wave, (0, frames * size - wave.shape[-1]))
         wave = wave * (torch.arange(wave.shape[-1], device=wave.device) < lengths[:, None])
         mask = torch.arange(frames, device=wave.device) < (-(-lengths // size))[:, None]
-        mel = (self.mel(wave) + 6) / 3
+        mel = scaled(self.mel(wave))
         energy = mel.exp().mean(-1, keepdim=True).log()
         return mel, torch.cat([(self.low(wave) + 2) / 3, energy], -1), mask[..., None].to(mel.dtype)
 
@@ -194,6 +199,11 @@ class Decoupled(Codec):
         self.decoder.reset(state.inner, rows, timbre)
         state.raw[rows] = 0
         state.due[rows] = 0
+
+    @property
+    def delay_s(self) -> float:
+        """Seconds that the decoder looks ahead."""
+        return self.decoder.delay_samples / self.spec.sample_rate
 
     @torch.inference_mode()
     def push(self, state: DecoupledState, frames: Tensor, lengths: Tensor) -> list[Tensor]:

@@ -8,20 +8,22 @@ they were kept as text.) All files grow by whole batches and survive a kill.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field
 
 from speech_mtp.corpus.manifest import read_lines
 from speech_mtp.corpus.selfwrite import Drawing, chat_tokens, sample_answers, write_batches
+from speech_mtp.decoding.static_batch import StaticBatch
 from speech_mtp.decoding.text import start as start_text
+from speech_mtp.lm.chat import openings
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.plugins import nearest
-from speech_mtp.types import Sampling
+from speech_mtp.types import RowSampling, Sampling
 
 PROMPTS, ANSWERS, SELFWRITTEN = "prompts.jsonl", "answers.jsonl", "selfwritten.jsonl"
 
@@ -37,13 +39,22 @@ class InventConfig(Drawing):
 
 
 class AnswerConfig(Drawing):
-    """How answers are drawn: greedily, unless there is a temperature. Longer prompts than the maximum are left out."""
+    """How answers are drawn: greedily, unless there is a temperature; then every ``sample_every``-th batch is drawn and
+    the others are greedy. Longer prompts than the maximum are left out. After ``max_time_s`` no batch is begun."""
 
     max_prompt_tokens: int = Field(default=256, ge=1)
     batch: int = Field(default=32, ge=1)
     max_new_tokens: int = Field(default=192, ge=1)
     temperature: float = Field(default=0.0, ge=0)
     top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    sample_every: int = Field(default=1, ge=1)
+    max_time_s: float | None = Field(default=None, gt=0)
+
+    def sampling(self, start: int) -> Sampling:
+        """Of the batch that begins with the prompt ``start``."""
+        last_of_a_turn = (start // self.batch + 1) % self.sample_every == 0
+        return Sampling(temperature=self.temperature if last_of_a_turn else 0.0, top_k=self.top_k, top_p=self.top_p)
 
 
 @dataclass(frozen=True)
@@ -68,16 +79,23 @@ def read_prompts(path: Path, field: str) -> list[str]:
     return prompts
 
 
-def invent_prompts(model: Any, tokenizer: Any, path: Path, config: InventConfig) -> list[str]:
-    """Prompts that ``model``, an instruct model, draws as the words of a user; distinct, in the order of ``path``.
+def invent_prompts(lm: TextLM, path: Path, config: InventConfig) -> list[str]:
+    """Prompts that ``lm``, an instruct model, draws as the words of a user; distinct, in the order of ``path``.
 
     The file at ``path`` keeps all that was drawn and is gone on with.
     """
-    opening = chat_tokens(tokenizer, "")
+    opening = chat_tokens(lm.tokenizer, "")
+    many = _many_at_once(lm, config.batch, len(opening), config.max_new_tokens)
 
     def draw(batch: list[str], start: int) -> list[dict[str, Any]]:
-        rows = sample_answers(model, tokenizer, [opening] * len(batch), config, config.seed + start)
-        return [{"text": tokenizer.decode(row, skip_special_tokens=True).strip()} for row in rows]
+        rows, seed = [opening] * len(batch), config.seed + start
+        if many is None:
+            said = sample_answers(lm.model, lm.tokenizer, rows, config, seed)
+        else:
+            said = many.answer(
+                rows, _seeded(lm, Sampling(temperature=config.temperature, top_k=config.top_k), rows, seed)
+            )
+        return [{"text": lm.tokenizer.decode(row, skip_special_tokens=True).strip()} for row in said]
 
     write_batches(path, [""] * config.prompts, config.batch, draw)
     return [text for text in dict.fromkeys(str(line["text"]) for line in read_lines(path)) if text]
@@ -88,20 +106,52 @@ def write_answers(lm: TextLM, prompts: Sequence[str], path: Path, config: Answer
 
     A line has ``index``, ``prompt``, and the token ids ``prompt_ids`` and ``answer_ids``. The tokenizer of ``lm`` needs
     a chat template. An answer depends on the seed and its index, and by rounding on its batch, which is the same when a
-    file is gone on with. Prompts of like length side by side save time. Raises ValueError if the file there answers
-    other prompts.
+    file is gone on with. Prompts of like length side by side save time: on a GPU, where batches are large, they are
+    brought into such an order. Raises ValueError if the file there answers other prompts.
     """
-    ids = {prompt: chat_tokens(lm.tokenizer, prompt) for prompt in prompts}
+    ids = dict(zip(prompts, openings(lm.tokenizer, prompts), strict=True))
     short = [prompt for prompt in prompts if len(ids[prompt]) <= config.max_prompt_tokens]
+    many = _many_at_once(lm, config.batch, config.max_prompt_tokens, config.max_new_tokens)
+    if many is not None:
+        short = like_lengths(short, [len(ids[prompt]) for prompt in short], config.batch, config.seed)
 
     def answer(batch: list[str], start: int) -> list[dict[str, Any]]:
         rows = [ids[prompt] for prompt in batch]
-        sampling = Sampling(temperature=config.temperature, top_k=config.top_k)
-        seeds = torch.arange(start, start + len(rows), device=lm.device) + config.seed
-        said = start_text(lm, rows, sampling, None, config.max_new_tokens, seeds=seeds).complete()
+        sampling = _seeded(lm, config.sampling(start), rows, config.seed + start)
+        if many is None:
+            seeds = sampling.seed
+            said = start_text(lm, rows, sampling.settings[0], None, config.max_new_tokens, seeds=seeds).complete()
+        else:
+            said = many.answer(rows, sampling)
         return [{"prompt_ids": row, "answer_ids": new} for row, new in zip(rows, said, strict=True)]
 
-    return write_batches(path, short, config.batch, answer)
+    return write_batches(path, short, config.batch, answer, config.max_time_s)
+
+
+def like_lengths(prompts: Sequence[str], lengths: Sequence[int], batch: int, seed: int, window: int = 4) -> list[str]:
+    """``prompts`` in a random order, so that any beginning is a fair sample, but with those of like ``lengths`` in a
+    batch: ``window`` batches are sorted at a time, and mixed again as wholes."""
+    order = list(range(len(prompts)))
+    random.Random(seed).shuffle(order)
+    found: list[str] = []
+    for first in range(0, len(order), window * batch):
+        nearby = sorted(order[first : first + window * batch], key=lengths.__getitem__)
+        batches = [nearby[at : at + batch] for at in range(0, len(nearby), batch)]
+        random.Random(seed + first).shuffle(batches)
+        found += [prompts[i] for one in batches for i in one]
+    return found
+
+
+def _many_at_once(lm: TextLM, batch: int, prompt: int, answer: int) -> StaticBatch | None:
+    """What answers ``batch`` prompts of so many tokens at once on a GPU; elsewhere rows are better off one by one."""
+    if lm.device.type != "cuda" or lm.decoder is None:
+        return None
+    return StaticBatch(lm, batch, prompt, answer)
+
+
+def _seeded(lm: TextLM, sampling: Sampling, rows: Sequence[Any], first: int) -> RowSampling:
+    """``sampling`` for each of ``rows``, with seeds that count from ``first``."""
+    return RowSampling([replace(sampling, seed=first + b) for b in range(len(rows))], lm.device)
 
 
 def write_selfwritten(tokenizer: Any, sources: Sequence[Path], path: Path, max_new_tokens: int) -> int:

@@ -165,9 +165,9 @@ def _speak_all(
     if not batches:
         return
     workers = min(config.workers or processors(), len(batches))
-    with _one_thread_each():
+    with one_thread_each():
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
         try:
             running: list[Future[list[ManifestEntry | Reject]]] = []
             for batch in batches:
@@ -227,7 +227,7 @@ def _g2p(spec: str) -> G2P:
     return g2p
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -241,7 +241,7 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """Processes started inside compute on one thread each, so that one process a core fills the machine."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,20 +111,29 @@ def write(model: Any, tokenizer: Any, prompts: Sequence[str], config: WriteConfi
 
 
 def write_batches(
-    path: Path, prompts: Sequence[str], size: int, answer: Callable[[list[str], int], list[dict[str, Any]]]
+    path: Path,
+    prompts: Sequence[str],
+    size: int,
+    answer: Callable[[list[str], int], list[dict[str, Any]]],
+    max_time_s: float | None = None,
 ) -> int:
     """Lines of ``index``, ``prompt`` and what ``answer(batch, index of its first prompt)`` gives for each prompt.
 
-    A file that is there is gone on with; returns how many lines are new. Raises as :func:`write`.
+    A file that is there is gone on with; returns how many lines are new. After ``max_time_s`` no batch is begun.
+    Raises as :func:`write`.
     """
+    begun = time.monotonic()
     with JsonLines(path) as log:
-        done = answered(path, prompts)
+        done = written = answered(path, prompts)
         starts = range(done, len(prompts), size)
         for start in tqdm(starts, desc="writing", unit="batch", disable=not sys.stderr.isatty()):
+            if max_time_s is not None and time.monotonic() - begun > max_time_s:
+                break
             batch = list(prompts[start : start + size])
             pairs = enumerate(zip(batch, answer(batch, start), strict=True), start=start)
             log.append({"index": index, "prompt": prompt, **entries} for index, (prompt, entries) in pairs)
-    return len(prompts) - done
+            written = start + len(batch)
+    return written - done
 
 
 def answered(path: Path, prompts: Sequence[str]) -> int:

@@ -117,6 +117,14 @@ class AudioStore:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def flat(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """All audio ``int16`` and all pitch ``float32`` as two arrays, and where in them every row begins."""
+        audio, pitch = ([part[kind] for part in self._parts] for kind in (0, 1))
+        parts = np.array(self._part_of)
+        ends = [np.cumsum([0, *(len(array) for array in arrays)])[parts] for arrays in (audio, pitch)]
+        starts = np.array([row.start for row in self.rows]), np.array([row.pitch_start for row in self.rows])
+        return np.concatenate(audio), np.concatenate(pitch), ends[0] + starts[0], ends[1] + starts[1]
+
     def wave(self, index: int) -> Tensor:
         """``[S]`` float in [-1, 1]."""
         row = self.rows[index]

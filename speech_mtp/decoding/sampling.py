@@ -120,6 +120,18 @@ def choose(logits: Tensor, rows: RowSampling, position: Tensor, channel: int) ->
     return best(perturbed(_filtered(logits, rows), rows, position, channel, every))
 
 
+def choose_among(logits: Tensor, rows: RowSampling, position: Tensor, channel: int, count: int = CANDIDATES) -> Tensor:
+    """:func:`choose` among the ``count`` likeliest tokens: the same token, unless top-k and top-p leave more of them.
+    Nothing is sorted or drawn for the whole vocabulary, and nothing copied to the host."""
+    if not rows.sampled:
+        return best(logits)
+    logits = tempered(logits, rows)
+    values, ids = logits.topk(min(count, logits.shape[-1]))
+    if rows.filtered:
+        values = values.masked_fill(values < _least(logits, values, rows), float("-inf"))
+    return ids.gather(1, best(perturbed(values, rows, position, channel, ids))[:, None])[:, 0]
+
+
 def _few(logits: Tensor, rows: RowSampling) -> tuple[Tensor, Tensor] | None:
     """The logits ``[R, N]`` inside top-k and top-p (-inf: outside) and their tokens, if N is small for every row. On a
     CPU only: elsewhere the answer would cost a copy."""

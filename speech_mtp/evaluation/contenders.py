@@ -26,19 +26,21 @@ LOOKUP_TOKENS = 10
 
 @dataclass
 class Answers:
-    """New tokens of every prompt, when the first of them were there, and what drafting gave (None: not known of a
-    peer)."""
+    """New tokens of every prompt, when the first of them were there, and what drafting gave, in all and for every
+    prompt (None: not known of a peer)."""
 
     tokens: list[list[int]]
     watch: Watch
     statistics: Statistics | None = None
+    counts: list[Statistics] | None = None
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to answer prompts greedily: ``answer(prompts, max_new_tokens)``.
+    """A way to answer prompts: ``answer(prompts, max_new_tokens)``.
 
     ``program`` says whose decoder it is; ``head`` and ``rule`` are None for a peer, ``head`` also for rules without.
+    ``same_seed``: drawn text is that of plain decoding of the same seed, token by token.
     """
 
     program: str
@@ -48,6 +50,7 @@ class Contender:
     lossless: bool
     device: torch.device
     answer: Callable[[Prompts, int], Answers] = field(repr=False, compare=False)
+    same_seed: bool = True
 
     @property
     def name(self) -> str:
@@ -64,9 +67,19 @@ class Contender:
         return self.rule == "vanilla" and self.head is None
 
 
-def ours(lm: TextLM, dtype: str, heads: Mapping[str, MTPHead], rules: Sequence[Spec] | None = None) -> list[Contender]:
+GREEDY = Sampling(temperature=0)
+
+
+def ours(
+    lm: TextLM,
+    dtype: str,
+    heads: Mapping[str, MTPHead],
+    rules: Sequence[Spec] | None = None,
+    sampling: Sampling = GREEDY,
+) -> list[Contender]:
     """Plain decoding first, then what else needs no head, then every head with each of ``rules`` that fits (None: all).
 
+    With another ``sampling`` a prompt's seed depends on its place among those that are answered with it.
     Raises ValueError for an unknown rule and for one that fits nothing here.
     """
     wanted = list(catalogue.names()) if rules is None else list(rules)
@@ -79,20 +92,21 @@ def ours(lm: TextLM, dtype: str, heads: Mapping[str, MTPHead], rules: Sequence[S
     idle = [catalogue.label(spec) for spec in rules or () if catalogue.label(spec) not in used]
     if idle:
         raise ValueError(f"The rule {idle[0]} fits none of the heads ({', '.join(heads) or 'there is none'}).")
-    return [_pair(lm, dtype, name, head, spec) for name, head, spec in pairs]
+    return [_pair(lm, dtype, name, head, spec, sampling) for name, head, spec in pairs]
 
 
-def _pair(lm: TextLM, dtype: str, name: str | None, head: MTPHead | None, spec: Spec) -> Contender:
+def _pair(lm: TextLM, dtype: str, name: str | None, head: MTPHead | None, spec: Spec, sampling: Sampling) -> Contender:
     rule = catalogue.build(spec, head)
 
     def answer(prompts: Prompts, max_new_tokens: int) -> Answers:
         watch = Watch(lm.device)
-        run = start(lm, prompts, Sampling(temperature=0), rule, max_new_tokens)
+        run = start(lm, prompts, sampling, rule, max_new_tokens)
         run.advance()
         watch.note(len(run.tokens[0]))
-        return Answers(run.complete(), watch, run.statistics)
+        return Answers(run.complete(), watch, run.statistics, run.counts)
 
-    return Contender(OURS, dtype, name, catalogue.label(spec), rule.lossless, lm.device, answer)
+    same_seed = not (getattr(rule, "rejection", False) and sampling.temperature)
+    return Contender(OURS, dtype, name, catalogue.label(spec), rule.lossless, lm.device, answer, same_seed)
 
 
 def theirs(lm: TextLM, dtype: str, lookup: bool = True) -> list[Contender]:

@@ -12,6 +12,7 @@ from speech_mtp import plugins
 from speech_mtp.evaluation.judge_input import JUDGE_RATE, judge_wave
 
 FRAME_RATE_HZ = 100
+COARSE_RATE_HZ = 50
 MIN_COMMON_FRAMES = 5
 
 
@@ -21,6 +22,22 @@ def log_f0(wave: Tensor, sample_rate: int) -> Tensor:
     samples = judge_wave(wave, sample_rate)
     hop = JUDGE_RATE // FRAME_RATE_HZ
     hertz, _, _ = librosa.pyin(samples, fmin=60, fmax=500, sr=JUDGE_RATE, frame_length=1024, hop_length=hop)
+    return torch.from_numpy(hertz).float().log()
+
+
+def coarse_log_f0(wave: Tensor, sample_rate: int) -> Tensor:
+    """As :func:`log_f0` in steps of 0.3 semitones at 50 frames per second: a quarter of the time or less."""
+    librosa = plugins.require("librosa", "eval")
+    hertz, _, _ = librosa.pyin(
+        judge_wave(wave, sample_rate),
+        fmin=60,
+        fmax=500,
+        sr=JUDGE_RATE,
+        frame_length=1024,
+        hop_length=JUDGE_RATE // COARSE_RATE_HZ,
+        resolution=0.3,
+        n_thresholds=20,
+    )
     return torch.from_numpy(hertz).float().log()
 
 

@@ -1,21 +1,26 @@
-"""Whether greedy text is the same whatever drafts it: many prompts, every head with every rule, in batches.
+"""Whether text is the same whatever drafts it: many prompts, every head with every rule, in batches.
 
-Compared are our plain decoding and ``transformers.generate``. Where two answers part, the model's own logits there say
-whether it was a tie, which rounding decides, or a fault: a batch of another shape may change the last bit of a float.
+Compared are our plain decoding, of drawn text with the same seed, and of greedy text ``transformers.generate``.
+Where two answers part, the model's own logits there say whether it was a tie, which rounding decides, or a fault: a
+batch of another shape may change the last bit of a float.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from speech_mtp.evaluation.contenders import OURS, Contender
+from speech_mtp.decoding.sampling import adjust, perturbed, row_seeds
+from speech_mtp.evaluation.contenders import GREEDY, OURS, Answers, Contender
 from speech_mtp.evaluation.journal import Journal
+from speech_mtp.evaluation.watch import Watch
 from speech_mtp.lm.text_lm import TextLM
+from speech_mtp.types import RowSampling, Sampling
 
 TIE_FP32 = 1e-4
 TIE_BF16_STEPS = 2
@@ -62,11 +67,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Group:
-    """The contenders of one dtype, all with the model ``lm``: what is compared, and with what."""
+    """The contenders of one dtype, all with the model ``lm`` and ``sampling``: what is compared, and with what."""
 
     lm: TextLM
     contenders: Sequence[Contender]
     references: dict[str, Contender]
+    sampling: Sampling = GREEDY
 
 
 def identity(
@@ -98,31 +104,43 @@ def identity(
 
 def _batch(group: Group, prompts: Sequence[Sequence[int]], first: int, max_new_tokens: int) -> dict[str, Any]:
     expected = {name: c.answer(prompts, max_new_tokens).tokens for name, c in group.references.items()}
-    found = {}
+    found: dict[str, Any] = {}
     for contender in group.contenders:
         known = next((expected[name] for name, c in group.references.items() if c is contender), None)
-        said = contender.answer(prompts, max_new_tokens).tokens if known is None else known
+        answers = contender.answer(prompts, max_new_tokens) if known is None else Answers(known, Watch(group.lm.device))
+        said = answers.tokens
         found[contender.name] = {
             "tokens": sum(map(len, said)),
-            "against": {name: asdict(_compare(group.lm, prompts, said, e, first)) for name, e in expected.items()},
+            "against": {name: asdict(_compare(group, prompts, said, e, first)) for name, e in expected.items()},
+            "counts": [[count.forwards, count.emitted] for count in answers.counts or ()],
         }
     return found
 
 
 def _compare(
-    lm: TextLM, prompts: Sequence[Sequence[int]], said: list[list[int]], expected: list[list[int]], first: int
+    group: Group, prompts: Sequence[Sequence[int]], said: list[list[int]], expected: list[list[int]], first: int
 ) -> Comparison:
     result = Comparison()
+    seeds = row_seeds(group.sampling.seed, len(prompts), group.lm.device).tolist()
     for place, (prompt, mine, other) in enumerate(zip(prompts, said, expected, strict=True)):
         if mine == other:
             result.same += 1
         else:
-            result.mismatches.append(explain(lm, prompt, mine, other, first + place))
+            sampling = replace(group.sampling, seed=seeds[place])
+            result.mismatches.append(explain(group.lm, prompt, mine, other, first + place, sampling))
     return result
 
 
-def explain(lm: TextLM, prompt: Sequence[int], said: list[int], expected: list[int], number: int) -> Mismatch:
-    """Where two answers to ``prompt`` part, and what the model thinks of both tokens there."""
+def explain(
+    lm: TextLM,
+    prompt: Sequence[int],
+    said: list[int],
+    expected: list[int],
+    number: int,
+    sampling: Sampling = GREEDY,
+) -> Mismatch:
+    """Where two answers to ``prompt`` part, and what the model thinks of both tokens there: of drawn text, with the
+    noise of that place added."""
     both = zip(said, expected, strict=False)
     at = next((i for i, (a, b) in enumerate(both) if a != b), min(len(said), len(expected)))
     token = said[at] if at < len(said) else None
@@ -130,11 +148,17 @@ def explain(lm: TextLM, prompt: Sequence[int], said: list[int], expected: list[i
     read = torch.tensor([[*prompt, *said[:at]]], device=lm.device)
     with torch.inference_mode():
         states = lm(read, torch.tensor([read.shape[1]], device=lm.device))
-        logits = lm.output.logits(states.top[0, -1]).float()
+        logits = _drawn(lm.output.logits(states.top[:, -1]).float(), read.shape[1], sampling)[0]
     best, second = logits.topk(2).values.tolist()
     gap = None if token is None or other is None else best - min(float(logits[token]), float(logits[other]))
     tie = not lm.invariant and gap is not None and gap <= tie_below(lm.dtype, best)
     return Mismatch(number, at, token, other, gap, best - second, tie)
+
+
+def _drawn(logits: Tensor, position: int, sampling: Sampling) -> Tensor:
+    """What the largest is taken of at ``position``: ``logits [1, V]``, of drawn text by its law and with noise."""
+    rows, every = RowSampling([sampling], logits.device), torch.arange(logits.shape[-1], device=logits.device)
+    return perturbed(adjust(logits, rows), rows, torch.tensor([position], device=logits.device), 0, every)
 
 
 def tie_below(dtype: torch.dtype, logit: float) -> float:
@@ -147,7 +171,10 @@ def tie_below(dtype: torch.dtype, logit: float) -> float:
 
 def _row(contender: Contender, group: Group, journal: Journal) -> dict[str, Any]:
     lines = [line["answers"][contender.name] for line in journal.rows]
-    row = {**contender.entries(), "tokens": sum(line["tokens"] for line in lines)}
+    row = {**contender.entries(), "same_seed": contender.same_seed, "tokens": sum(line["tokens"] for line in lines)}
+    counts = [count for line in lines for count in line["counts"]]
+    if counts:
+        row["tokens_per_forward"], row["interval"] = pace(torch.tensor(counts))
     for name, reference in group.references.items():
         if reference is not contender:
             total = Comparison()
@@ -158,7 +185,18 @@ def _row(contender: Contender, group: Group, journal: Journal) -> dict[str, Any]
     return row
 
 
+def pace(counts: Tensor) -> tuple[float, tuple[float, float]]:
+    """Tokens a forward of prompts with ``counts [prompts, 2]`` of forwards and tokens, and the interval that holds 95 %
+    of 1,000 bootstrap samples of the prompts."""
+    noise = torch.Generator().manual_seed(0)
+    drawn = counts[torch.randint(len(counts), (1000, len(counts)), generator=noise)].sum(1)
+    low, high = torch.quantile(drawn[:, 1] / drawn[:, 0], torch.tensor([0.025, 0.975])).tolist()
+    forwards, tokens = counts.sum(0).tolist()
+    return tokens / forwards, (low, high)
+
+
 def faults(report: dict[str, Any]) -> int:
     """Mismatches that are no ties, of lossless rules of ours in the dtypes of :data:`EXACT`: there must be none."""
-    rows = [row for row in report["rows"] if row["program"] == OURS and row["lossless"] and row["dtype"] in EXACT]
+    ours = [row for row in report["rows"] if row["program"] == OURS and row["lossless"] and row["same_seed"]]
+    rows = [row for row in ours if row["dtype"] in EXACT]
     return sum(len(row[name]["mismatches"]) for row in rows for name in ("vanilla", "transformers") if name in row)

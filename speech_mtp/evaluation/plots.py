@@ -64,6 +64,47 @@ def speed_bars(report: dict[str, Any], out: Path) -> None:
     _save(figure, out)
 
 
+def predictability_bars(report: dict[str, Any], out: Path) -> None:
+    """Equal codes by view (first codebook of each stream) and bits per second by what is known, as PNG."""
+    pyplot = _pyplot()
+    parts = [name for name in ("views", "probes") if report.get(name)]
+    if not parts:
+        raise ValueError("A picture shows the parts 'views' and 'probes', but the report has neither; ask for one.")
+    figure, panels = pyplot.subplots(1, len(parts), figsize=(6.5 * len(parts), 3.6), squeeze=False)
+    for panel, part in zip(panels[0], parts, strict=True):
+        if part == "views":
+            groups = {name: {s: 100 * b[0]["value"] for s, b in found.items()} for name, found in report[part].items()}
+            panel.set_xlabel("equal codes, %")
+        else:
+            groups = _bits_by_condition(report[part]["entropy"])
+            panel.set_xlabel("bits per second")
+        _grouped_bars(panel, groups)
+    _save(figure, out)
+
+
+def _bits_by_condition(entropy: dict[str, Any]) -> dict[str, dict[str, float]]:
+    groups: dict[str, dict[str, float]] = {}
+    for stream, found in entropy.items():
+        for name, figures in found.items():
+            if "bits_per_second" in figures:
+                groups.setdefault(name, {})[stream] = figures["bits_per_second"]
+    return groups
+
+
+def _grouped_bars(panel: Any, groups: dict[str, dict[str, float]]) -> None:
+    """A group of horizontal bars for each entry, the first on top."""
+    series = list(dict.fromkeys(name for group in groups.values() for name in group))
+    height = 0.8 / len(series)
+    for i, name in enumerate(series):
+        at = [j + i * height for j in range(len(groups))]
+        bars = panel.barh(at, [group.get(name, 0.0) for group in groups.values()], height, label=name)
+        panel.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
+    panel.set_yticks([j + 0.4 - height / 2 for j in range(len(groups))], list(groups))
+    panel.invert_yaxis()
+    panel.margins(x=0.25)  # room for the legend
+    panel.legend(fontsize=8, loc="lower right")
+
+
 def _pyplot() -> Any:
     matplotlib = plugins.require("matplotlib", "eval")
     matplotlib.use("Agg")

@@ -75,19 +75,21 @@ class ReadingState:
         """Whether there is text that is not read and may be."""
         return self.lease.alive and max(self.first, self.hidden.shape[1]) < len(self.tokens)
 
-    def next_block(self, whole: bool) -> tuple[int, list[int]]:
-        """Where the block of the next token begins, and its tokens, filled up; or, unless ``whole``, what is unread."""
-        start = self.hidden.shape[1]
-        edge = start // BLOCK * BLOCK
-        if not whole:
-            return start, self.tokens[start : edge + BLOCK]
+    def next_block(self) -> tuple[int, list[int]]:
+        """Where the block of the next token begins, and its tokens, filled up."""
+        edge = self.hidden.shape[1] // BLOCK * BLOCK
         block = self.tokens[edge : edge + BLOCK]
         return edge, block + [0] * (BLOCK - len(block))
 
-    def keep(self, start: int, found: Tensor) -> None:
-        """Take the states ``found [n, D]`` of the tokens from number ``start`` on, of one block, as far as they are
-        new."""
-        known, end = self.hidden.shape[1], min(len(self.tokens), start // BLOCK * BLOCK + BLOCK)
+    def next_tokens(self, blocks: int) -> tuple[int, list[int]]:
+        """Which token is next, and what is unread of its block and the ``blocks - 1`` behind."""
+        start = self.hidden.shape[1]
+        return start, self.tokens[start : (start // BLOCK + blocks) * BLOCK]
+
+    def keep(self, start: int, count: int, found: Tensor) -> None:
+        """Take the first ``count`` of the states ``found [n, D]``, of the tokens from number ``start`` on, as far as
+        they are new."""
+        known, end = self.hidden.shape[1], min(len(self.tokens), start + count)
         self.hidden = torch.cat([self.hidden, found[None, known - start : end - start]], 1)
 
 
@@ -176,27 +178,29 @@ class TextReader(ABC):
         return self.advance_many([state])[0]
 
     @torch.inference_mode()
-    def advance_many(self, states: Sequence[ReadingState]) -> list[bool]:
-        """Read the next block of each text, as far as it is there, all in one pass; for each, whether there was any.
+    def advance_many(self, states: Sequence[ReadingState], blocks: int = 1) -> list[bool]:
+        """Read on in each text, as far as it is there, all in one pass; for each, whether there was any more of it.
 
-        A prefix of more than a block takes a text more than one pass.
+        A pass holds a block of each text, or ``blocks`` in all if that is more. A single block is always read in
+        products of the same shape. A prefix longer than what a pass holds takes another one.
         """
         known = [state.states.shape[1] for state in states]
         with self._lock:
             while behind := [
                 state for state, n in zip(states, known, strict=True) if state.unread and state.states.shape[1] == n
             ]:
-                self._read(behind)
+                self._read(behind, max(1, blocks // len(behind)), exact=len(behind) == 1 and blocks == 1)
         return [state.states.shape[1] > n for state, n in zip(states, known, strict=True)]
 
-    def _read(self, states: list[ReadingState]) -> None:
-        """One pass over the next block of every state."""
+    def _read(self, states: list[ReadingState], blocks: int, exact: bool) -> None:
+        """One pass over the next ``blocks`` of every state; ``exact``: over one that is filled up."""
         assert self._pool is not None, "no text is open"
-        blocks = [state.next_block(whole=len(states) == 1) for state in states]
-        starts, tokens = [start for start, _ in blocks], [block for _, block in blocks]
-        chains = self._pool.chains([state.row for state in states], starts, [len(block) for block in tokens])
-        for state, start, found in zip(states, starts, self._read_chains(chains, tokens), strict=True):
-            state.keep(start, found)
+        pieces = [state.next_block() if exact else state.next_tokens(blocks) for state in states]
+        starts, tokens = [start for start, _ in pieces], [piece for _, piece in pieces]
+        counts = [len(piece) for piece in tokens]
+        chains = self._pool.chains([state.row for state in states], starts, counts)
+        for state, start, count, found in zip(states, starts, counts, self._read_chains(chains, tokens), strict=True):
+            state.keep(start, count, found)
 
     def read_all(self, state: ReadingState) -> Tensor:
         """Read all that has come: the states ``[1, l, D]`` of the text's tokens."""

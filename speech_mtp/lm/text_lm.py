@@ -188,6 +188,11 @@ class TextLM(nn.Module, Trunk):
         return self._decoder is not None and self._decoder.invariant
 
     @property
+    def decoder(self) -> Decoder | None:
+        """Our own layers, once :meth:`prepare` has made them; None for other families."""
+        return self._decoder
+
+    @property
     def ends(self) -> frozenset[int]:
         """The tokens that end an answer."""
         named = getattr(self.model.generation_config, "eos_token_id", None)

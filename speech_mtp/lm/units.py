@@ -140,14 +140,14 @@ class UnitStream:
             self.close()
 
 
-def advance_all(streams: Sequence[UnitStream]) -> list[bool]:
-    """Let the backbone read one block further in every stream with unread text, all of them in one pass; for each,
-    whether it has. The streams are of one maker."""
+def advance_all(streams: Sequence[UnitStream], blocks: int = 1) -> list[bool]:
+    """Let the backbone read on in every stream with unread text, all of them in one pass; for each, whether it has.
+    The streams are of one maker. ``blocks``: see :meth:`speech_mtp.lm.reader.TextReader.advance_many`."""
     if not streams:
         return []
     backbone = streams[0]._maker.backbone
     assert all(stream._maker.backbone is backbone for stream in streams), "streams of several backbones"
-    read = backbone.advance_many([stream._state for stream in streams])
+    read = backbone.advance_many([stream._state for stream in streams], blocks)
     for stream in streams:
         stream._close_if_read()
     return read

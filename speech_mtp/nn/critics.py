@@ -41,28 +41,30 @@ class SpectrogramCritic(nn.Module):
 
 
 class SpectrogramCritics(nn.Module):
-    """One critic per window size; ``wave [B, S]`` -> their outputs."""
+    """One critic per window size; ``wave [B, S]`` -> their outputs, or that of critic ``only`` alone."""
 
     def __init__(self, sizes: tuple[int, ...] = (512, 1024, 2048), width: int = 24) -> None:
         super().__init__()
         self.critics = nn.ModuleList(SpectrogramCritic(n, width) for n in sizes)
 
-    def forward(self, wave: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
-        return [critic(wave) for critic in self.critics]
+    def forward(self, wave: Tensor, only: int | None = None) -> list[tuple[Tensor, list[Tensor]]]:
+        return [critic(wave) for number, critic in enumerate(self.critics) if only in (None, number)]
 
 
-def critic_loss(critics: SpectrogramCritics, fake: Tensor, real: Tensor) -> Tensor:
+def critic_loss(critics: SpectrogramCritics, fake: Tensor, real: Tensor, only: int | None = None) -> Tensor:
     """Least squares: real to 1, fake to 0."""
-    pairs = zip(critics(fake), critics(real), strict=True)
+    pairs = zip(critics(fake, only), critics(real, only), strict=True)
     return torch.stack([f.square().mean() + (r - 1).square().mean() for (f, _), (r, _) in pairs]).mean()
 
 
-def generator_loss(critics: SpectrogramCritics, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+def generator_loss(
+    critics: SpectrogramCritics, fake: Tensor, real: Tensor, only: int | None = None
+) -> tuple[Tensor, Tensor]:
     """``(least squares fake to 1, L1 between feature maps relative to their size)``."""
     with torch.no_grad():
-        wanted = critics(real)
+        wanted = critics(real, only)
     scores, features = [], []
-    for (f, have), (_, want) in zip(critics(fake), wanted, strict=True):
+    for (f, have), (_, want) in zip(critics(fake, only), wanted, strict=True):
         scores.append((f - 1).square().mean())
         features += [F.l1_loss(a, b) / b.abs().mean().clamp(min=1e-4) for a, b in zip(have, want, strict=True)]
     return torch.stack(scores).mean(), torch.stack(features).mean()

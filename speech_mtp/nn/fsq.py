@@ -30,12 +30,24 @@ class FSQ(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``z [..., d]`` (unbounded) -> values ``[..., d]`` on the grid (straight-through) and codes ``[...]``."""
-        top = (self._levels - 1).to(z.dtype)
-        unit = (torch.tanh(z) + 1) / 2 * top
-        digits = unit.round()
-        values = unit + (digits - unit).detach()
+        place = self.place(z)
+        digits = place.round()
+        values = place + (digits - place).detach()
         codes = (digits.long().clamp(min=0) * self._basis).sum(-1)
-        return values / top * 2 - 1, codes
+        return values / (self._levels - 1).to(z.dtype) * 2 - 1, codes
+
+    def place(self, z: Tensor) -> Tensor:
+        """``z [..., d]`` -> where it lies before rounding, in grid steps from 0 to ``levels[i] - 1``, ``[..., d]``."""
+        return (torch.tanh(z) + 1) / 2 * (self._levels - 1).to(z.dtype)
+
+    def log_probabilities(self, place: Tensor, softness: float = 0.15) -> Tensor:
+        """``place [..., d]`` -> log probabilities of every level ``[..., d, max(levels)]`` of a soft rounding.
+
+        The softmax of minus the squared distance over ``softness``; levels that a number lacks have ``-inf``.
+        """
+        level = torch.arange(max(self.levels), device=place.device)
+        scores = -(place[..., None] - level).square() / softness
+        return scores.masked_fill(level >= self._levels[:, None], -math.inf).log_softmax(-1)
 
     def values(self, codes: Tensor) -> Tensor:
         """Codes ``[...]`` -> grid values ``[..., d]``; exact inverse of ``forward``'s codes."""

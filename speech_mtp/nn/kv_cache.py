@@ -24,7 +24,19 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
     """Attention of ``[B, H, M, d]`` over ``[B, H', S, d]``, H' a divisor of H. ``mask`` is added to the
     scores, or is bool (True: may look); ``chain``: M is S, and each sees those before it."""
     grouped = queries.shape[1] != keys.shape[1]
+    if grouped and mask is not None and queries.device.type == "cuda":
+        return _side_by_side(queries, keys, values, mask)
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=chain, enable_gqa=grouped)
+
+
+def _side_by_side(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """The queries of heads that share keys as so many queries of one head: on a GPU no kernel takes a mask and grouped
+    keys, and without one the keys would be copied for every head and all scores kept."""
+    groups, count = queries.shape[1] // keys.shape[1], queries.shape[2]
+    together = queries.unflatten(1, (-1, groups)).flatten(2, 3)
+    repeated = mask.expand(-1, -1, groups, -1) if count == 1 else mask.repeat(1, 1, groups, 1)
+    seen = F.scaled_dot_product_attention(together, keys, values, attn_mask=repeated)
+    return seen.unflatten(2, (groups, count)).flatten(1, 2)
 
 
 @dataclass

@@ -51,6 +51,14 @@ class Pitch:
     log_f0: Tensor
     voiced: Tensor
 
+    def where(self, rows: Tensor, other: Pitch) -> Pitch:
+        """This pitch in ``rows [B]`` (bool), ``other`` in the rest."""
+        mine = rows[:, None]
+        return Pitch(
+            torch.where(mine, self.log_f0, other.log_f0.to(self.log_f0)),
+            torch.where(mine, self.voiced, other.voiced.to(self.voiced)),
+        )
+
 
 class CausalPass:
     """One pass through the causal layers: every layer reads its cache in ``state`` and leaves the new one there."""
@@ -150,12 +158,19 @@ class SourceFilterDecoder(nn.Module):
         state.timbre[rows] = timbre.to(state.timbre)
 
     def forward(
-        self, state: SourceFilterState, content: Tensor, prosody: Tensor, lengths: Tensor, given: Pitch | None = None
+        self,
+        state: SourceFilterState,
+        content: Tensor,
+        prosody: Tensor,
+        lengths: Tensor,
+        given: Pitch | None = None,
+        guided: Tensor | None = None,
     ) -> tuple[Tensor, Pitch]:
         """Advance each row by ``lengths [B]`` of the F frames; updates ``state`` in place.
 
         ``content [B, F, Dc]``, ``prosody [B, F, Dp]`` -> raw wave ``[B, F * samples_per_frame]`` (valid up to the
-        row's length) and the predicted pitch. ``given`` overrides the predicted pitch (training).
+        row's length) and the predicted pitch. ``given`` overrides the predicted pitch (training),
+        in the rows ``guided [B]`` alone where that is given; the sound teaches the predicted pitch nothing.
 
         1. Predict the pitch from prosody alone.
         2. Predict the envelopes of both parts from content, prosody and pitch.
@@ -166,7 +181,9 @@ class SourceFilterDecoder(nn.Module):
 
         with torch.autocast(prosody.device.type, enabled=False):  # bf16 would round pitch to half semitones
             predicted = self._predict_pitch(run, prosody, lengths)
-        pitch = given or Pitch(predicted.log_f0, (predicted.voiced > 0).to(predicted.voiced.dtype))
+        pitch = Pitch(predicted.log_f0.detach(), (predicted.voiced > 0).to(predicted.voiced.dtype))
+        if given is not None:
+            pitch = given if guided is None else given.where(guided, pitch)
 
         harmonic, noisy = self._predict_envelopes(run, content, prosody, pitch, lengths)
 

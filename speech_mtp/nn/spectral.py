@@ -22,10 +22,24 @@ class LogMel(nn.Module):
         )
 
     def forward(self, wave: Tensor) -> Tensor:
+        return self._log(self.mel(self._padded(wave)))
+
+    def spectrum(self, wave: Tensor) -> Tensor:
+        """The complex spectrum ``[B, n_fft // 2 + 1, ceil(S / hop)]`` whose magnitude :meth:`of_magnitude` takes."""
+        window = self.mel.spectrogram.window
+        return torch.stft(self._padded(wave), self.n_fft, self.hop, window=window, center=False, return_complex=True)
+
+    def of_magnitude(self, magnitude: Tensor) -> Tensor:
+        """``magnitude [B, n_fft // 2 + 1, T]`` -> ``[B, T, num_mels]``."""
+        return self._log(self.mel.mel_scale(magnitude))
+
+    def _padded(self, wave: Tensor) -> Tensor:
         frames = -(-wave.shape[-1] // self.hop)
         before = (self.n_fft - self.hop) // 2
         after = frames * self.hop - wave.shape[-1] + self.n_fft - self.hop - before
-        mel = self.mel(F.pad(wave, (before, after)))
+        return F.pad(wave, (before, after))
+
+    def _log(self, mel: Tensor) -> Tensor:
         return mel.clamp(min=1e-5).log().transpose(1, 2)
 
 
@@ -86,3 +100,19 @@ class SpectralLoss(nn.Module):
             log_terms.append(F.l1_loss((a + self.floor).log(), (b + self.floor).log()))
             convergence.append((a - b).norm() / b.norm().clamp(min=1e-3))
         return torch.stack(log_terms).mean(), torch.stack(convergence).mean()
+
+
+class MultiScaleMel(nn.Module):
+    """L1 of log-mel spectra at several window sizes (Kumar et al. 2023, arXiv 2306.06546, with fewer bands).
+
+    Waves ``[B, S]``; ``scales`` are pairs of window size and number of bands, the hop is a quarter of the window.
+    """
+
+    def __init__(
+        self, sample_rate: int, scales: tuple[tuple[int, int], ...] = ((128, 10), (256, 20), (512, 40), (2048, 120))
+    ) -> None:
+        super().__init__()
+        self.mels = nn.ModuleList(LogMel(sample_rate, n_fft, n_fft // 4, bands) for n_fft, bands in scales)
+
+    def forward(self, fake: Tensor, real: Tensor) -> Tensor:
+        return torch.stack([F.l1_loss(mel(fake), mel(real)) for mel in self.mels]).mean()

@@ -49,7 +49,7 @@ class Metrics:
         if tally.first_audio_s is not None:
             self.first_audio.observe(tally.first_audio_s)
         if tally.audio_s and reason in ("stop", "length", "runaway"):
-            self.real_time_factor.observe(max(0.0, tally.ended_s - tally.held_s) / tally.audio_s)
+            self.real_time_factor.observe(max(0.0, tally.ended_s - tally.rested_s) / tally.audio_s)
         self.underruns.inc(tally.underruns)
         self.audio.inc(tally.audio_s)
         positions = tally.frames // self._frames_per_group

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
 
 from speech_mtp.lm.units import UnitMaker
 from speech_mtp.serving.bodies import Speech
@@ -30,7 +31,7 @@ def order(service: VoiceService, speech: Speech, paced: bool) -> Order:
     sampling = service.model.sampling
     if speech.seed is not None:
         sampling = replace(sampling, seed=speech.seed)
-    ahead_s = settings.ahead_s * speech.speed if paced else None
+    ahead_s = settings.ahead_s * speech.speed if paced else inf
     manner = Manner(service.names.voice(speech.voice_name), sampling, ahead_s=ahead_s, backlog_s=settings.backlog_s)
     return Order(manner, speech.response_format, speech.speed, _readings(service, speech))
 

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from math import inf
 from types import TracebackType
 
 from speech_mtp.serving.engine import Engine
@@ -27,24 +28,24 @@ CUSHION_S = 0.08
 
 @dataclass(frozen=True)
 class Manner:
-    """How somebody wants to be spoken to. ``ahead_s``: None for a file that is wanted as fast as it goes."""
+    """How somebody wants to be spoken to. ``ahead_s``: infinite for a file that is wanted as fast as it goes."""
 
     voice: str | None = None
     sampling: Sampling | None = None
     ramp: Ramp = RAMP
-    ahead_s: float | None = None
+    ahead_s: float = inf
     backlog_s: float = 8.0
     max_chars: int = 4096
 
 
 @dataclass
 class Tally:
-    """What one utterance took. Seconds since it was asked for; ``held_s`` of them it was far enough ahead to wait."""
+    """What one utterance took. Seconds since it was asked for; ``rested_s`` of them it was far enough ahead."""
 
     began: float
     first_audio_s: float | None = None
     ended_s: float = 0.0
-    held_s: float = 0.0
+    rested_s: float = 0.0
     audio_s: float = 0.0
     steps: int = 0
     frames: int = 0
@@ -74,7 +75,7 @@ class Speaking:
         self._slices: deque[str] = deque()
         self._text_ended = self._over = False
         self._given_s = self._plays_until = 0.0
-        self._held_since: float | None = None
+        self._rests_since: float | None = None
         engine.do(self._open)
         engine.add(self)
 
@@ -156,6 +157,7 @@ class Speaking:
         self._plays_until = time.monotonic()
         try:
             self._stream = scheduler.speak(manner.voice, manner.sampling, manner.ramp, max_total=manner.max_chars)
+            self._stream.ahead_s = manner.ahead_s
         except ValueError as error:
             self._tell([], error, True)
 
@@ -220,15 +222,14 @@ class Speaking:
             tally.finish = chunk.finish or tally.finish
 
     def _hold(self, stream: Stream, now: float) -> bool:
-        """Hold the stream while its listener has enough, or does not take what there is; whether it is let go now."""
-        ahead, was_held = self.manner.ahead_s, stream.held
-        full = self._given_s - self._taken_s > self.manner.backlog_s
-        stream.held = full or (ahead is not None and stream.buffered_s(now) > ahead)
-        if stream.held and self._held_since is None:
-            self._held_since = now
-        elif not stream.held and self._held_since is not None:
-            self.tally.held_s += now - self._held_since
-            self._held_since = None
+        """Hold the stream while its listener does not take what there is; whether it is let go now."""
+        was_held, stream.held = stream.held, self._given_s - self._taken_s > self.manner.backlog_s
+        rests = stream.held or stream.buffered_s(now) > stream.ahead_s
+        if rests and self._rests_since is None:
+            self._rests_since = now
+        elif not rests and self._rests_since is not None:
+            self.tally.rested_s += now - self._rests_since
+            self._rests_since = None
         return was_held and not stream.held
 
     def _tell(self, chunks: list[Chunk], error: Exception | None, over: bool) -> None:
@@ -240,10 +241,11 @@ class Speaking:
         return self._over
 
     def wakes_in(self, now: float) -> float | None:
-        stream, ahead = self._stream, self.manner.ahead_s
-        if stream is None or not stream.held or ahead is None or self._given_s - self._taken_s > self.manner.backlog_s:
+        stream = self._stream
+        if stream is None or stream.held or stream.ahead_s == inf:
             return None
-        return stream.buffered_s(now) - ahead
+        wait = stream.buffered_s(now) - stream.ahead_s
+        return wait if wait > 0 else None
 
     def fail(self, error: Exception) -> None:
         self._tell([], EngineFailedError(str(error)), True)

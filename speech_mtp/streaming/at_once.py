@@ -16,7 +16,7 @@ from speech_mtp.streaming.conversation import Writer
 from speech_mtp.streaming.scheduler import Pace, Scheduler
 from speech_mtp.streaming.stream import Stream
 
-AHEAD_S = 2.0
+AHEAD_S = 1.5
 """Seconds of sound that a stream is given ahead of its listener."""
 
 
@@ -42,6 +42,10 @@ class Listener:
             self.gaps += 1
         self.heard_s += seconds
         self.end_s = max(self.end_s, now) + seconds
+
+    def listens(self, now: float) -> bool:
+        """Whether there is more to hear."""
+        return not self.stream.done or now < self.end_s
 
 
 def streams_at_once(
@@ -85,21 +89,22 @@ def streams_at_once(
 
 
 def text_beside_speech(
-    model: SpeechModel, writer: Writer, texts: Sequence[str], count: int = 2, seconds: float = 20.0
+    model: SpeechModel, writer: Writer, texts: Sequence[str], count: int = 2, seconds: float = 40.0
 ) -> dict[str, float | int]:
     """A chat that writes without end, ``seconds`` long alone and as long beside ``count`` streams, one joining whenever
-    one has ended: how much slower it writes, and how long a stream takes to its first sound."""
+    one has been heard to its end: how much slower it writes, and how long a stream takes to its first sound."""
     scheduler = Scheduler(model, writer, max_streams=count, pace=Pace(ahead_s=AHEAD_S), codec_thread=True)
     talk = _Endless(scheduler)
     alone = talk.tokens_per_s(seconds, lambda: None)
     listeners: list[Listener] = []
 
     def keep_speaking() -> None:
-        while sum(not one.stream.done for one in listeners) < count:
-            text = texts[len(listeners) % len(texts)]
-            listeners.append(_join(scheduler, model, text, len(listeners), time.monotonic()))
+        now = time.monotonic()
         for one in listeners:
-            one.listen(time.monotonic())
+            one.listen(now)
+        while sum(one.listens(now) for one in listeners) < count:
+            text = texts[len(listeners) % len(texts)]
+            listeners.append(_join(scheduler, model, text, len(listeners), now))
 
     beside = talk.tokens_per_s(seconds, keep_speaking)
     scheduler.close()

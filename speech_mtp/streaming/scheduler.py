@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,7 @@ from speech_mtp.decoding.laws import SpeechLaw
 from speech_mtp.decoding.vanilla import Vanilla
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.lm.units import UnitStream, advance_all
+from speech_mtp.streaming.codec_thread import CodecThread, Sounded
 from speech_mtp.streaming.stream import RAMP, Ramp, Stream
 from speech_mtp.types import RowSampling, Sampling, Status
 
@@ -43,6 +43,18 @@ __all__ = ["Pace", "Scheduler"]
 
 AT_ONCE = 2
 """Streams that the codec works on before others are looked at again."""
+
+SHORT_PASS, LONG_PASS = 2, 4
+"""Blocks that the reader reads at a time: on two cores of a desktop 2 cost 1.2 and 4 cost 1.7 times as much as 1."""
+
+TOGETHER_S = 0.6
+"""Who is less than this further ahead than the pace wants talks on when another does."""
+
+LOW_S = 0.4
+"""A stream among others that has less sound left than this need not fill its ramp."""
+
+FADE = 0.75
+"""The longest round counts for so much after each round."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +91,8 @@ class Scheduler:
         self._closed = False
         self._run: Run | None = None
         self._talking: dict[int, Stream] = {}
-        self._thread = ThreadPoolExecutor(1, "codec") if codec_thread else None
-        self._decoding: dict[Stream, Future[tuple[Tensor, bool]]] = {}
+        self._thread = CodecThread() if codec_thread else None
+        self._round_s = 0.0  # how long a round of speech takes
 
     # -- who comes and goes ---------------------------------------------------------------------------------------
     def speak(
@@ -91,6 +103,8 @@ class Scheduler:
         if self.model is None:
             raise ValueError("This scheduler has no speech model.")
         stream = Stream(self.model, voice, sampling or self.model.sampling, ramp, self.clock, **limits)
+        if self.pace.ahead_s is not None:
+            stream.ahead_s = self.pace.ahead_s
         self.waiting.append(stream)
         return stream
 
@@ -114,7 +128,7 @@ class Scheduler:
             self.writer.cancel_all()
         self._sweep()
         if self._thread is not None:
-            self._thread.shutdown()
+            self._thread.close()
 
     # -- a tick ---------------------------------------------------------------------------------------------------
     @torch.inference_mode()
@@ -130,15 +144,17 @@ class Scheduler:
 
         When the codec's thread alone has work, the tick waits for it.
         """
+        began = self.clock()
         self._sweep()
         worked = self._read()
         worked |= self._talk()
         worked |= self._sound()
+        if worked:
+            self._round_s = max(self.clock() - began, FADE * self._round_s)
         if self.writer is not None and self._relaxed():
             worked |= self.writer.step()
-        if not worked and self._decoding:
-            wait(self._decoding.values(), return_when=FIRST_COMPLETED)
-            return self._collect()
+        if not worked and self._thread is not None:
+            return self._take_all(self._thread.wait())
         return worked
 
     def _sweep(self) -> None:
@@ -185,12 +201,20 @@ class Scheduler:
         wanting = [s for s in wanting if not s.done]
         reading = [s for s in wanting if s.reading is not None and s.reading.unread]
         unit_streams: list[UnitStream] = [s.reading for s in reading if s.reading is not None]
-        advance_all(unit_streams)
+        advance_all(unit_streams, self._blocks(reading))
         for stream in wanting:
             if stream in reading or stream.changed:
                 self._safely(stream, partial(self._give_units, stream))
                 worked = True
         return worked
+
+    def _blocks(self, reading: list[Stream]) -> int:
+        """How many blocks a pass of the reader holds: more rows cost less each, but whoever begins should not wait for
+        text that is needed later. A stream alone is read in passes that are always the same."""
+        if len(self.streams) == 1:
+            return 1
+        begins = any(stream.begins for stream in reading)
+        return min(LONG_PASS, SHORT_PASS * len(reading)) if begins else LONG_PASS
 
     @staticmethod
     def _safely(stream: Stream, work: Callable[[], None]) -> bool:
@@ -234,7 +258,7 @@ class Scheduler:
         run = self._run
         if run is None:
             return False
-        wanted = [b in self._talking and not self._far_ahead(self._talking[b]) for b in range(len(run.finish))]
+        wanted = self._who_talks(len(run.finish))
         made = run.advance(wanted)
         if made is not None:
             for b, stream in self._talking.items():
@@ -248,30 +272,40 @@ class Scheduler:
             stream.end_sentence(finish)
         return made is not None or bool(ended)
 
-    def _far_ahead(self, stream: Stream) -> bool:
-        ahead = self.pace.ahead_s
-        return stream.held or (ahead is not None and stream.buffered_s(self.clock()) > ahead)
+    def _who_talks(self, rows: int) -> list[bool]:
+        """Which rows talk on: when one falls behind, so do those that soon would, for a step of many costs little more
+        than a step of one."""
+        now = self.clock()
+        able = {b: stream for b, stream in self._talking.items() if not (stream.held or self._waits(stream))}
+        lead = {b: stream.buffered_s(now) - stream.ahead_s for b, stream in able.items()}
+        behind = any(seconds <= 0 for seconds in lead.values())
+        return [behind and b in lead and lead[b] <= TOGETHER_S for b in range(rows)]
 
     # -- the codec ------------------------------------------------------------------------------------------------
     def _sound(self) -> bool:
-        """Groups that are due -> sound, of :data:`AT_ONCE` streams at most (a tick, or in the codec's thread): who
-        joins meanwhile need not wait for all the others."""
-        worked = self._collect()
-        due = sorted((s for s in self.streams if s.due and s not in self._decoding), key=lambda s: s.deadline())
-        for stream in due[: AT_ONCE - len(self._decoding)]:
-            worked, work = True, stream.decoding()
-            if self._thread is None:
-                self._safely(stream, partial(self._take_sound, stream, work))
-            else:
-                self._decoding[stream] = self._thread.submit(work)
-        return worked
+        """Groups that are due -> sound: of :data:`AT_ONCE` streams at most, so that who joins meanwhile need not wait
+        for all the others, or in the codec's thread."""
+        call_s = 0.0 if self._thread is None else self._thread.call_s
+        begin_s = self._round_s + call_s * len(self.streams)  # until it is sounded again: the others may come first
+        for stream in self.streams:
+            stream.stalled = not self._says_more(stream)
+            if self.max_streams > 1:
+                stream.begin_s, stream.low_s = begin_s, LOW_S
+        due = [s for s in self.streams if s.due]
+        if self._thread is not None:
+            worked = self._take_all(self._thread.collect())
+            self._thread.offer(due)
+            return worked
+        urgent = sorted(due, key=Stream.deadline)[:AT_ONCE]
+        for stream in urgent:
+            self._safely(stream, partial(self._take_sound, stream, stream.decoding()))
+        return bool(urgent)
 
-    def _collect(self) -> bool:
-        """Take what the codec's thread has finished; whether there was anything."""
-        finished = [stream for stream, future in self._decoding.items() if future.done()]
-        for stream in finished:
-            self._safely(stream, partial(self._take_sound, stream, self._decoding.pop(stream).result))
-        return bool(finished)
+    def _take_all(self, sounded: list[Sounded]) -> bool:
+        """Take what the codec's thread has made; whether there was anything."""
+        for stream, made in sounded:
+            self._safely(stream, partial(self._take_sound, stream, made.result))
+        return bool(sounded)
 
     @staticmethod
     def _take_sound(stream: Stream, work: Callable[[], tuple[Tensor, bool]]) -> None:
@@ -280,13 +314,17 @@ class Scheduler:
     def _relaxed(self) -> bool:
         """Whether text may be written: no stream that can go on is about to run dry."""
         now = self.clock()
-        return all(s.buffered_s(now) > self.pace.margin_s or not self._can_go_on(s) for s in self.streams)
+        able = [s for s in self.streams if not s.held and self._can_go_on(s)]
+        return all(s.buffered_s(now) > self.pace.margin_s for s in able)
 
     def _can_go_on(self, stream: Stream) -> bool:
         """Whether there is anything to do for ``stream`` before more text comes."""
-        talks = stream.row is not None and not self._waits(stream) and not stream.held
-        unread = stream.reading is not None and stream.reading.unread
-        return talks or unread or stream.due or stream in self._decoding or (stream.row is None and stream.has_text)
+        sounding = stream.due or (self._thread is not None and self._thread.has(stream))
+        return sounding or self._says_more(stream) or (stream.row is None and stream.has_text)
+
+    def _says_more(self, stream: Stream) -> bool:
+        """Whether ``stream`` has text to read, or a talker that can go on."""
+        return stream.unread or (stream.row is not None and not self._waits(stream))
 
 
 def run_to_end(scheduler: Scheduler) -> None:

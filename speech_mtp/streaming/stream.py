@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from math import ceil, inf
 
 import torch
 from torch import Tensor
@@ -54,7 +55,10 @@ RAMP = Ramp()
 class Stream:
     """A text that is spoken while it comes. :meth:`push` text, :meth:`finish_text`, :meth:`take` chunks of sound.
 
-    ``finish`` says why it ended. ``max_total`` limits the characters of the whole text.
+    ``finish`` says why it ended. ``max_total`` limits the characters of the whole text. Where others are spoken too,
+    ``begin_s`` seconds are gathered before any is sounded, and with less than ``low_s`` left to play, a stream does not
+    wait until the ramp is filled: when it is sounded then depends on the time, and its samples on that in their last
+    bits.
     """
 
     def __init__(
@@ -70,7 +74,8 @@ class Stream:
         self.timbre = model.timbre(voice)
         self.row: int | None = None  # its place in the talker's run
         self.reading: UnitStream | None = None  # of the sentence that is read piece by piece
-        self.held = False  # whoever takes its sound has enough: it is not talked on
+        self.ahead_s = inf  # with more sound than this left to play, it need not be talked on
+        self.held = False  # whoever takes its sound does not keep up: it is not talked on
         self.changed = False  # units may have changed without the reader: the sentence was closed, or read whole
         self.steps = self.frames = 0
         self.finish: Finish | None = None
@@ -84,8 +89,10 @@ class Stream:
         self._sentence = 0
         self._worst = Finish("stop")
         self._track: WordTrack | None = None
-        self._pending: list[Tensor] = []
+        self._pending: deque[Tensor] = deque()  # the codec's thread takes from its front
         self._calls = 0
+        self.begin_s = self.low_s = 0.0
+        self.stalled = False  # nothing more can be said before more text comes
         self._flushed = False
         self._codec = model.codec.open(1)
         self._codec_row = torch.zeros(1, dtype=torch.long)
@@ -189,7 +196,7 @@ class Stream:
         """The talker has made groups ``tokens [1, T, C]``, after which the pointer stood at ``pointers``."""
         self.steps += 1
         self.frames += tokens.shape[1] * self.model.lm.layout.frames_per_group
-        self._pending += tokens.split(1, 1)
+        self._pending.extend(tokens.split(1, 1))
         words = self._whole[1] if self._whole else (self.reading.words if self.reading else [])
         if self._track is not None and pointers:
             self._words += [word for pointer in pointers for word in self._track.move(pointer, words)]
@@ -212,15 +219,30 @@ class Stream:
     # -- sound ------------------------------------------------------------------------------------------------------
     @property
     def due(self) -> bool:
-        """Whether the codec has something to do: groups that fill the ramp, or the end."""
-        return self.finish is None and (self._flushed or len(self._pending) >= self.ramp[self._calls])
+        """Whether the codec has something to do: groups that fill the ramp, any if no more will come soon or its sound
+        runs low, or the end."""
+        if self.finish is not None or self._flushed:
+            return self.finish is None
+        if self.stalled:
+            return bool(self._pending)
+        if not self._calls:
+            return len(self._pending) >= max(self.ramp[0], self._first_groups())
+        low = bool(self._pending) and self.buffered_s(self.clock()) < self.low_s
+        return low or len(self._pending) >= self.ramp[self._calls]
+
+    def _first_groups(self) -> int:
+        """Groups of which the codec makes as much sound as the stream begins with."""
+        group_s = self.model.lm.layout.frames_per_group / self.model.codec.spec.frame_rate_hz
+        return ceil((self.begin_s + self.model.codec.delay_s) / group_s) if self.begin_s else 0
 
     def decoding(self) -> Callable[[], tuple[Tensor, bool]]:
-        """What the codec has to do now, as a function that may run in another thread: its sound, and whether it is the
-        last."""
+        """What the codec has to do now, as a function: its sound, and whether it is the last. Both may be called in
+        another thread."""
         codec, state, row, last = self.model.codec, self._codec, self._codec_row, self._flushed
-        count = len(self._pending) if last else self.ramp[self._calls]
-        groups, self._pending = self._pending[:count], self._pending[count:]
+        count = len(self._pending)
+        if not last and self._calls:
+            count = min(count, self.ramp[self._calls])
+        groups = [self._pending.popleft() for _ in range(count)]
         self._calls += bool(groups)
         frames = self.model.lm.layout.frames(torch.cat(groups, 1)) if groups else None
 
@@ -264,7 +286,7 @@ class Stream:
             self.reading.close()
         self.reading = self._whole = self._codec = None
         self._pieces.clear()
-        self._pending = []
+        self._pending = deque()
 
     def take(self) -> list[Chunk]:
         """The chunks that have been made since the last call. Raises ValueError, behind the last of them, if there was
@@ -282,9 +304,19 @@ class Stream:
         return self.finish is not None
 
     @property
+    def begins(self) -> bool:
+        """Whether nothing has been sounded yet."""
+        return not self._calls
+
+    @property
     def has_text(self) -> bool:
         """Whether there is text, or its end, that has not been spoken."""
         return bool(self._pieces) or self._text_ended or self._reading_something()
+
+    @property
+    def unread(self) -> bool:
+        """Whether text has come that was not read, or units that the talker has not been given."""
+        return bool(self._pieces) or self.changed or (self.reading is not None and self.reading.unread)
 
     def buffered_s(self, now: float) -> float:
         """Seconds of sound that are left to play; below 0, for how long it has been silent. Before the first sound,

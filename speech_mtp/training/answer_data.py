@@ -84,21 +84,21 @@ def fill_rows(sizes: list[int], order: list[int], length: int, open_rows: int = 
 def collate(rows: list[list[Answer]], length: int, pad_to: int = 1, prompts: bool = False) -> Positions:
     """Rows of answers -> positions ``[B, T]``, T a multiple of ``pad_to``. An answer is a segment (from 1 on; 0 is
     padding) that begins at rotary position 0; labels are the tokens of answers alone, or of ``prompts`` too."""
-    fields: list[Tensor] = []  # per row [n, 4]: token, label, index, segment
-    for row in rows:
-        parts = []
-        for number, item in enumerate(row, start=1):
-            ids = torch.tensor((item.prompt + item.answer)[:length])
-            labels = torch.full_like(ids, IGNORE)
-            begin = 0 if prompts else max(0, len(item.prompt) - 1)
-            labels[begin:-1] = ids[begin + 1 :]
-            parts.append(torch.stack([ids, labels, torch.arange(len(ids)), torch.full_like(ids, number)], 1))
-        fields.append(torch.cat(parts))
-    longest = max(len(row) for row in fields)
-    whole = torch.tensor([0, IGNORE, 0, 0]).repeat(len(rows), -(-longest // pad_to) * pad_to, 1)
-    for b, row_fields in enumerate(fields):
-        whole[b, : len(row_fields)] = row_fields
-    tokens, labels, index, segment = whole.unbind(-1)
+    sizes = [[min(length, len(item.prompt) + len(item.answer)) for item in row] for row in rows]
+    longest = max(map(sum, sizes))
+    fields = np.zeros((4, len(rows), -(-longest // pad_to) * pad_to), np.int64)  # token, label, index, segment
+    fields[1] = IGNORE
+    for b, row in enumerate(rows):
+        at = 0
+        for number, (item, size) in enumerate(zip(row, sizes[b], strict=True), start=1):
+            place = slice(at, at + size)
+            fields[0, b, place] = (item.prompt + item.answer)[:size]
+            begin = at + (0 if prompts else max(0, len(item.prompt) - 1))
+            fields[1, b, begin : at + size - 1] = fields[0, b, begin + 1 : at + size]
+            fields[2, b, place] = np.arange(size)
+            fields[3, b, place] = number
+            at += size
+    tokens, labels, index, segment = torch.from_numpy(fields).unbind()
     kind = torch.where(segment > 0, Kind.TEXT, Kind.PAD)
     return Positions(tokens[..., None], kind, index, segment, labels=labels[..., None])
 

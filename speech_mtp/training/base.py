@@ -7,10 +7,33 @@ the same batches, draws the same random numbers and gives the same loss curve.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+class Scalars(Mapping[str, float]):
+    """Named numbers that ``make`` computes when somebody looks at them: on a GPU a step that is not logged then waits
+    for nothing."""
+
+    def __init__(self, make: Callable[[], dict[str, float]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> dict[str, float]:
+        return self._make()
+
+    def __getitem__(self, name: str) -> float:
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
 
 
 class Task(ABC):
@@ -20,8 +43,12 @@ class Task(ABC):
     optimizers: dict[str, torch.optim.Optimizer]
 
     @abstractmethod
-    def step(self, number: int, learning_rate: float) -> dict[str, float]:
-        """Draw batch ``number``, update the parameters once, return named scalars for the log."""
+    def step(self, number: int, learning_rate: float) -> Mapping[str, float | Tensor]:
+        """Draw batch ``number``, update the parameters once, return named scalars for the log.
+
+        A scalar on a device is read when the log needs it, for reading makes a step wait for the device; those that
+        must be computed first are :class:`Scalars`.
+        """
 
     @abstractmethod
     def evaluate(self) -> dict[str, float]:

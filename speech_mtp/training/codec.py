@@ -9,6 +9,8 @@ The total is a weighted sum of named terms (weights in the recipe):
 * ``ctc``: phonemes from the quantised content (Graves et al. 2006);
 * ``pitch``, ``voicing``, ``energy``: what the prosody stream must carry; the decoder sees pitch nowhere else;
 * ``adversary``: a speaker classifier on both streams behind a gradient reversal (Ganin et al. 2016);
+* ``consistency``, ``codes``: two views of an utterance give the same content (:mod:`speech_mtp.training.views`);
+* ``multiscale``: L1 of log-mel spectra at several window sizes;
 * ``critic``, ``feature``: optional multi-resolution spectrogram critics (least-squares GAN, feature matching).
 
 The timbre vector comes from *another* utterance of the same voice, so it cannot carry content, and the content
@@ -19,6 +21,7 @@ warped axis is a new one: the adversary is not told that it is the voice that it
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +32,13 @@ from speech_mtp.corpus.store import AudioStore
 from speech_mtp.nn.conv import Block
 from speech_mtp.nn.critics import SpectrogramCritics, critic_loss, generator_loss
 from speech_mtp.nn.source_filter import Pitch
-from speech_mtp.nn.spectral import SpectralLoss
+from speech_mtp.nn.spectral import MultiScaleMel, SpectralLoss
+from speech_mtp.training.averaging import average_of, update
 from speech_mtp.training.base import Task
 from speech_mtp.training.codec_data import NOBODY, CodecBatch, CodecData, CodecTaskConfig, cut, warp_frequency
+from speech_mtp.training.device_data import DeviceAudio, DeviceCodecData
 from speech_mtp.training.distributed import Workers
+from speech_mtp.training.views import Change, equal_codes, perturbed_mel, view_terms
 
 
 class ReverseGradient(torch.autograd.Function):
@@ -88,8 +94,13 @@ class CodecTask(Task):
             raise ValueError("The codec to train needs num_symbols > 0: the phoneme CTC shapes its content stream.")
         self.codec = codec.to(device).train()
         self.config, self.device = config, device
-        self.data = CodecData(store, codec, config)
-        self.dev_data = CodecData(store, codec, config, "dev")
+        self.data: CodecData | DeviceCodecData
+        self.dev_data: CodecData | DeviceCodecData
+        if config.on_device:
+            audio = DeviceAudio(store, device)
+            self.data, self.dev_data = (DeviceCodecData(audio, codec, config, split) for split in ("train", "dev"))
+        else:
+            self.data, self.dev_data = (CodecData(store, codec, config, split) for split in ("train", "dev"))
         dims = len(codec.config.content_levels), len(codec.config.prosody_levels)
         voices = len(self.data.voices)
         helpers: dict[str, nn.Module] = {
@@ -107,24 +118,39 @@ class CodecTask(Task):
             parameters = [*self.codec.parameters(), *self.helpers.parameters()]
         self.optimizers = {"codec": torch.optim.AdamW(parameters, betas=(0.8, 0.98), weight_decay=0.01, fused=True)}
         self.spectral = SpectralLoss().to(device)
+        self.multiscale = MultiScaleMel(codec.config.sample_rate).to(device)
+        if config.ema:
+            self.modules["average"] = average_of(self.codec)
         if config.weights.critic:
-            self.critics = SpectrogramCritics().to(device)
+            self.critics = SpectrogramCritics(width=config.critics.width).to(device)
             self.modules["critics"] = self.critics
             self.optimizers["critics"] = torch.optim.AdamW(self.critics.parameters(), betas=(0.8, 0.98), fused=True)
 
-    def step(self, number: int, learning_rate: float) -> dict[str, float]:
+    def step(self, number: int, learning_rate: float) -> dict[str, Tensor]:
         batch = self.data.batch(self.workers.batch_number(number)).to(self.device)
         terms, fake, real = self.terms(batch)
-        adversarial = self.config.weights.critic > 0 and number >= self.config.critic_from
-        scalars: dict[str, float] = {}
-        if adversarial:
-            scalars["critics"] = self._update("critics", critic_loss(self.critics, fake.detach(), real), learning_rate)
-            terms["critic"], terms["feature"] = generator_loss(self.critics, fake, real)
+        due = number >= self.config.critic_from and number % self.config.critics.every == 0
+        scalars: dict[str, Tensor] = {}
+        if self.config.weights.critic > 0 and due:
+            fake, real, only = self._judged(fake, real, number)
+            loss = critic_loss(self.critics, fake.detach(), real, only)
+            scalars["critics"] = self._update("critics", loss, learning_rate)
+            terms["critic"], terms["feature"] = generator_loss(self.critics, fake, real, only)
         total = torch.stack([getattr(self.config.weights, k) * v for k, v in terms.items()]).sum()
         scalars["loss"] = self._update("codec", total, learning_rate)
-        return scalars | {k: float(v.detach()) for k, v in terms.items()}
+        if self.config.ema:
+            update(self.modules["average"], self.codec, self.config.ema, number)
+        return scalars | {k: v.detach() for k, v in terms.items()}
 
-    def _update(self, name: str, loss: Tensor, learning_rate: float) -> float:
+    def _judged(self, fake: Tensor, real: Tensor, number: int) -> tuple[Tensor, Tensor, int | None]:
+        """What the critics see in step ``number``: a part of both crops ``[B, S]``, and which critic (None: all)."""
+        c = self.config.critics
+        size = c.crop_frames * self.codec.spec.samples_per_frame or fake.shape[1]
+        start = int(torch.randint(fake.shape[1] - size + 1, ()))
+        only = number // c.every % len(self.critics.critics) if c.one else None
+        return fake[:, start : start + size], real[:, start : start + size], only
+
+    def _update(self, name: str, loss: Tensor, learning_rate: float) -> Tensor:
         optimizer = self.optimizers[name]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
@@ -134,7 +160,7 @@ class CodecTask(Task):
         self.workers.average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 5.0)
         optimizer.step()
-        return float(loss.detach())
+        return loss.detach()
 
     def terms(self, batch: CodecBatch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Named loss terms, and the decoded and the true crop ``[B, S]``.
@@ -155,6 +181,8 @@ class CodecTask(Task):
         terms |= pitch_terms
         terms["stft"], terms["convergence"] = self.spectral(fake, real)
         terms["mel"] = F.l1_loss(codec.mel(fake), codec.mel(real))
+        if c.weights.multiscale:
+            terms["multiscale"] = self.multiscale(fake, real)
         if c.weights.heard:
             with torch.no_grad():
                 expected = self.heard(real)
@@ -162,16 +190,30 @@ class CodecTask(Task):
         return terms, fake, real
 
     def encode(self, batch: CodecBatch, timbre: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Values of content and prosody ``[B, F, D]``, some heard on a warped frequency axis, and their terms."""
-        c = self.config
+        """Values of content and prosody ``[B, F, D]``, and their terms.
+
+        The content of some is heard on a warped frequency axis or, with ``views``, by another view.
+        """
+        c, codec = self.config, self.codec
+        terms: dict[str, Tensor] = {}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=c.amp):
-            mel, low, mask = self.codec.features(batch.wave, batch.lengths)
-            warped = torch.rand(len(mel), device=mel.device) < c.warp_share
-            spread = c.warp * torch.randn(len(mel), device=mel.device).clamp(-2, 2)
-            mel = warp_frequency(mel, 1 + spread * warped)
-            (content, _), (prosody, _) = self.codec.quantise(mel, low, mask, timbre)
-        voices = {"content": batch.voice.masked_fill(warped, NOBODY), "prosody": batch.voice}
-        return content, prosody, self.stream_terms(batch, content, prosody, low[..., -1], mask, voices)
+            mel, low, mask = codec.features(batch.wave, batch.lengths)
+            if c.views is None:
+                changed = torch.rand(len(mel), device=mel.device) < c.warp_share
+                spread = c.warp * torch.randn(len(mel), device=mel.device).clamp(-2, 2)
+                raw = codec.content(warp_frequency(mel, 1 + spread * changed), mask).float()
+            else:
+                changed = torch.rand(len(mel), device=mel.device) < c.views.share
+                change = Change.random(c.views, len(mel), mel.device)
+                view = perturbed_mel(codec, batch.wave, batch.lengths, batch.pitch, change)
+                both = codec.content(torch.cat([mel, view.to(mel)]), torch.cat([mask, mask])).float()
+                first, second = both.chunk(2)
+                terms = view_terms(codec.content_fsq, first, second, mask)
+                raw = torch.where(changed[:, None, None], second, first)
+            prosody, _ = codec.prosody_fsq(codec.prosody(low, mask, codec.speaker_of_prosody(timbre)).float())
+        content, _ = codec.content_fsq(raw)
+        voices = {"content": batch.voice.masked_fill(changed, NOBODY), "prosody": batch.voice}
+        return content, prosody, terms | self.stream_terms(batch, content, prosody, low[..., -1], mask, voices)
 
     def stream_terms(
         self,
@@ -199,7 +241,7 @@ class CodecTask(Task):
             "ctc": F.ctc_loss(
                 logits.log_softmax(-1).transpose(0, 1),
                 batch.phonemes,
-                mask[..., 0].sum(1).long(),
+                batch.frames,
                 batch.phoneme_lengths,
                 zero_infinity=True,
             ),
@@ -247,8 +289,9 @@ class CodecTask(Task):
         state.timbre = timbre
         state.f0 = truth.log_f0[:, 0].double().exp()
         lengths = torch.full((len(content),), frames, device=content.device)
+        guided = torch.rand(len(content), device=content.device) >= self.config.predicted_share
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
-            raw, guess = decoder(state, *values, lengths, truth)
+            raw, guess = decoder(state, *values, lengths, truth, guided)
 
         fake = raw[:, decoder.delay_samples :][:, : n * size]
         real = cut(batch.wave, batch.crop * size, n * size)
@@ -256,19 +299,29 @@ class CodecTask(Task):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """The terms on fixed batches of sentences that are never trained on."""
+        """The terms on fixed batches of sentences that are never trained on, and with ``views`` the share of content
+        codes that stay under fixed views of them."""
         torch.manual_seed(0)
         sums: dict[str, float] = {}
+        trained, self.codec = self.codec, self._result()
         for number in range(4):
-            terms, _, _ = self.terms(self.dev_data.batch(number).to(self.device))
+            batch = self.dev_data.batch(number).to(self.device)
+            terms: dict[str, Any] = self.terms(batch)[0]
+            if self.config.views is not None:
+                terms |= equal_codes(self.codec, batch.wave, batch.lengths, batch.pitch)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(value) / 4
+        self.codec = trained
         return sums
+
+    def _result(self) -> Decoupled:
+        """The codec that is evaluated and exported: the average of the weights, or the last ones."""
+        return cast(Decoupled, self.modules.get("average", self.codec))
 
     def export(self, folder: Path) -> None:
         from speech_mtp.hub import save_codec
 
-        save_codec(self.codec, folder, dtype="fp32")
+        save_codec(self._result(), folder, dtype="fp32")
 
 
 def speaker_loss(guesses: Tensor, voices: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.corpus.store import AudioStore
 from speech_mtp.corpus.texts import rows_of
 from speech_mtp.text.phonemes import parse
+from speech_mtp.training.views import Views
 
 NOBODY = -100
 """The label of a voice that no speaker has; ``cross_entropy`` leaves it out."""
@@ -38,8 +39,24 @@ class CodecWeights:
     voicing: float = 0.3
     energy: float = 0.3
     adversary: float = 0.1
+    multiscale: float = 0.0
+    consistency: float = 0.0
+    codes: float = 0.0
     critic: float = 0.0
     feature: float = 2.0
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """Critics of ``width`` on crops of ``crop_frames`` (0: the whole decoded crop), every ``every`` steps; with ``one``
+    a single resolution a step, each in its turn."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    width: int = 24
+    crop_frames: int = 0
+    every: int = 1
+    one: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,13 @@ class CodecTaskConfig:
     warped before the content encoder hears it, and ``warp`` the spread of that warp. The speaker adversary learns from
     the others alone, so ``warp_share`` 1 leaves it without content. With ``keep_codes`` the encoders stand still and
     only the decoder learns, on the codes that ``encode`` gives (no warp, no other speed): codes made before stay good,
-    and so does a talker trained on them."""
+    and so does a talker trained on them.
+
+    With ``views`` there is no warp: every utterance is heard a second time as :class:`Views` perturb it, for the terms
+    ``consistency`` and ``codes``, and the decoder hears a share of the utterances by that view alone. A voice is drawn
+    with a probability that goes as its number of utterances to ``voice_power``. ``predicted_share`` of the crops are
+    decoded with the predicted pitch, ``ema`` is the decay of the weight average that is evaluated and exported (0: the
+    last weights), and with ``on_device`` all audio lies in the memory of the device."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -63,6 +86,12 @@ class CodecTaskConfig:
     amp: bool = True
     keep_codes: bool = False
     critic_from: int = 0
+    critics: CriticConfig = CriticConfig()
+    views: Views | None = None
+    voice_power: float = 0.0
+    predicted_share: float = 0.0
+    ema: float = 0.0
+    on_device: bool = False
     seed: int = 0
     weights: CodecWeights = field(default_factory=CodecWeights)
 
@@ -71,7 +100,8 @@ class CodecTaskConfig:
 class CodecBatch:
     """``wave [B, S]``, ``lengths [B]``, ``pitch [B, S / hop]`` Hz, ``phonemes`` concatenated with ``phoneme_lengths``,
     ``voice [B]`` (``NOBODY`` at another speed), ``reference [B, S']`` of the same voice with ``reference_lengths [B]``,
-    ``crop [B]`` first frame of the decoded crop."""
+    ``crop [B]`` first frame of the decoded crop. ``frames [B]`` and ``phoneme_lengths`` stay on the host, where the CTC
+    loss reads them."""
 
     wave: Tensor
     lengths: Tensor
@@ -82,9 +112,11 @@ class CodecBatch:
     reference: Tensor
     reference_lengths: Tensor
     crop: Tensor
+    frames: Tensor
 
     def to(self, device: torch.device) -> CodecBatch:
-        return CodecBatch(**{k: v.to(device) for k, v in self.__dict__.items()})
+        host = ("frames", "phoneme_lengths")
+        return CodecBatch(**{k: v if k in host else v.to(device) for k, v in self.__dict__.items()})
 
 
 class CodecData:
@@ -99,6 +131,8 @@ class CodecData:
         fitting = [i for i in rows_of(store.rows, split) if least < store.rows[i].samples <= limit]
         by_voice = {v: [i for i in fitting if store.rows[i].voice == v] for v in self.voices}
         self.by_voice = {v: np.array(rows) for v, rows in by_voice.items() if len(rows) > 1}
+        counts = np.array([len(rows) for rows in self.by_voice.values()], float) ** config.voice_power
+        self.chances = counts / counts.sum()
         if not self.by_voice:
             raise ValueError(
                 f"The corpus has no voice with two {split} utterances between {least} and {limit} samples; one is "
@@ -106,10 +140,9 @@ class CodecData:
             )
 
     def batch(self, number: int) -> CodecBatch:
-        """Voices are drawn evenly, utterances evenly within a voice, and the reference among the voice's others."""
+        """Voices are drawn by their chances, utterances evenly within a voice, the reference among its others."""
         rng = np.random.default_rng((self.config.seed, number))
-        voices = [list(self.by_voice)[i] for i in rng.integers(len(self.by_voice), size=self.config.batch)]
-        picks = [rng.choice(self.by_voice[v], 2, replace=False) for v in voices]
+        picks = self.draw(rng)
         waves, pitches, references, labels = zip(*(self._speech(rng, *pick) for pick in picks), strict=True)
         size, crop = self.spec.samples_per_frame, self.config.crop_frames
         frames = [-(-len(w) // size) for w in waves]
@@ -126,7 +159,17 @@ class CodecData:
             reference=nn.utils.rnn.pad_sequence(list(references), batch_first=True),
             reference_lengths=torch.tensor([len(r) for r in references]),
             crop=torch.tensor([int(rng.integers(0, max(1, f - crop - 1))) for f in frames]),
+            frames=torch.tensor(frames),
         )
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """The rows of the utterances and those of their references, ``[B, 2]``."""
+        voices = rng.choice(len(self.chances), self.config.batch, p=self.chances)
+        rows = [list(self.by_voice.values())[voice] for voice in voices]
+        first = [int(rng.integers(len(own))) for own in rows]
+        other = [int(rng.integers(len(own) - 1)) for own in rows]
+        pairs = [(own[i], own[j + (j >= i)]) for own, i, j in zip(rows, first, other, strict=True)]
+        return np.array(pairs)
 
     def _speech(self, rng: np.random.Generator, index: int, other: int) -> tuple[Tensor, Tensor, Tensor, int]:
         """Wave and pitch of the utterance ``index``, the reference from ``other``, and the label of their voice."""

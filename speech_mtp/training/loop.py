@@ -6,12 +6,14 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ConfigDict
+from torch import Tensor
 from tqdm import tqdm
 
 from speech_mtp.files import replacing
@@ -23,6 +25,9 @@ from speech_mtp.training.distributed import Workers
 @dataclass(frozen=True)
 class LoopConfig:
     """``learning_rate`` warms up linearly over ``warmup`` steps and falls by a cosine to ``final_fraction`` of it.
+
+    With ``budget_s`` training takes so many seconds, or ``steps`` if they are over before: the cosine follows
+    whichever is further. What a step gives then depends on the machine's pace.
 
     A run that is resumed may have other ``steps`` (the cosine is then stretched from there on) and may log, evaluate,
     save and stop at other times; every other setting must be the one that it was begun with.
@@ -38,10 +43,11 @@ class LoopConfig:
     evaluate_every: int = 500
     save_every_s: float = 180.0
     max_time_s: float | None = None
+    budget_s: float | None = None
     seed: int = 0
 
 
-MAY_CHANGE = {"steps", "log_every", "evaluate_every", "save_every_s", "max_time_s"}
+MAY_CHANGE = {"steps", "log_every", "evaluate_every", "save_every_s", "max_time_s", "budget_s"}
 """Settings of the loop that may be others when a run is resumed."""
 
 
@@ -55,10 +61,10 @@ def check_settings(config: LoopConfig, begun_with: dict[str, Any], folder: Path)
             )
 
 
-def learning_rate(config: LoopConfig, step: int) -> float:
-    """The rate of step ``step`` (counted from 0)."""
+def learning_rate(config: LoopConfig, step: int, spent_s: float = 0.0) -> float:
+    """The rate of step ``step`` (counted from 0), ``spent_s`` seconds after the first."""
     warm = min(1.0, (step + 1) / max(1, config.warmup))
-    progress = min(1.0, step / max(1, config.steps))
+    progress = min(1.0, max(step / max(1, config.steps), spent_s / (config.budget_s or math.inf)))
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return config.learning_rate * warm * (config.final_fraction + (1 - config.final_fraction) * cosine)
 
@@ -69,42 +75,52 @@ def train(task: Task, config: LoopConfig, folder: Path, workers: Workers | None 
     Every step seeds torch from ``(seed, step)``, so an interrupted run continues on the very same curve. With
     ``max_time_s`` the run stops early, saved, and the next call goes on. Of several processes the main one alone
     writes, and its clock decides when time is up; all of them start from its weights, and none returns before the
-    last checkpoint is complete. Raises ValueError where the run was begun with other settings.
+    last checkpoint is complete. Raises ValueError where the run was begun with other settings, and for a budget of
+    several processes, whose clocks differ.
     """
     workers = workers or Workers()
+    if config.budget_s is not None and workers.count > 1:
+        raise ValueError("A budget in seconds is for one process; give steps instead (loop.budget_s).")
     main_process = workers.main
     folder.mkdir(parents=True, exist_ok=True)
     state = checkpoint.load(task, folder) or {"step": 0, "config": config.__dict__}
     check_settings(config, state["config"], folder)
     workers.share(task.modules.values())  # also: nobody writes a checkpoint while another process still reads one
     start = time.monotonic()
-    saved = start
+    saved, spent = start, state.get("spent_s", 0.0)
+    over = math.inf if config.budget_s is None else config.budget_s
     log = Log(folder, state["step"]) if main_process else None
     bar = tqdm(total=config.steps, initial=state["step"], disable=not (main_process and sys.stderr.isatty()))
     scores: dict[str, float] = {}
-    for step in range(state["step"], config.steps):
+    for step in range(state["step"], config.steps if spent < over else 0):
         torch.manual_seed((config.seed * 1_000_003 + step) * workers.count + workers.rank)
-        rate = learning_rate(config, step)
+        rate = learning_rate(config, step, spent)
         scalars = task.step(step, rate)
         bar.update()
         now = time.monotonic()
+        spent = state.get("spent_s", 0.0) + now - start
         late = config.max_time_s is not None and workers.agreed(now - start > config.max_time_s)
-        done = step + 1 == config.steps or late
+        done = step + 1 == config.steps or late or spent >= over
         if log and (step % config.log_every == 0 or done):
             speed = (step + 1 - state["step"]) / (now - start)
-            log.write({"step": step, "rate": rate, "eta_s": (config.steps - step) / speed, **scalars})
+            log.write({"step": step, "rate": rate, "eta_s": (config.steps - step) / speed, **numbers(scalars)})
         if (step + 1) % config.evaluate_every == 0 or done:
             scores = task.evaluate()
             if log:
                 log.write({"step": step, **{f"dev/{k}": v for k, v in scores.items()}})
         if main_process and (done or now - saved > config.save_every_s):
-            checkpoint.save(task, folder, step + 1, {"config": config.__dict__})
+            checkpoint.save(task, folder, step + 1, {"config": config.__dict__, "spent_s": spent})
             saved = now
-        if late:
+        if done:
             break
     bar.close()
     workers.wait()
     return scores
+
+
+def numbers(scalars: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """The scalars as numbers; waits for the device that they are on."""
+    return {name: float(value) for name, value in scalars.items()}
 
 
 class Log:

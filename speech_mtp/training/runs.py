@@ -1,11 +1,11 @@
 """The stages of a recipe, one function each; their settings are in :mod:`speech_mtp.training.stages`.
 
-``store`` lays a corpus out for training, ``codec`` trains a codec on it, ``encode`` turns it into aligned codes,
-``units`` stores the backbone's states of every text, ``lm`` trains a talker (or the backbone itself),
-``text_encoder`` our own reader of spelling, ``package`` joins them into a model that speaks. ``answers`` lets a
-language model answer prompts and ``text_mtp`` trains heads on that. Every stage goes on after a kill: training from its
-last checkpoint, the others with what is missing; ``package`` and ``package_head`` take seconds and begin again, and a
-model that is there stays whole until the new one takes its place.
+``store`` lays a corpus out for training, ``speak`` makes such a store without a corpus, ``codec`` trains a codec on it,
+``encode`` turns it into aligned codes, ``units`` stores the backbone's states of every text, ``lm`` trains a talker (or
+the backbone itself), ``text_encoder`` our own reader of spelling, ``package`` joins them into a model that speaks.
+``answers`` lets a language model answer prompts and ``text_mtp`` trains heads on that. Every stage goes on after a
+kill: training from its last checkpoint, the others with what is missing; ``package`` and ``package_head`` take seconds
+and begin again, and a model that is there stays whole until the new one takes its place.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from speech_mtp import hub, plugins
 from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
 from speech_mtp.corpus import answers
 from speech_mtp.corpus.codes import load_codes
+from speech_mtp.corpus.direct import Speech, read_sentences, speak, stores_in
 from speech_mtp.corpus.store import AudioStore, store_manifest
 from speech_mtp.lm.backbone import Backbone, load_causal_lm
 from speech_mtp.lm.direct import DirectConfig, DirectLM
@@ -28,6 +29,7 @@ from speech_mtp.lm.speech_lm import SpeechLM, SpeechLMConfig
 from speech_mtp.lm.text_encoder import TextEncoder, TextEncoderConfig
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.text.phonemes import SYMBOLS
+from speech_mtp.threads import processors
 from speech_mtp.training import conversion
 from speech_mtp.training.answer_data import split
 from speech_mtp.training.base import Task
@@ -41,6 +43,7 @@ from speech_mtp.training.stages import (
     CodecRun,
     LMRun,
     PackageHeadRun,
+    SpeakRun,
     StoreRun,
     TextEncoderRun,
     TextMTPRun,
@@ -55,6 +58,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     check_inputs(config.run)
     stages: dict[str, Callable[[Any], dict[str, Any]]] = {
         "store": _store,
+        "speak": _speak,
         "codec": _codec,
         "encode": conversion.encode,
         "units": conversion.units,
@@ -72,15 +76,35 @@ def _store(stage: StoreRun) -> dict[str, Any]:
     return {"utterances": store_manifest(stage.corpus, stage.out)}
 
 
+def _speak(stage: SpeakRun) -> dict[str, Any]:
+    speech = Speech(
+        read_sentences(stage.texts, stage.characters),
+        read_sentences(stage.dev_texts, stage.characters),
+        stage.voices,
+        stage.utterances,
+        stage.dev,
+    )
+    return dict(speak(speech, stage.out, stage.workers or processors(), stage.max_time_s))
+
+
 def _codec(stage: CodecRun) -> dict[str, Any]:
     workers = Workers()
+    return _finish(codec_task(stage, workers), stage, workers)
+
+
+def codec_task(stage: CodecRun, workers: Workers | None = None) -> CodecTask:
+    """What ``stage`` trains, before its first step."""
     torch.manual_seed(stage.loop.seed)
     entries = {**stage.model.__dict__, "num_symbols": len(SYMBOLS)}
     codec = Decoupled(DecoupledConfig(**entries))
     if stage.start is not None:
-        _start_from(codec, hub.load_codec(stage.start), stage.start)
-    task = CodecTask(codec, AudioStore(stage.data), stage.task, stage.torch_device(), workers)
-    return _finish(task, stage, workers)
+        trained = hub.load_codec(stage.start)
+        if stage.start_partly:
+            _start_partly(codec, trained)
+        else:
+            _start_from(codec, trained, stage.start)
+    store = AudioStore([store for path in stage.data for store in stores_in(path)])
+    return CodecTask(codec, store, stage.task, stage.torch_device(), workers)
 
 
 def _lm(stage: LMRun) -> dict[str, Any]:
@@ -159,9 +183,11 @@ def _text_lm(stage: AnswersRun | TextMTPRun) -> TextLM:
 
 def _answers(stage: AnswersRun) -> dict[str, Any]:
     lm = _text_lm(stage)
+    if lm.device.type == "cuda":  # elsewhere prompts are invented by the model's own layers
+        lm.prepare()
     prompts = [text for path in stage.prompts for text in answers.read_prompts(path, stage.field)]
     if stage.invent.prompts:
-        prompts += answers.invent_prompts(lm.model, lm.tokenizer, stage.out / answers.PROMPTS, stage.invent)
+        prompts += answers.invent_prompts(lm, stage.out / answers.PROMPTS, stage.invent)
     if not prompts:
         raise ValueError(
             "There is nothing to answer; name files of prompts (prompts) or let some be invented (invent)."
@@ -202,6 +228,13 @@ def _start_from(module: torch.nn.Module, trained: torch.nn.Module, name: str) ->
             f"{name} cannot be started from: {str(error).splitlines()[-1].strip()} Give the settings `model` that "
             "it was trained with, or train without `start`."
         ) from error
+
+
+def _start_partly(module: torch.nn.Module, trained: torch.nn.Module) -> None:
+    """Copy those weights of ``trained`` that ``module`` has in the same shape."""
+    own = module.state_dict()
+    fitting = {name: value for name, value in trained.state_dict().items() if name in own}
+    module.load_state_dict({**own, **{k: v for k, v in fitting.items() if v.shape == own[k].shape}})
 
 
 def _finish(task: Task, stage: CodecRun | LMRun | TextEncoderRun | TextMTPRun, workers: Workers) -> dict[str, Any]:

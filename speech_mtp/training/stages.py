@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from speech_mtp.codecs.decoupled import DecoupledConfig
 from speech_mtp.corpus import answers
+from speech_mtp.corpus.direct import VoiceShare
 from speech_mtp.training.codec_data import CodecTaskConfig
 from speech_mtp.training.lm import LMTaskConfig
 from speech_mtp.training.loop import LoopConfig
@@ -38,15 +39,36 @@ class StoreRun(Stage):
     corpus: Path
 
 
+class SpeakRun(Stage):
+    """Let teachers speak the sentences of the files ``texts`` (one a line, of ``characters``) straight into stores in
+    ``out``, one a worker (0: as many as cores), until ``utterances`` are there or ``max_time_s`` has passed.
+
+    A share ``dev`` of them are sentences of ``dev_texts``, which are the dev split.
+    """
+
+    kind: Literal["speak"]
+    texts: list[Path]
+    dev_texts: list[Path]
+    voices: list[VoiceShare] = Field(min_length=1)
+    utterances: int
+    dev: float = 0.02
+    characters: tuple[int, int] = (20, 80)
+    workers: int = 0
+    max_time_s: float | None = None
+
+
 class CodecRun(Stage):
     """Train a codec on the audio stores ``data``; the result is an inference checkpoint in ``out/export``.
 
-    ``start`` names a codec (as ``eval codec`` takes it) whose weights the training starts from; ``model`` must fit it.
+    A folder of stores stands for all of them. ``start`` names a codec (as ``eval codec`` takes it) whose weights the
+    training starts from; ``model`` must fit it, unless ``start_partly`` is set: then weights of other shapes, and those
+    that ``start`` lacks, begin at random.
     """
 
     kind: Literal["codec"]
     data: list[Path]
     start: str | None = None
+    start_partly: bool = False
     model: DecoupledConfig = DecoupledConfig()
     task: CodecTaskConfig = CodecTaskConfig()
     loop: LoopConfig
@@ -188,6 +210,7 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     run: Annotated[
         StoreRun
+        | SpeakRun
         | CodecRun
         | EncodeRun
         | UnitsRun

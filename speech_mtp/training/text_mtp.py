@@ -31,7 +31,7 @@ from speech_mtp.lm.fingerprint import fingerprint_of
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.objectives.mtp import MTP, MTPConfig, cross_entropy
 from speech_mtp.training.answer_data import AnswerData, AnswerDataConfig, frequent_tokens, split
-from speech_mtp.training.base import Task
+from speech_mtp.training.base import Scalars, Task
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.kept_states import KeptStates
 from speech_mtp.training.lora import Adapters, LoRAConfig
@@ -155,7 +155,7 @@ class TextMTPTask(Task):
                 groups.append({"params": params, "scale": scale, "weight_decay": config.weight_decay * decayed})
         self.optimizers = {"heads": torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)}
 
-    def step(self, number: int, learning_rate: float) -> dict[str, float]:
+    def step(self, number: int, learning_rate: float) -> Scalars:
         for head in self.heads.values():
             head.train()
         optimizer = self.optimizers["heads"]
@@ -168,7 +168,7 @@ class TextMTPTask(Task):
         for name, module in self.modules.items():
             sums.terms[f"norm/{name}"] = nn.utils.clip_grad_norm_(module.parameters(), self.config.grad_clip)
         optimizer.step()
-        return self.scalars(sums, ("accept",))
+        return Scalars(lambda: self.scalars(sums, ("accept",)))
 
     def backward(self, positions: Positions, rows: Sequence[int] = ()) -> Sums:
         """Every term back-propagated as soon as it is computed, heads first, then the trunk if it learns. ``rows`` are

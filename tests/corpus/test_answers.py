@@ -13,11 +13,13 @@ pytest.importorskip("wordfreq", reason="needs the train extra")
 
 from transformers import LlamaForCausalLM
 
+from speech_mtp.corpus import answers
 from speech_mtp.corpus.answers import (
     Answer,
     AnswerConfig,
     InventConfig,
     invent_prompts,
+    like_lengths,
     read_answers,
     read_prompts,
     write_answers,
@@ -25,6 +27,7 @@ from speech_mtp.corpus.answers import (
 )
 from speech_mtp.corpus.manifest import read_lines
 from speech_mtp.corpus.selfwrite import Drawing, chat_tokens, sample_answers
+from speech_mtp.decoding.static_batch import StaticBatch
 from speech_mtp.lm.text_lm import TextLM
 from tests.lm.tiny import tiny_config, tiny_tokenizer
 
@@ -79,24 +82,24 @@ def test_greedy_answers_are_what_the_model_says_alone(tmp_path: Path, model: Any
 def test_the_end_is_kept_and_nothing_after_it(tmp_path: Path, ending: Any) -> None:
     path = tmp_path / "answers.jsonl"
     write_answers(TextLM(ending, TOKENIZER), PROMPTS, path, AnswerConfig(temperature=1.0, max_new_tokens=40))
-    answers = [line["answer_ids"] for line in read_lines(path)]
-    ended = [answer for answer in answers if END in answer]
+    said = [line["answer_ids"] for line in read_lines(path)]
+    ended = [answer for answer in said if END in answer]
     assert len(ended) >= 3
     assert all(answer.index(END) == len(answer) - 1 for answer in ended)
     greedy = tmp_path / "greedy.jsonl"
     write_answers(TextLM(ending, TOKENIZER), PROMPTS, greedy, AnswerConfig(max_new_tokens=40))
-    answers = [line["answer_ids"] for line in read_lines(greedy)]
+    said = [line["answer_ids"] for line in read_lines(greedy)]
     rows = [chat_tokens(TOKENIZER, prompt) for prompt in PROMPTS]
     cut = sample_answers(ending, TOKENIZER, rows, Drawing(temperature=0.0, top_k=1, max_new_tokens=40), seed=0)
-    assert cut == [answer[:-1] if answer[-1] == END else answer for answer in answers]
+    assert cut == [answer[:-1] if answer[-1] == END else answer for answer in said]
 
 
 def test_the_same_prompt_is_answered_in_other_words(tmp_path: Path, model: Any) -> None:
     path = tmp_path / "answers.jsonl"
     config = AnswerConfig(temperature=1.0, max_new_tokens=12, batch=2)
     write_answers(TextLM(model, TOKENIZER), [PROMPTS[0]] * 4, path, config)
-    answers = {tuple(line["answer_ids"]) for line in read_lines(path)}
-    assert len(answers) == 4
+    said = {tuple(line["answer_ids"]) for line in read_lines(path)}
+    assert len(said) == 4
 
 
 def test_selfwritten_texts_are_answers_too(tmp_path: Path) -> None:
@@ -113,11 +116,50 @@ def test_selfwritten_texts_are_answers_too(tmp_path: Path) -> None:
     assert TOKENIZER.decode(cut.answer) == texts[1]
 
 
+def test_many_at_once_are_the_answers_of_plain_decoding(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = AnswerConfig(batch=2, max_new_tokens=9, temperature=0.8, top_p=0.9, sample_every=2)
+    copy = LlamaForCausalLM(tiny_config(1)).eval()
+    copy.load_state_dict(model.state_dict())
+    lm = TextLM(copy, TOKENIZER).prepare()
+    monkeypatch.setattr(answers, "_many_at_once", lambda lm, *sizes: StaticBatch(lm, *sizes))
+    write_answers(lm, PROMPTS, tmp_path / "many.jsonl", config)
+    many = list(read_lines(tmp_path / "many.jsonl"))
+    assert sorted(line["prompt"] for line in many) == sorted(PROMPTS)
+    monkeypatch.undo()
+    write_answers(lm, [line["prompt"] for line in many], tmp_path / "plain.jsonl", config)
+    assert list(read_lines(tmp_path / "plain.jsonl")) == many
+    greedy = AnswerConfig(batch=2, max_new_tokens=9)
+    write_answers(lm, [line["prompt"] for line in many], tmp_path / "greedy.jsonl", greedy)
+    same = [a == b for a, b in zip(many, read_lines(tmp_path / "greedy.jsonl"), strict=True)]
+    assert same[:2] == [True, True], "the first batch is greedy"
+    assert not all(same), "the second is drawn"
+
+
+def test_batches_hold_prompts_of_like_length_in_a_random_order() -> None:
+    prompts = [str(i) for i in range(100)]
+    lengths = [7 * i % 100 for i in range(100)]
+    made = like_lengths(prompts, lengths, 5, seed=0)
+    assert sorted(made) == sorted(prompts)
+    sizes = [lengths[int(prompt)] for prompt in made]
+    spread = [max(sizes[at : at + 5]) - min(sizes[at : at + 5]) for at in range(0, 100, 5)]
+    assert sum(spread) / len(spread) < 35
+    assert 20 < sum(sizes[:20]) / 20 < 80, "the first ones are neither the short nor the long ones"
+    assert made == like_lengths(prompts, lengths, 5, seed=0) != like_lengths(prompts, lengths, 5, seed=1)
+
+
+def test_writing_stops_when_the_time_is_over_and_goes_on(tmp_path: Path, model: Any) -> None:
+    path, lm = tmp_path / "answers.jsonl", TextLM(model, TOKENIZER)
+    assert write_answers(lm, PROMPTS, path, AnswerConfig(batch=2, max_new_tokens=2, max_time_s=1e-9)) == 0
+    assert write_answers(lm, PROMPTS, path, AnswerConfig(batch=2, max_new_tokens=2, max_time_s=1e9)) == 5
+
+
 def test_prompts_are_invented_once(tmp_path: Path, model: Any) -> None:
     path, config = tmp_path / "prompts.jsonl", InventConfig(prompts=6, batch=4, max_new_tokens=3)
-    prompts = invent_prompts(model, TOKENIZER, path, config)
+    prompts = invent_prompts(TextLM(model, TOKENIZER), path, config)
     assert len(prompts) == len(set(prompts)) > 2
-    assert invent_prompts(model, TOKENIZER, path, config) == prompts
+    assert invent_prompts(TextLM(model, TOKENIZER), path, config) == prompts
     assert len(list(read_lines(path))) == 6
     assert not any("<|im" in prompt or prompt != prompt.strip() for prompt in prompts)
 
@@ -138,8 +180,8 @@ def test_prompts_and_answers_are_read_back(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"line 1 has no text under 'questions'; did you mean 'question'\?"):
         read_prompts(path, "questions")
     lines = [{"prompt_ids": [1, 2], "answer_ids": [3]}, {"prompt_ids": [1], "answer_ids": [3, 4]}]
-    answers = tmp_path / "answers.jsonl"
-    answers.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0]]))
-    assert read_answers([answers]) == [Answer((1, 2), (3,)), Answer((1,), (3, 4))]
+    written = tmp_path / "answers.jsonl"
+    written.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0]]))
+    assert read_answers([written]) == [Answer((1, 2), (3,)), Answer((1,), (3, 4))]
     with pytest.raises(ValueError, match=r"given\.jsonl, line 1 is no answer"):
         read_answers([path])

@@ -18,7 +18,7 @@ from speech_mtp.evaluation import peers
 from speech_mtp.evaluation import text_bench as text_bench_module
 from speech_mtp.evaluation import watch as watch_module
 from speech_mtp.evaluation.contenders import Answers, Contender, llama_cpp, native_mtp, ours, theirs, weights_of
-from speech_mtp.evaluation.identity import Group, explain, faults, identity, tie_below
+from speech_mtp.evaluation.identity import Group, explain, faults, identity, pace, tie_below
 from speech_mtp.evaluation.journal import Journal
 from speech_mtp.evaluation.memory import PeakMemory
 from speech_mtp.evaluation.questions import Question, digest, read_questions
@@ -28,6 +28,7 @@ from speech_mtp.evaluation.watch import Watch
 from speech_mtp.exports.deepseek import DeepSeek
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.plugins import MissingExtra
+from speech_mtp.types import Sampling
 from tests.text_tiny import tiny_head, tiny_text_lm
 
 CPU = torch.device("cpu")
@@ -319,6 +320,28 @@ class TestIdentity:
         assert identity(groups, [[5, 6], [7] * 510, [8]], 4, 1, journal(tmp_path)) == made
         with pytest.raises(ValueError, match="None of the prompts fits"):
             identity(groups, [[7] * 510], 4, 1, Journal(tmp_path / "other.jsonl", {}))
+
+    def test_drawn_text_is_that_of_the_seed_whatever_drafts_it(self, tmp_path: Path) -> None:
+        lm, drawn = tiny_text_lm(), Sampling(temperature=0.8, top_p=0.9, seed=3)
+        rules = ["chain", {"name": "chain", "rejection": True}]
+        vanilla, chain, rejection = ours(lm, "fp32", {"m": tiny_head(lm)}, rules, drawn)
+        wrong = fake("wrong", [], "tree", (7, 7, 7, 7))
+        group = Group(lm, [vanilla, chain, rejection, wrong], {"vanilla": vanilla}, drawn)
+        made = identity([group], [[5, 6]], 4, 1, journal(tmp_path))
+        found = {row["rule"]: row for row in made["rows"]}
+        assert found["chain"]["vanilla"]["identical"] == 1
+        assert [row["same_seed"] for row in made["rows"]] == [True, True, False, True]
+        low, high = found["chain"]["interval"]
+        assert 1 <= low <= found["chain"]["tokens_per_forward"] <= high <= 3
+        assert faults(made) == 1, "of the one that says anything"
+        (fault,) = found["tree"]["vanilla"]["mismatches"]
+        assert fault["gap"] > fault["top2_gap"] > 0, "the token of plain decoding is the best with its noise"
+
+    def test_tokens_a_forward_have_an_interval_over_prompts(self) -> None:
+        mean, (low, high) = pace(torch.tensor([[10, 10], [10, 30]] * 20))
+        assert mean == pytest.approx(2)
+        assert 1.5 < low < 1.9
+        assert 2.1 < high < 2.5
 
 
 class TestFiles:

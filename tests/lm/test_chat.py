@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speech_mtp.lm.chat import StopSearch, TextStream, following, opening
+from speech_mtp.lm.chat import StopSearch, TextStream, following, opening, openings
 from tests.lm.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -31,6 +31,14 @@ def test_a_prompt_is_read_in_the_chat_format_and_once() -> None:
     assert TOKENIZER.decode(opening(TOKENIZER, [USER])) == (
         "<|im_start|>user\nHello there!<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_many_prompts_are_read_as_each_alone() -> None:
+    prompts = ["Hello there!", "the fox", "Hello there! <|im_end|>"]
+    for tokenizer in (TOKENIZER, tiny_tokenizer(None)):
+        alone = [opening(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
+        assert openings(tokenizer, prompts) == alone
+    assert openings(TOKENIZER, []) == []
 
 
 def test_without_a_chat_format_a_prompt_is_plain_and_a_conversation_is_refused() -> None:

@@ -76,7 +76,7 @@ def test_texts_that_join_wait_and_leave_are_read_as_if_alone(reader: TextReader,
         there = [state for state in states if state is not None and rng.random() < 0.8]
         rng.shuffle(there)
         before = [(state.unread, state.states) for state in there]
-        grown = reader.advance_many(there)
+        grown = reader.advance_many(there, 1 + tick % 2)
         assert grown == [unread for unread, _ in before]
         for state, (_, known) in zip(there, before, strict=True):
             assert torch.equal(state.states[:, : known.shape[1]], known), "what was read stays"
@@ -218,3 +218,20 @@ def test_streams_share_passes_and_give_their_rows_back(monkeypatch: pytest.Monke
     left.close()
     assert maker.backbone.num_open == 0
     assert left.units.hidden.shape[1] > 0
+
+
+def test_a_pass_holds_as_many_blocks_as_it_is_told(reader: TextReader) -> None:
+    states = [reader.open() for _ in range(2)]
+    for state in states:
+        reader.extend(state, TEXT)
+    reader.advance_many(states[:1], 3)
+    assert states[0].hidden.shape[1] == 3 * BLOCK
+    reader.advance_many(states, 4)
+    assert [state.hidden.shape[1] for state in states] == [5 * BLOCK, 2 * BLOCK]
+    reader.advance_many(states, 1)
+    assert [state.hidden.shape[1] for state in states] == [6 * BLOCK, 3 * BLOCK]
+    torch.testing.assert_close(
+        states[0].states, alone(reader, [TEXT])[:, : states[0].states.shape[1]], atol=1e-5, rtol=0
+    )
+    for state in states:
+        reader.close(state)

@@ -146,7 +146,7 @@ def test_spectral_loss_is_zero_only_for_equal_waves() -> None:
 
 
 def test_critics_want_ones_for_real_and_noughts_for_fake_and_the_generator_ones() -> None:
-    def scored(wave: torch.Tensor) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
+    def scored(wave: torch.Tensor, only: int | None) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
         return [(wave, [2 * wave])]  # the wave is its own score
 
     noughts, ones = torch.zeros(2, 8), torch.ones(2, 8)

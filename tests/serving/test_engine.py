@@ -128,7 +128,7 @@ def test_a_paced_stream_is_made_as_it_is_heard() -> None:
             assert max(ahead) < 0.5 + 0.5  # a chunk more at most
             assert time.monotonic() - began > audio_s - 1.0
             assert audio_s > 2
-            assert speaking.tally.held_s > 1
+            assert speaking.tally.rested_s > 1
 
     asyncio.run(run())
 

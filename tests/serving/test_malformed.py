@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.serving.running import TEXT, Running
-from tests.serving.test_speech import spoken
+from tests.serving.test_speech import alike, spoken
 
 PATHS = (
     "/v1/audio/speech",
@@ -128,7 +128,7 @@ def malformed(server: Running, count: int, seed: int) -> None:
         error = answer.json()["error"]
         assert set(error) == {"message", "type", "param", "code"}, about
         assert error["message"], about
-    assert server.post(input=TEXT, voice="low", response_format="pcm").content == spoken()
+    assert alike(server.post(input=TEXT, voice="low", response_format="pcm").content, spoken())
     assert server.service.admission.taken == 0
     assert server.service.engine.failures == 0
 

@@ -24,6 +24,7 @@ from speech_mtp.training.codec_data import (
     shift_voice,
     warp_frequency,
 )
+from speech_mtp.training.loop import numbers
 
 RATE, HOP = 24_000, 240
 
@@ -60,7 +61,7 @@ def changed(task: CodecTask, steps: int = 2) -> tuple[set[str], dict[str, float]
     before = {name: value.detach().clone() for name, value in task.codec.named_parameters()}
     scores: dict[str, float] = {}
     for number in range(steps):
-        scores = task.step(number, 1e-3)
+        scores = numbers(task.step(number, 1e-3))
     after = dict(task.codec.named_parameters())
     return {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}, scores
 
@@ -126,7 +127,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(store: AudioStore) -> None:
     weights = CodecWeights(stft=2.0, ctc=0.5, critic=0.7, feature=3.0)
     task = task_of(store, weights=weights, critic_from=1)
     for number, adversarial in enumerate([False, True]):
-        scores = task.step(number, 1e-3)
+        scores = numbers(task.step(number, 1e-3))
         assert [name in scores for name in ("critics", "critic", "feature")] == [adversarial] * 3
         parts = [getattr(weights, name) * value for name, value in scores.items() if name not in ("loss", "critics")]
         assert scores["loss"] == pytest.approx(sum(parts), rel=1e-4)
@@ -183,7 +184,7 @@ def test_pitch_is_judged_where_there_is_a_voice() -> None:
         codec.decoder.pitch_out.bias.zero_()
     task = CodecTask.__new__(CodecTask)
     task.codec, task.config, task.device = codec, CodecTaskConfig(crop_frames=8, amp=False), torch.device("cpu")
-    batch = CodecBatch(torch.zeros(1, 9_600), *[torch.tensor([0])] * 8)  # type: ignore[arg-type]
+    batch = CodecBatch(torch.zeros(1, 9_600), *[torch.tensor([0])] * 9)  # type: ignore[arg-type]
     batch.pitch = torch.tensor([[100.0, 0.0, 0.0, 0.0] * 20])
     _, _, terms = task.decode_crop(batch, torch.zeros(1, 10, 4), torch.zeros(1, 10, 3), torch.zeros(1, 8))
     assert float(terms["pitch"]) == pytest.approx(5 - np.log(100), abs=1e-4)
@@ -405,7 +406,7 @@ def test_a_decoded_crop_is_that_crop_of_the_whole_decoded() -> None:
     content, prosody = torch.rand(2, frames, 4) * 2 - 1, torch.rand(2, frames, 3) * 2 - 1
     timbre, wave = torch.randn(2, 8), torch.randn(2, frames * size)
     hertz = torch.where(torch.rand(2, 4 * frames) < 0.6, 100.0, 0.0)
-    batch = CodecBatch(wave, *[torch.tensor([0])] * 7, crop=torch.tensor([7, 20]))  # type: ignore[arg-type]
+    batch = CodecBatch(wave, *[torch.tensor([0])] * 7, crop=torch.tensor([7, 20]), frames=torch.tensor([40, 40]))  # type: ignore[arg-type]
     batch.pitch = hertz
     task = CodecTask.__new__(CodecTask)
     task.codec, task.config, task.device = codec, CodecTaskConfig(crop_frames=n, amp=False), torch.device("cpu")

