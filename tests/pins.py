@@ -59,6 +59,7 @@ def lay_out(folder: Path) -> None:
         "tests",
         "recipes",
         "demo",
+        "docs",
         ".ci",
         "README.md",
         "LICENSE",

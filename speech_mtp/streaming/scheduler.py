@@ -103,6 +103,8 @@ class Scheduler:
         if self.model is None:
             raise ValueError("This scheduler has no speech model.")
         stream = Stream(self.model, voice, sampling or self.model.sampling, ramp, self.clock, **limits)
+        if self.pace.ahead_s is not None:
+            stream.ahead_s = self.pace.ahead_s
         self.waiting.append(stream)
         return stream
 
@@ -273,12 +275,11 @@ class Scheduler:
     def _who_talks(self, rows: int) -> list[bool]:
         """Which rows talk on: when one falls behind, so do those that soon would, for a step of many costs little more
         than a step of one."""
-        if self.pace.ahead_s is None:
-            return [b in self._talking for b in range(rows)]
-        now, ahead_s = self.clock(), self.pace.ahead_s
-        left = {b: stream.buffered_s(now) for b, stream in self._talking.items() if not self._waits(stream)}
-        behind = any(seconds <= ahead_s for seconds in left.values())
-        return [behind and b in self._talking and left.get(b, 0.0) <= ahead_s + TOGETHER_S for b in range(rows)]
+        now = self.clock()
+        able = {b: stream for b, stream in self._talking.items() if not (stream.held or self._waits(stream))}
+        lead = {b: stream.buffered_s(now) - stream.ahead_s for b, stream in able.items()}
+        behind = any(seconds <= 0 for seconds in lead.values())
+        return [behind and b in lead and lead[b] <= TOGETHER_S for b in range(rows)]
 
     # -- the codec ------------------------------------------------------------------------------------------------
     def _sound(self) -> bool:
@@ -313,7 +314,8 @@ class Scheduler:
     def _relaxed(self) -> bool:
         """Whether text may be written: no stream that can go on is about to run dry."""
         now = self.clock()
-        return all(s.buffered_s(now) > self.pace.margin_s or not self._can_go_on(s) for s in self.streams)
+        able = [s for s in self.streams if not s.held and self._can_go_on(s)]
+        return all(s.buffered_s(now) > self.pace.margin_s for s in able)
 
     def _can_go_on(self, stream: Stream) -> bool:
         """Whether there is anything to do for ``stream`` before more text comes."""

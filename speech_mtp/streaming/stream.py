@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, inf
 
 import torch
 from torch import Tensor
@@ -75,6 +75,8 @@ class Stream:
         self.timbre = model.timbre(voice)
         self.row: int | None = None  # its place in the talker's run
         self.reading: UnitStream | None = None  # of the sentence that is read piece by piece
+        self.ahead_s = inf  # with more sound than this left to play, it need not be talked on
+        self.held = False  # whoever takes its sound does not keep up: it is not talked on
         self.changed = False  # units may have changed without the reader: the sentence was closed, or read whole
         self.steps = self.frames = 0
         self.finish: Finish | None = None

@@ -1,0 +1,85 @@
+"""A voice service on a port: ``serve``."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from speech_mtp.cli.shared import Backbone, Lexicon, Model, Threads, load_model
+
+KEY_VARIABLE = "SPEECH_MTP_API_KEY"
+LOCAL = ("127.0.0.1", "localhost", "::1")
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help=f"A file of API keys, one a line; or one key in {KEY_VARIABLE}.")
+    ] = None,
+    max_streams: Annotated[int, typer.Option(min=1, help="Streams that speak at a time; others wait.")] = 8,
+    max_queue: Annotated[int, typer.Option(min=0, help="Streams that may wait; others are told to come back.")] = 16,
+    model: Model = "tiny-en",
+    backbone: Backbone = None,
+    lexicon: Lexicon = None,
+    threads: Threads = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name in the header Host that is answered; * for all.")
+    ] = None,
+    allow_origin: Annotated[list[str] | None, typer.Option(help="A web page's origin that may call.")] = None,
+    public_lists: Annotated[
+        bool, typer.Option("--public-lists", help="List voices and models without a key, as Open WebUI asks.")
+    ] = False,
+    without_key: Annotated[
+        bool, typer.Option("--without-key", help="Serve others than this machine without any key.")
+    ] = False,
+    docs: Annotated[bool, typer.Option("--docs", help="Show the OpenAPI schema at /docs.")] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="Serve the web page of the demo at /demo.")] = False,
+) -> None:
+    """Serve speech over HTTP and WebSockets, in the shapes of OpenAI's API."""
+    from speech_mtp.serving import check_extra
+
+    check_extra()
+    from speech_mtp.serving.app import create_app
+    from speech_mtp.serving.server import make_server
+    from speech_mtp.serving.settings import LOOPBACK, Settings
+
+    keys = _keys(api_key_file)
+    local = host in LOCAL
+    if not local and not keys and not without_key:
+        raise ValueError(f"Serving at {host} without a key is open to everybody; give --api-key-file or --without-key.")
+    hosts = (*LOOPBACK, host) if local else ("*",)
+    settings = Settings(
+        keys=keys,
+        public_lists=public_lists,
+        allowed_hosts=(*LOOPBACK, *allow_host) if allow_host else hosts,
+        allowed_origins=tuple(allow_origin or ()),
+        max_streams=max_streams,
+        max_queue=max_queue,
+        docs=docs,
+    )
+    loaded = load_model(model, backbone, None, threads, lexicon)
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    app = create_app(loaded, settings)
+    if demo:
+        from speech_mtp.plugins import require
+
+        require("speech_mtp_demo", "demo").mount(app)
+    make_server(app, host, port).run()
+
+
+def _keys(path: Path | None) -> tuple[str, ...]:
+    from speech_mtp.serving.settings import check_key, read_keys
+
+    if path is not None:
+        return read_keys(path)
+    key = os.environ.get(KEY_VARIABLE)
+    if not key:
+        return ()
+    check_key(key, f"The key in {KEY_VARIABLE}")
+    return (key,)

@@ -1,0 +1,172 @@
+"""The door of the service: who may come in, under which id, and what the log says of it.
+
+One ASGI middleware for HTTP and WebSockets alike, because the framework's own see HTTP only. In this order: request id,
+``Host`` (against DNS rebinding), ``Origin`` (against pages of others), key, and, behind the routes, faults of ours. A
+WebSocket is refused before it is opened. Log lines hold the id, the route's pattern and the status; nothing that a
+client wrote.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import secrets
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from speech_mtp.serving.errors import ApiError, internal
+from speech_mtp.serving.metrics import Metrics
+from speech_mtp.serving.responses import StalledClientError
+from speech_mtp.serving.settings import Settings
+
+log = logging.getLogger("speech_mtp.serving")
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
+KEY_PROTOCOL = "openai-insecure-api-key."
+"""A browser cannot set headers of a WebSocket, so OpenAI's clients send the key as a sub-protocol."""
+OPEN_PATHS = ("/health", "/health/ready", "/health/live")
+LISTS = ("/v1/audio/voices", "/v1/audio/models")
+
+
+class Door:
+    """Lets requests through to ``app``, or answers why not."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self.app, self.settings, self.metrics = app, settings, metrics
+        self._keys = [key.encode() for key in settings.keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        asked = headers.get("x-request-id", "")
+        visit = Visit(asked if REQUEST_ID.fullmatch(asked) else secrets.token_hex(8), send)
+        state = scope.setdefault("state", {})
+        state["request_id"] = visit.id
+        try:
+            self._check_host(headers.get("host", ""))
+            self._check_origin(headers)
+            state["client"] = self._client(scope, headers)
+            if scope["type"] == "http":
+                receive = self._limited(scope["path"], headers, receive)
+            await self.app(scope, receive, visit.send)
+        except ApiError as error:
+            await self._refuse(error, scope, receive, visit)
+        except StalledClientError:
+            log.info("id=%s does not read and is cut off", visit.id)
+        except Exception as error:
+            log.error("id=%s failed: %s", visit.id, _where(error))
+            if visit.status is None:
+                await self._refuse(internal(), scope, receive, visit)
+        finally:
+            self._note(scope, visit)
+
+    def _check_host(self, host: str) -> None:
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        if "*" not in self.settings.allowed_hosts and name.lower() not in self.settings.allowed_hosts:
+            raise ApiError(403, "This host name is not served here; the operator can allow it with --allow-host.")
+
+    def _check_origin(self, headers: Headers) -> None:
+        origin = headers.get("origin")
+        if origin is None or origin in self.settings.allowed_origins:
+            return
+        if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+            raise ApiError(403, "Pages of this origin may not call; the operator can allow it with --allow-origin.")
+
+    def _client(self, scope: Scope, headers: Headers) -> str:
+        """Who asks: a name for fairness. Raises ApiError 401 for whoever has no key and needs one."""
+        address = scope["client"][0] if scope.get("client") else "local"
+        path = scope["path"]
+        if not self._keys or path in OPEN_PATHS or (self.settings.public_lists and path in LISTS):
+            return f"address {address}"
+        sent = next(_keys_sent(headers), "").encode()
+        matches = [hmac.compare_digest(sent, key) for key in self._keys]
+        if not any(matches):
+            message = "Send a valid API key in the header, as in Authorization: Bearer KEY."
+            raise ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
+        return f"key {matches.index(True)}"
+
+    def _limited(self, path: str, headers: Headers, receive: Receive) -> Receive:
+        """``receive``, which refuses a body that is too large, by its announced length or as soon as it is."""
+        most = self.settings.max_bodies.get(path, self.settings.max_body)
+        too_large = ApiError(413, f"The request has more than {most} bytes; send less at a time.")
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > most:
+            raise too_large
+        seen = 0
+
+        async def limited() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > most:
+                raise too_large
+            return message
+
+        return limited
+
+    async def _refuse(self, error: ApiError, scope: Scope, receive: Receive, visit: Visit) -> None:
+        if visit.status is not None:
+            return
+        response = error.response()
+        if scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
+            await response(scope, receive, visit.send)
+        else:
+            await visit.send({"type": "websocket.close", "code": 1008, "reason": ""})
+
+    def _note(self, scope: Scope, visit: Visit) -> None:
+        route = getattr(scope.get("route"), "path", "-")
+        method = scope.get("method", "WS")
+        seconds = time.monotonic() - visit.began
+        log.info("id=%s %s %s %s %.3f s", visit.id, method, route, visit.status or "gone", seconds)
+        self.metrics.requests.labels(route, str(visit.status or "gone")).inc()
+
+
+@dataclass
+class Visit:
+    """One request: its id, and the status of the answer once it has begun."""
+
+    id: str
+    forward: Send
+    status: int | None = None
+
+    def __post_init__(self) -> None:
+        self.began = time.monotonic()
+
+    async def send(self, message: Message) -> None:
+        """Pass on; the answer's head gets the id."""
+        if message["type"] in ("http.response.start", "websocket.http.response.start"):
+            self.status = message["status"]
+            MutableHeaders(scope=message)["x-request-id"] = self.id
+        elif message["type"] == "websocket.accept":
+            self.status = 101
+            message.setdefault("headers", [])
+            MutableHeaders(scope=message)["x-request-id"] = self.id
+        elif message["type"] == "websocket.close" and self.status is None:
+            self.status = 403
+        await self.forward(message)
+
+
+def _keys_sent(headers: Headers) -> Iterator[str]:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        yield key.strip()
+    for protocol in headers.get("sec-websocket-protocol", "").split(","):
+        if protocol.strip().startswith(KEY_PROTOCOL):
+            yield protocol.strip().removeprefix(KEY_PROTOCOL)
+
+
+def _where(error: BaseException) -> str:
+    """The kind of an error and where it was raised; its message may hold what a client wrote."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    places = [f"{frame.name} ({frame.filename}:{frame.lineno})" for frame in traceback.extract_tb(error.__traceback__)]
+    return f"{type(error).__name__} in {' < '.join(reversed(places[-4:]))}"

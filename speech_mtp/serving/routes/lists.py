@@ -1,0 +1,54 @@
+"""What there is: voices and models, in the shapes of OpenAI and of Open WebUI."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter
+
+from speech_mtp.serving.routes.shared import Service
+
+router = APIRouter()
+STARTED = int(time.time())
+
+
+@router.get("/v1/audio/voices")
+async def voices(service: Service) -> dict[str, Any]:
+    """The model's voices, then the other names that are understood."""
+    names = service.names
+    own = [{"id": name, "name": name, "object": "audio.voice"} for name in names.voices]
+    other = [
+        {"id": alias, "name": f"{alias} ({voice})", "object": "audio.voice", "alias_of": voice}
+        for alias, voice in names.aliases.items()
+    ]
+    return {"voices": own + other}
+
+
+@router.get("/v1/audio/models")
+async def audio_models(service: Service) -> dict[str, Any]:
+    """The models that speak, as Open WebUI asks for them."""
+    return {"models": [{"id": name, "name": name} for name in service.names.models]}
+
+
+@router.get("/v1/models")
+async def models(service: Service) -> dict[str, Any]:
+    """The loaded model and its aliases."""
+    return {"object": "list", "data": [_model(name) for name in service.names.models]}
+
+
+@router.get("/v1/models/{model:path}")
+async def one_model(model: str, service: Service) -> dict[str, Any]:
+    """One of them."""
+    service.names.check_model(model)
+    return _model(model)
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": STARTED, "owned_by": "speech_mtp"}
+
+
+@router.get("/v1/", include_in_schema=False)
+async def root() -> dict[str, str]:
+    """Clients that want a warm connection ask for this."""
+    return {"status": "ok"}

@@ -1,0 +1,39 @@
+"""``serve`` refuses what it cannot do before it loads anything, in one sentence."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from speech_mtp import plugins
+from tests.cli.running import refused
+
+
+def test_other_machines_need_a_key(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("SPEECH_MTP_API_KEY", raising=False)
+    assert "--api-key-file or --without-key" in refused(monkeypatch, capsys, "serve", "--host", "0.0.0.0")
+
+
+def test_keys_are_checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "no key file" in refused(monkeypatch, capsys, "serve", "--api-key-file", str(tmp_path / "none"))
+    monkeypatch.setenv("SPEECH_MTP_API_KEY", "short")
+    said = refused(monkeypatch, capsys, "serve")
+    assert "SPEECH_MTP_API_KEY cannot be used" in said
+    assert "short" not in said
+
+
+def test_an_unknown_model_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "tiny-eng" in refused(monkeypatch, capsys, "serve", "--model", "tiny-eng")
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def load(name: str) -> ModuleType:
+        if name == "uvicorn":
+            raise ModuleNotFoundError(name=name)
+        return importlib.import_module(name)
+
+    monkeypatch.setattr(plugins, "importlib", type("Loader", (), {"import_module": staticmethod(load)}))
+    assert "pip install 'speech-mtp[serve]'" in refused(monkeypatch, capsys, "serve")
