@@ -16,8 +16,8 @@ from speech_mtp.decoding import engine
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.streaming.pipeline import Chunk, Ramp, speak
 from speech_mtp.streaming.stream import Stream
-from speech_mtp.streaming.word_track import WordTrack
 from speech_mtp.streaming.timed import speak_timed, warm_up
+from speech_mtp.streaming.word_track import WordTrack
 from speech_mtp.types import Codes, Finish, Sampling, Status
 from tests.tiny import tiny_model
 
