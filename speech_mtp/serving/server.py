@@ -142,6 +142,7 @@ def make_server(app: FastAPI, host: str, port: int) -> DrainingServer:
         log_level="warning",  # it would tell the query of a socket's address
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=LAST_BYTES_S,
     )
     return DrainingServer(config, service)

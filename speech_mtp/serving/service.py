@@ -15,11 +15,11 @@ from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.lm.units import UnitMaker
 from speech_mtp.serving.admission import Admission
 from speech_mtp.serving.engine import Engine
-from speech_mtp.serving.errors import ApiError
+from speech_mtp.serving.errors import ApiError, EngineFailedError
 from speech_mtp.serving.metrics import Metrics
 from speech_mtp.serving.names import Names
 from speech_mtp.serving.settings import Settings
-from speech_mtp.serving.speaking import EngineFailedError, Manner, Speaking
+from speech_mtp.serving.speaking import Manner, Speaking
 from speech_mtp.streaming.conversation import Writer
 from speech_mtp.streaming.scheduler import Scheduler
 

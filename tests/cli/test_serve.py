@@ -25,6 +25,10 @@ def test_keys_are_checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert "short" not in said
 
 
+def test_aliases_are_checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "write NAME=VOICE" in refused(monkeypatch, capsys, "serve", "--voice-alias", "alloy")
+
+
 def test_an_unknown_model_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert "tiny-eng" in refused(monkeypatch, capsys, "serve", "--model", "tiny-eng")
 
