@@ -93,16 +93,18 @@ class Engine:
             return
         self.ready.set()
         self._on_ready()
-        worked = True
-        while self._obey(wait=not worked):
+        worked, looked = True, time.monotonic()
+        while self._obey(wait=not worked, looked=looked):
+            looked = time.monotonic()
             worked = self._tick()
         self.scheduler.close()
         self._pump()
 
-    def _obey(self, wait: bool) -> bool:
-        """Do what was commanded; False when the engine shall stop. ``wait`` for a command while there is no work."""
+    def _obey(self, wait: bool, looked: float) -> bool:
+        """Do what was commanded; False when the engine shall stop. ``wait`` for a command while there is no work, as
+        there was none at ``looked``."""
         try:
-            command = self._commands.get(timeout=self._sleep_s()) if wait else self._commands.get_nowait()
+            command = self._commands.get(timeout=self._sleep_s(looked)) if wait else self._commands.get_nowait()
             while command is not None:
                 assert self.scheduler is not None
                 command(self.scheduler)
@@ -111,10 +113,11 @@ class Engine:
             return True
         return False
 
-    def _sleep_s(self) -> float | None:
-        now = time.monotonic()
-        waits = [wait for job in self._jobs if (wait := job.wakes_in(now)) is not None]
-        return max(0.0, min(waits)) if waits else None
+    def _sleep_s(self, looked: float) -> float | None:
+        """How long until a job has work again; None: not before a command. Seen from ``looked``, before the tick that
+        found none: a job that has fallen behind since is not overlooked."""
+        waits = [wait for job in self._jobs if (wait := job.wakes_in(looked)) is not None]
+        return max(0.0, min(waits) - (time.monotonic() - looked)) if waits else None
 
     def _tick(self) -> bool:
         assert self.scheduler is not None

@@ -75,7 +75,7 @@ class CodecThread:
             began = time.monotonic()
             try:
                 made.set_result(stream.decoding()())
-            except Exception as error:
+            except BaseException as error:  # raised by whoever takes the sound
                 made.set_exception(error)
             self.call_s = time.monotonic() - began
             with self._changed:

@@ -9,7 +9,7 @@
 
 A :class:`Stream` is a text that becomes sound; a :class:`Conversation` is a chat that becomes text. A *tick* does a
 little of everything that is due (:meth:`Scheduler.tick`): text fills the time that speech leaves. Nothing here knows
-the web, and nothing waits: who has no work for a tick waits where the text comes from.
+the web, and nothing waits but for the codec's thread: who has no work for a tick waits where the text comes from.
 
 What a stream says does not depend on the others: every row has its own noise, and chunking decides only when frames are
 sounded. One thread calls the language models; with ``codec_thread`` the codec runs in a second one beside it.
@@ -49,6 +49,9 @@ SHORT_PASS, LONG_PASS = 2, 4
 
 TOGETHER_S = 0.6
 """Who is less than this further ahead than the pace wants talks on when another does."""
+
+BEGIN_S = 0.4
+"""A stream never waits for more sound than this before it begins."""
 
 LOW_S = 0.4
 """A stream among others that has less sound left than this need not fill its ramp."""
@@ -92,7 +95,7 @@ class Scheduler:
         self._run: Run | None = None
         self._talking: dict[int, Stream] = {}
         self._thread = CodecThread() if codec_thread else None
-        self._round_s = 0.0  # how long a round of speech takes
+        self._round_s = 0.0  # the longest round of speech lately, without what the writer takes
 
     # -- who comes and goes ---------------------------------------------------------------------------------------
     def speak(
@@ -137,7 +140,7 @@ class Scheduler:
         and there is nothing to write.
 
         1. Streams that were cancelled or have ended leave, and waiting ones are admitted.
-        2. The reader reads one block of every stream whose talker cannot go on without.
+        2. The reader reads on, a few blocks, for the streams whose talker cannot go on without.
         3. The talker makes one step of every row that can go on and is not far enough ahead.
         4. The codec sounds groups that are due, those of the most urgent streams.
         5. Unless some stream's sound runs low, the writer makes one step.
@@ -172,11 +175,11 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Streams that have text before those that only wait for some, which give up their place."""
-        ready = [s for s in self.waiting if s.has_text]
+        ready = [s for s in self.waiting if self._can_go_on(s)]
         while ready and len(self.streams) >= self.max_streams and (spare := self._without_text()) is not None:
             self.streams.remove(spare)
             self.waiting.append(spare)
-        for stream in [*ready, *(s for s in self.waiting if not s.has_text)]:
+        for stream in [*ready, *(s for s in self.waiting if s not in ready)]:
             if len(self.streams) < self.max_streams:
                 self.waiting.remove(stream)
                 self.streams.append(stream)
@@ -197,16 +200,25 @@ class Scheduler:
         worked = False
         wanting = [s for s in self.streams if s.row is None or self._waits(s)]
         for stream in wanting:
-            worked |= self._safely(stream, stream.take_text)
+            had = stream.unread
+            worked |= self._safely(stream, stream.take_text) or had
         wanting = [s for s in wanting if not s.done]
         reading = [s for s in wanting if s.reading is not None and s.reading.unread]
-        unit_streams: list[UnitStream] = [s.reading for s in reading if s.reading is not None]
-        advance_all(unit_streams, self._blocks(reading))
+        self._advance(reading)
         for stream in wanting:
             if stream in reading or stream.changed:
                 self._safely(stream, partial(self._give_units, stream))
                 worked = True
         return worked
+
+    def _advance(self, reading: list[Stream]) -> None:
+        """One pass of the reader; if it goes wrong, the streams that it was for end with the error."""
+        unit_streams: list[UnitStream] = [s.reading for s in reading if s.reading is not None]
+        try:
+            advance_all(unit_streams, self._blocks(reading))
+        except Exception as error:
+            for stream in reading:
+                stream.fail(error)
 
     def _blocks(self, reading: list[Stream]) -> int:
         """How many blocks a pass of the reader holds: more rows cost less each, but whoever begins should not wait for
@@ -285,27 +297,34 @@ class Scheduler:
     def _sound(self) -> bool:
         """Groups that are due -> sound: of :data:`AT_ONCE` streams at most, so that who joins meanwhile need not wait
         for all the others, or in the codec's thread."""
-        call_s = 0.0 if self._thread is None else self._thread.call_s
-        begin_s = self._round_s + call_s * len(self.streams)  # until it is sounded again: the others may come first
+        worked = self._thread is not None and self._take_all(self._thread.collect())
+        begin_s = min(BEGIN_S, self._round_s + self._queue_s())
         for stream in self.streams:
             stream.stalled = not self._says_more(stream)
             if self.max_streams > 1:
                 stream.begin_s, stream.low_s = begin_s, LOW_S
         due = [s for s in self.streams if s.due]
         if self._thread is not None:
-            worked = self._take_all(self._thread.collect())
             self._thread.offer(due)
             return worked
         urgent = sorted(due, key=Stream.deadline)[:AT_ONCE]
         for stream in urgent:
-            self._safely(stream, partial(self._take_sound, stream, stream.decoding()))
+            self._safely(stream, partial(self._sound_now, stream))
         return bool(urgent)
+
+    def _queue_s(self) -> float:
+        """How long the codec's thread may take until a stream is sounded again: those that speak may come first."""
+        return 0.0 if self._thread is None else self._thread.call_s * len(self._talking)
 
     def _take_all(self, sounded: list[Sounded]) -> bool:
         """Take what the codec's thread has made; whether there was anything."""
         for stream, made in sounded:
             self._safely(stream, partial(self._take_sound, stream, made.result))
         return bool(sounded)
+
+    @staticmethod
+    def _sound_now(stream: Stream) -> None:
+        stream.take_sound(*stream.decoding()())
 
     @staticmethod
     def _take_sound(stream: Stream, work: Callable[[], tuple[Tensor, bool]]) -> None:
@@ -320,7 +339,7 @@ class Scheduler:
     def _can_go_on(self, stream: Stream) -> bool:
         """Whether there is anything to do for ``stream`` before more text comes."""
         sounding = stream.due or (self._thread is not None and self._thread.has(stream))
-        return sounding or self._says_more(stream) or (stream.row is None and stream.has_text)
+        return sounding or self._says_more(stream) or (stream.row is None and stream.text_ended)
 
     def _says_more(self, stream: Stream) -> bool:
         """Whether ``stream`` has text to read, or a talker that can go on."""

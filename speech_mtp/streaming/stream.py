@@ -27,7 +27,7 @@ _NEXT_SENTENCE = 1_000_003
 
 @dataclass
 class Chunk:
-    """``wave [S]`` float in [-1, 1], the words that ended inside what was decoded so far, and running totals.
+    """``wave [S]`` float in [-1, 1], the words that ended inside what was said so far, and running totals.
 
     There are ``words`` only where speech points into its text (layout ``aligned``); a text prefix has no word times.
     ``finish`` is set on the last chunk only (its wave may be empty).
@@ -52,14 +52,17 @@ class Ramp:
 
 RAMP = Ramp()
 
+LARGEST = 8
+"""Groups that the codec makes at once at the end of a text, where more may be left than the ramp holds."""
+
 
 class Stream:
     """A text that is spoken while it comes. :meth:`push` text, :meth:`finish_text`, :meth:`take` chunks of sound.
 
     ``finish`` says why it ended. ``max_total`` limits the characters of the whole text. Where others are spoken too,
     ``begin_s`` seconds are gathered before any is sounded, and with less than ``low_s`` left to play, a stream does not
-    wait until the ramp is filled: when it is sounded then depends on the time, and its samples on that in their last
-    bits.
+    wait until the ramp is filled. When it is sounded then depends on the time, and its samples on that in their last
+    bits; so do those of a text that comes in pieces, for what was said is sounded while more is waited for.
     """
 
     def __init__(
@@ -129,7 +132,7 @@ class Stream:
             self._end(torch.zeros(0), Finish("cancelled"))
 
     def fail(self, error: Exception) -> None:
-        """End here: its text cannot be spoken. :meth:`take` raises ``error`` once what was made has been taken."""
+        """End here: it cannot be spoken. :meth:`take` raises ``error`` once what was made has been taken."""
         if self.finish is None:
             self._error = error
             self._release(Finish("error", str(error)))
@@ -175,7 +178,10 @@ class Stream:
         """The units of the sentence at hand that are there, a batch of one. A sentence without any is dropped."""
         self.changed = False
         if self._whole is not None:
-            return self._whole[0]
+            units = self._whole[0]
+            if not int(units.lengths[0]):
+                self._whole = None
+            return units
         if self.reading is None:
             return None
         units = self.reading.units
@@ -198,8 +204,8 @@ class Stream:
         self.steps += 1
         self.frames += tokens.shape[1] * self.model.lm.layout.frames_per_group
         self._pending.extend(tokens.split(1, 1))
-        words = self._whole[1] if self._whole else (self.reading.words if self.reading else [])
         if self._track is not None and pointers:
+            words = self._whole[1] if self._whole else (self.reading.words if self.reading else [])
             self._words += [word for pointer in pointers for word in self._track.move(pointer, words)]
         if self._words and not self.due:
             self._tell(torch.zeros(0))
@@ -222,8 +228,10 @@ class Stream:
     def due(self) -> bool:
         """Whether the codec has something to do: groups that fill the ramp, any if no more will come soon or its sound
         runs low, or the end."""
-        if self.finish is not None or self._flushed:
-            return self.finish is None
+        if self.finish is not None:
+            return False
+        if self._flushed:
+            return True
         if self.stalled:
             return bool(self._pending)
         if not self._calls:
@@ -237,12 +245,14 @@ class Stream:
         return ceil((self.begin_s + self.model.codec.delay_s) / group_s) if self.begin_s else 0
 
     def decoding(self) -> Callable[[], tuple[Tensor, bool]]:
-        """What the codec has to do now, as a function: its sound, and whether it is the last. Both may be called in
-        another thread."""
+        """What the codec has to do now, as a function that gives its sound and whether it is the last. This method and
+        what it returns may be called in another thread."""
         codec, state, row, last = self.model.codec, self._codec, self._codec_row, self._flushed
-        count = len(self._pending)
-        if not last and self._calls:
-            count = min(count, self.ramp[self._calls])
+        most = max(self.ramp[self._calls], 0 if self._calls else self._first_groups())
+        if last:  # all that is left, if that is not so much that the others would have to wait
+            most = max(most, LARGEST)
+            last = len(self._pending) <= most
+        count = min(len(self._pending), most)
         groups = [self._pending.popleft() for _ in range(count)]
         self._calls += bool(groups)
         frames = self.model.lm.layout.frames(torch.cat(groups, 1)) if groups else None
@@ -290,8 +300,8 @@ class Stream:
         self._pending = deque()
 
     def take(self) -> list[Chunk]:
-        """The chunks that have been made since the last call. Raises ValueError, behind the last of them, if there was
-        nothing to say or if the text cannot be spoken."""
+        """The chunks that have been made since the last call. Raises, behind the last of them, what ended the stream:
+        ValueError if there was nothing to say or the text cannot be spoken."""
         chunks = list(self._chunks)
         self._chunks.clear()
         if not chunks and self._error is not None:
@@ -310,9 +320,9 @@ class Stream:
         return not self._calls
 
     @property
-    def has_text(self) -> bool:
-        """Whether there is text, or its end, that has not been spoken."""
-        return bool(self._pieces) or self._text_ended or self._reading_something()
+    def text_ended(self) -> bool:
+        """Whether no more text will come."""
+        return self._text_ended
 
     @property
     def unread(self) -> bool:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from math import inf
 from threading import Event
+from time import sleep
 from typing import Any
 
 import pytest
@@ -382,22 +383,103 @@ def test_a_chat_is_a_conversation() -> None:
     assert said == chat.turns[0].text
 
 
-def test_a_stream_that_waits_for_text_does_not_hold_up_the_chat_that_writes_it() -> None:
-    clock = Clock()
+@pytest.mark.parametrize("length", range(1, 39))
+def test_a_stream_that_waits_for_text_does_not_hold_up_the_chat_that_writes_it(length: int) -> None:
+    clock, text = Clock(), "Hello there, the quick brown fox jumps."
     scheduler = Scheduler(MODEL, writer(False), clock=clock)
-    stream, conversation = scheduler.speak("low"), scheduler.chat(max_new_tokens=12)
-    stream.push("Hello there, the quick ")
+    stream, conversation = scheduler.speak("low"), scheduler.chat(max_new_tokens=3)
+    stream.push(text[:length])
     conversation.ask("Hello there!")
     clock.now += 5
     while conversation.writing:
         assert scheduler.tick()
         clock.now += 0.01
     assert conversation.turns[0].tokens
-    stream.push("brown fox jumps.")
+    if length % 9:
+        return
+    stream.push(text[length:])
     stream.finish_text()
     run_to_end(scheduler)
-    expected = wave(alone("Hello there, the quick brown fox jumps.", "low", MODEL.sampling))
-    torch.testing.assert_close(wave(stream.take()), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(wave(stream.take()), wave(alone(text, "low", MODEL.sampling)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("begun", ["Hello t", "Hello there, the ", "Hello there. It"])
+def test_a_text_that_is_there_does_not_wait_for_one_that_is_not(begun: str) -> None:
+    scheduler = Scheduler(MODEL, max_streams=1)
+    first, second = scheduler.speak("low"), scheduler.speak("high")
+    first.push(begun)
+    for _ in range(4):
+        scheduler.tick()
+    second.push(TEXTS[1])
+    second.finish_text()
+    run_to_end(scheduler)
+    if first.row is None:
+        assert second.finish is not None
+    first.push("here it is.")
+    first.finish_text()
+    run_to_end(scheduler)
+    for stream in (first, second):
+        assert stream.finish is not None
+        assert stream.finish.reason == "stop"
+
+
+def test_a_stream_that_the_codec_finishes_between_two_looks_is_not_offered_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As if the scheduler's thread lost its core for a while before it collects."""
+    collect = CodecThread.collect
+
+    def late(thread: CodecThread) -> Any:
+        sleep(0.02)
+        return collect(thread)
+
+    monkeypatch.setattr(CodecThread, "collect", late)
+    scheduler = Scheduler(MODEL, codec_thread=True)
+    streams = [scheduler.speak("low", Sampling(seed=seed)) for seed in range(4)]
+    for stream in streams:
+        stream.push(TEXTS[2])
+        stream.finish_text()
+    run_to_end(scheduler)
+    scheduler.close()
+    assert [stream.finish and stream.finish.reason for stream in streams] == ["stop"] * 4
+
+
+def test_a_long_rest_of_a_text_is_sounded_in_several_calls() -> None:
+    stream = Scheduler(MODEL, max_streams=1).speak("low", ramp=Ramp((1, 4)))
+    for _ in range(12):
+        given_a_group(stream)
+    stream._flushed, stream._sentence = True, 1
+    sizes = []
+    while not stream.done:
+        assert stream.due
+        before = len(stream._pending)
+        made = stream.decoding()()
+        sizes.append(before - len(stream._pending))
+        stream.take_sound(*made)
+    assert sizes == [8, 4]
+    frames = 12 * MODEL.lm.layout.frames_per_group
+    assert len(wave(stream.take())) == frames * MODEL.codec.spec.samples_per_frame
+
+
+def test_a_codec_that_fails_in_a_tick_ends_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = Scheduler(MODEL)
+    bad, good = scheduler.speak("low"), scheduler.speak("high")
+    decoding = Stream.decoding
+
+    def broken(stream: Stream) -> Any:
+        if stream is bad:
+            raise RuntimeError("no memory")
+        return decoding(stream)
+
+    monkeypatch.setattr(Stream, "decoding", broken)
+    for stream in (bad, good):
+        stream.push(TEXTS[0])
+        stream.finish_text()
+    run_to_end(scheduler)
+    assert bad.finish is not None
+    assert bad.finish.reason == "error"
+    assert good.finish is not None
+    assert good.finish.reason == "stop"
 
 
 def test_a_stream_without_text_gives_up_its_place() -> None:
@@ -552,7 +634,7 @@ def test_a_stream_that_runs_low_among_others_does_not_fill_its_ramp() -> None:
     assert not stream.due
     clock.now = 1.7
     assert stream.due
-    stream.low_s = 0.0  # alone: its samples are the same at every speed
+    stream.low_s = 0.0  # alone: the samples of a whole text are the same at every speed
     assert not stream.due
 
 
@@ -614,10 +696,11 @@ def test_who_is_a_little_ahead_talks_on_with_who_falls_behind(monkeypatch: pytes
 
 
 def test_the_codec_thread_takes_the_most_urgent_of_those_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, order = Event(), []
+    gate, at_work, order = Event(), Event(), []
 
     def decoding(stream: Stream) -> Any:
         order.append(stream)
+        at_work.set()
         gate.wait()
         return lambda: (torch.zeros(1), False)
 
@@ -628,8 +711,7 @@ def test_the_codec_thread_takes_the_most_urgent_of_those_that_wait(monkeypatch: 
         streams.append(scheduler.speak("low"))
     late, soon, sooner = streams
     thread.offer([late])
-    while not order:
-        continue
+    assert at_work.wait(30)
     thread.offer([late, soon, sooner])  # the one at work is not taken twice
     assert all(thread.has(stream) for stream in streams)
     gate.set()
