@@ -22,6 +22,9 @@ from speech_mtp.types import Finish, Sampling
 USUAL_ANSWER = 1024
 """Tokens of an answer where none are asked for."""
 
+MARKUP = 16
+"""Tokens, at most, that a chat template writes around a message."""
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -158,7 +161,7 @@ def fit(tokenizer: object, messages: Sequence[Message], room: int) -> tuple[list
 
 
 def _without_oldest(tokenizer: object, messages: list[Message], over: int, room: int) -> list[Message]:
-    """``messages`` without at least one turn, and at least ``over`` tokens if there are so many."""
+    """``messages`` without the oldest turn, and as many more as are needed for certain to save ``over`` tokens."""
     turns = [i for i, message in enumerate(messages[:-1]) if message["role"] != "system"]
     if not turns:
         raise TooLongError(
@@ -170,5 +173,5 @@ def _without_oldest(tokenizer: object, messages: list[Message], over: int, room:
         if over <= 0 and messages[i]["role"] == "user":
             break
         gone.add(i)
-        over -= len(tokenizer(messages[i]["content"], add_special_tokens=False)["input_ids"])  # type: ignore[operator]
+        over -= MARKUP + len(tokenizer(messages[i]["content"], add_special_tokens=False)["input_ids"])  # type: ignore[operator]
     return [message for i, message in enumerate(messages) if i not in gone]

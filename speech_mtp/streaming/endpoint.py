@@ -99,13 +99,13 @@ class RemoteWriting:
 
     @property
     def writing(self) -> bool:
-        return not self._done.is_set()
+        return not self._done.is_set() or bool(self._pieces) or self._error is not None
 
     def take(self) -> list[str]:
-        ended, pieces = self._done.is_set(), []
+        pieces = []
         while self._pieces:
             pieces.append(self._pieces.popleft())
-        if ended and not pieces and self._error is not None:
+        if self._error is not None and not pieces and not self._pieces:
             raise self._error
         return pieces
 
