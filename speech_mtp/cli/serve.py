@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from speech_mtp.cli.shared import Backbone, Lexicon, Model, Threads, load_model
+from speech_mtp.cli.shared import Backbone, Lexicon, Model, Threads, load_head, load_model, load_text_lm
+
+if TYPE_CHECKING:
+    from speech_mtp.streaming.authors import Author
+    from speech_mtp.streaming.conversation import Writer
 
 KEY_VARIABLE = "SPEECH_MTP_API_KEY"
+LLM_KEY_VARIABLE = "SPEECH_MTP_LLM_KEY"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
@@ -28,6 +34,19 @@ def serve(
     backbone: Backbone = None,
     lexicon: Lexicon = None,
     threads: Threads = None,
+    llm: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id of a language model that answers chats; `packaged`: the packaged one."),
+    ] = None,
+    llm_head: Annotated[
+        str | None, typer.Option(help="Its head, as for generate; none: no drafting; by default what fits.")
+    ] = None,
+    llm_url: Annotated[
+        str | None,
+        typer.Option(help=f"Or an endpoint of OpenAI's shape, http://HOST/v1; its key in {LLM_KEY_VARIABLE}."),
+    ] = None,
+    llm_model: Annotated[str | None, typer.Option(help="The name of the model at that endpoint.")] = None,
+    max_chats: Annotated[int, typer.Option(min=1, help="Answers that are written at a time; others wait.")] = 8,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A name in the header Host that is answered; * for all.")
     ] = None,
@@ -65,11 +84,13 @@ def serve(
         voice_aliases=_aliases(voice_alias or []),
         max_streams=max_streams,
         max_queue=max_queue,
+        max_chats=max_chats,
         docs=docs,
     )
+    author, make_writer = _author(llm, llm_head, llm_url, llm_model, threads)
     loaded = load_model(model, backbone, None, threads, lexicon)
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
-    app = create_app(loaded, settings)
+    app = create_app(loaded, settings, make_writer, author=author)
     if demo:
         from speech_mtp.plugins import require
 
@@ -83,6 +104,35 @@ def _aliases(written: list[str]) -> dict[str, str]:
     if wrong is not None:
         raise ValueError(f"--voice-alias is {wrong!r}; write NAME=VOICE, as in alloy=heart.")
     return {name: voice for name, _, voice in pairs}
+
+
+def _author(
+    llm: str | None, head: str | None, url: str | None, name: str | None, threads: int | None
+) -> tuple[Author | None, Callable[[], Writer] | None]:
+    """What answers chats, and the writer that it is, if it is our own. Loaded before the speech model, whose threads
+    count."""
+    if llm is not None and url is not None:
+        raise ValueError("Give either --llm or --llm-url: one of them answers chats.")
+    if (url is None) != (name is None):
+        raise ValueError("--llm-url and --llm-model belong together; give both.")
+    if head is not None and llm is None:
+        raise ValueError("--llm-head is the head of --llm; give both.")
+    if url is not None and name is not None:
+        from speech_mtp.streaming.endpoint import Endpoint
+
+        return Endpoint(url, name, os.environ.get(LLM_KEY_VARIABLE)), None
+    if llm is None:
+        return None, None
+    from speech_mtp import hub
+    from speech_mtp.decoding import catalogue
+    from speech_mtp.streaming.authors import OwnAuthor
+    from speech_mtp.streaming.conversation import Writer
+
+    lm = load_text_lm(None if llm == "packaged" else llm, "fp32", "cpu", keep_layers=False, threads=threads)
+    found = head or hub.default_head(lm.fingerprint) or "none"
+    drafter = None if found == "none" else load_head(found, lm)
+    spec = catalogue.default(drafter)
+    return OwnAuthor(llm, lm.tokenizer, lm.max_positions), lambda: Writer(lm, catalogue.build(spec, drafter))
 
 
 def _keys(path: Path | None) -> tuple[str, ...]:

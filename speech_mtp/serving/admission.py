@@ -38,10 +38,11 @@ class Slot:
 
 
 class Admission:
-    """``slots`` at a time, ``queue`` waiting; among the waiting, keys take turns. Lives in one event loop."""
+    """``slots`` at a time, ``queue`` waiting; among the waiting, keys take turns. Lives in one event loop. ``work``
+    says what the slots are for."""
 
-    def __init__(self, slots: int, queue: int) -> None:
-        self.slots, self.queue = slots, queue
+    def __init__(self, slots: int, queue: int, work: str = "streams are being spoken") -> None:
+        self.slots, self.queue, self.work = slots, queue, work
         self.taken = 0
         self.draining = False
         self._held: set[Slot] = set()
@@ -84,7 +85,7 @@ class Admission:
     async def _wait(self, key: str, characters: int) -> None:
         if self.waiting >= self.queue:
             after = self.retry_after_s()
-            message = f"{self.taken} streams are being spoken and {self.waiting} wait; try again in {after} s."
+            message = f"{self.taken} {self.work} and {self.waiting} wait; try again in {after} s."
             raise ApiError(429, message, headers={"Retry-After": str(after)})
         turn = _Turn(asyncio.get_running_loop().create_future(), characters)
         self._waiting.setdefault(key, deque()).append(turn)

@@ -13,12 +13,13 @@ from speech_mtp.decoding.base import DecodingRule
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.serving import errors
 from speech_mtp.serving.door import Door
-from speech_mtp.serving.routes import batch, health, lists, speech, stream
-from speech_mtp.serving.service import VoiceService
+from speech_mtp.serving.routes import batch, chat, health, lists, speech, stream
+from speech_mtp.serving.service import Recognise, VoiceService
 from speech_mtp.serving.settings import Settings
+from speech_mtp.streaming.authors import Author
 from speech_mtp.streaming.conversation import Writer
 
-ROUTERS = (speech.router, batch.router, stream.router, lists.router, health.router)
+ROUTERS = (speech.router, batch.router, stream.router, chat.router, lists.router, health.router)
 
 
 def create_app(
@@ -28,6 +29,8 @@ def create_app(
     rule: DecodingRule | None = None,
     codec_thread: bool = True,
     routers: Iterable[APIRouter] = ROUTERS,
+    author: Author | None = None,
+    recognise: Recognise | None = None,
 ) -> FastAPI:
     """The service of ``model`` as an ASGI app; its engine lives as long as the app's lifespan.
 
@@ -35,7 +38,7 @@ def create_app(
     other apps may be mounted beside them.
     """
     settings = settings or Settings()
-    service = VoiceService(model, settings, make_writer, rule, codec_thread)
+    service = VoiceService(model, settings, make_writer, rule, codec_thread, author, recognise)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from speech_mtp.serving.speaking import Speaking
+from speech_mtp.streaming.authors import Outcome
 
 SECONDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10)
 FACTORS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1, 1.5, 2)
@@ -38,6 +39,11 @@ class Metrics:
         self.slots = Gauge("speech_mtp_slots", "Streams that may speak at a time.", registry=r)
         self.engine_steps = Gauge("speech_mtp_engine_steps", "Ticks of the engine that did something.", registry=r)
         self.engine_failures = Gauge("speech_mtp_engine_failures", "How often it had to start again.", registry=r)
+        self.answers = Counter(
+            "speech_mtp_answers", "Answers of chats by why they ended.", ["finished_reason"], registry=r
+        )
+        self.text_forwards = Counter("speech_mtp_text_forwards", "Steps of a row of the writer.", registry=r)
+        self.text_tokens = Counter("speech_mtp_text_tokens", "Tokens that these steps wrote.", registry=r)
         self.slots.set(slots)
         self._steps = self._positions = 0
 
@@ -58,6 +64,13 @@ class Metrics:
         self._steps, self._positions = self._steps + tally.steps, self._positions + positions
         if self._steps:
             self.tokens_per_forward.set(self._positions / self._steps)
+
+    def wrote(self, outcome: Outcome | None) -> None:
+        """An answer has ended, or broke off (None)."""
+        self.answers.labels("cancelled" if outcome is None else outcome.finish.reason).inc()
+        if outcome is not None and outcome.statistics is not None:
+            self.text_forwards.inc(outcome.statistics.forwards)
+            self.text_tokens.inc(outcome.statistics.emitted)
 
     def exposition(self) -> bytes:
         """All figures in Prometheus' text format."""

@@ -23,6 +23,7 @@ class Names:
     def __init__(self, model: str, voices: list[str], settings: Settings) -> None:
         self.model, self.voices = public_name(model), voices
         self.models = (self.model, *(alias for alias in settings.model_aliases if alias != self.model))
+        self.chats: tuple[str, ...] = ()
         spread = {alias: voices[i % len(voices)] for i, alias in enumerate(OPENAI_VOICES)}
         self.aliases = {k: v for k, v in {**spread, **settings.voice_aliases}.items() if k not in voices}
         for alias, voice in settings.voice_aliases.items():
@@ -34,6 +35,16 @@ class Names:
         if model is not None and model not in self.models:
             raise ApiError(404, f"There is no such model; {_known(self.models)}.", "model", "model_not_found")
         return self.model
+
+    def add_author(self, name: str, aliases: tuple[str, ...]) -> None:
+        """Chats are answered by what clients call ``name``."""
+        self.chats = tuple(dict.fromkeys((public_name(name), *aliases)))
+
+    def check_chat_model(self, model: str | None) -> str:
+        """The name of what answers. The speech model's names mean it too. Raises ApiError 404 for another."""
+        if model is not None and model not in (*self.chats, *self.models):
+            raise ApiError(404, f"There is no such model; {_known(self.chats)}.", "model", "model_not_found")
+        return self.chats[0]
 
     def voice(self, voice: str | None) -> str:
         """The name of a voice of the model (None: its first). Raises ApiError 400 for an unknown one."""

@@ -1,33 +1,42 @@
 """The seam between protocols and the engine: routes ask here for speech, and know neither threads nor the scheduler.
 
-Other protocols (chat, realtime) stand on the same service: they take a slot with :meth:`VoiceService.speak`, or add a
-:class:`speech_mtp.serving.engine.Job` of their own to ``engine`` for what the scheduler's writer makes.
+Other protocols (chat, realtime) stand on the same service: they take a slot with :meth:`VoiceService.speak`, and have
+chats answered, spoken or not, with :meth:`VoiceService.answer`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from speech_mtp.decoding.base import DecodingRule
 from speech_mtp.lm.bundle import SpeechModel
+from speech_mtp.lm.chat import Message
 from speech_mtp.lm.units import UnitMaker
 from speech_mtp.serving.admission import Admission
+from speech_mtp.serving.answering import Answering
 from speech_mtp.serving.engine import Engine
 from speech_mtp.serving.errors import ApiError, EngineFailedError
 from speech_mtp.serving.metrics import Metrics
 from speech_mtp.serving.names import Names
+from speech_mtp.serving.said import Said
 from speech_mtp.serving.settings import Settings
-from speech_mtp.serving.speaking import Manner, Speaking
+from speech_mtp.serving.speaking import EngineFailedError, Manner, Speaking
+from speech_mtp.streaming.authors import Author, Question, Wish
 from speech_mtp.streaming.conversation import Writer
+from speech_mtp.streaming.reply import MAX_CHARS
 from speech_mtp.streaming.scheduler import Scheduler
 
 log = logging.getLogger("speech_mtp.serving")
 
+Recognise = Callable[[bytes, str], str]
+
 
 class VoiceService:
-    """Speaks with ``model`` for many clients; ``make_writer`` makes what writes text, if anything shall.
+    """Speaks with ``model`` for many clients; ``author`` answers chats, if anything shall, for which ``make_writer``
+    makes the scheduler's writer where the author is that; ``recognise`` makes text of a file of speech and its format.
 
     ``rule`` drafts groups of speech; with ``codec_thread`` the codec runs beside the language models.
     """
@@ -39,11 +48,18 @@ class VoiceService:
         make_writer: Callable[[], Writer] | None = None,
         rule: DecodingRule | None = None,
         codec_thread: bool = True,
+        author: Author | None = None,
+        recognise: Recognise | None = None,
     ) -> None:
         self.model, self.settings = model, settings
+        self.author, self.recognise = author, recognise
         self.sample_rate = model.codec.spec.sample_rate
         self.names = Names(model.name, list(model.voices), settings)
+        if author is not None:
+            self.names.add_author(author.name, settings.chat_aliases)
         self.admission = Admission(settings.max_streams, settings.max_queue)
+        self.chats = Admission(settings.max_chats, settings.max_queue, "answers are being written")
+        self.said = Said()
         self.metrics = Metrics(settings.max_streams, model.lm.layout.frames_per_group)
 
         def build() -> Scheduler:
@@ -52,6 +68,7 @@ class VoiceService:
 
         self.engine = Engine(build)
         self.speaking: set[Speaking] = set()
+        self.answering: set[Answering] = set()
         self.sessions: set[object] = set()  # sockets that are to be told when the server stops
         self.warm = asyncio.Event()
         self.draining = asyncio.Event()
@@ -80,15 +97,19 @@ class VoiceService:
         """Take no new work and wait until the streams have ended; whether all did within ``deadline_s``. Sessions hear
         of it by :attr:`draining` and end when they have finished what they say."""
         self.admission.drain()
+        self.chats.drain()
         self.draining.set()
         try:
             async with asyncio.timeout(deadline_s):
-                while self.speaking or self.sessions:
+                while self.speaking or self.answering or self.sessions:
                     await asyncio.sleep(0.05)
         except TimeoutError:
             log.warning("%d streams did not end within %g s and are cut off", len(self.speaking), deadline_s)
+            ended = EngineFailedError("The server has ended.")
+            for answering in list(self.answering):
+                answering.cancel(ended)
             for speaking in list(self.speaking):
-                speaking.cancel(EngineFailedError("The server has ended."))
+                speaking.cancel(ended)
             return False
         return True
 
@@ -110,6 +131,38 @@ class VoiceService:
         speaking = Speaking(self.engine, manner, self.sample_rate, ended)
         self.speaking.add(speaking)
         return speaking
+
+    async def question(self, messages: Sequence[Message], wish: Wish) -> Question:
+        """A history, checked and fitted into the context of what answers, away from the loop. Raises ValueError for
+        what cannot be answered, ApiError 400 where nothing answers."""
+        if self.author is None:
+            raise ApiError(400, "This server answers no chats; start it with --llm or --llm-url.", code="no_chat_model")
+        return await asyncio.to_thread(self.author.prepare, messages, wish)
+
+    async def answer(self, key: str, question: Question, manner: Manner | None = None) -> Answering:
+        """The answer to ``question``, as soon as ``key`` has a slot; spoken too, if a ``manner`` says how.
+
+        Raises ApiError when the service is not ready (503), or when too many wait already (429).
+        """
+        assert self.author is not None
+        self.check_ready()
+        slot = await self.chats.enter(key)
+        speaking = None
+        try:
+            if manner is not None:
+                speaking = await self.speak(key, replace(manner, is_reply=True, max_chars=MAX_CHARS))
+        except BaseException:
+            slot.leave()
+            raise
+
+        def ended(answering: Answering) -> None:
+            slot.leave()
+            self.answering.discard(answering)
+            self.metrics.wrote(answering.outcome)
+
+        answering = Answering(self.engine, self.author, question, speaking, ended)
+        self.answering.add(answering)
+        return answering
 
     def check_ready(self) -> None:
         """Raise ApiError 503 while the service cannot take work."""

@@ -21,6 +21,7 @@ OPENAI_VOICES = (
     "verse",
 )
 OPENAI_MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
+OPENAI_CHAT_MODELS = ("gpt-audio", "gpt-audio-mini", "gpt-4o-audio-preview", "gpt-4o-mini-audio-preview")
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -43,9 +44,11 @@ class Settings:
     allowed_hosts: tuple[str, ...] = LOOPBACK
     allowed_origins: tuple[str, ...] = ()
     model_aliases: tuple[str, ...] = OPENAI_MODELS
+    chat_aliases: tuple[str, ...] = OPENAI_CHAT_MODELS
     voice_aliases: dict[str, str] = field(default_factory=dict)
     max_streams: int = 8
     max_queue: int = 16
+    max_chats: int = 8
     ahead_s: float = 4.0
     backlog_s: float = 8.0
     stall_s: float = 20.0

@@ -29,7 +29,8 @@ CUSHION_S = 0.08
 
 @dataclass(frozen=True)
 class Manner:
-    """How somebody wants to be spoken to. ``ahead_s``: infinite for a file that is wanted as fast as it goes."""
+    """How somebody wants to be spoken to. ``ahead_s``: infinite for a file that is wanted as fast as it goes.
+    ``is_reply``: its text is written meanwhile."""
 
     voice: str | None = None
     sampling: Sampling | None = None
@@ -37,6 +38,7 @@ class Manner:
     ahead_s: float = inf
     backlog_s: float = 8.0
     max_chars: int = 4096
+    is_reply: bool = False
 
 
 @dataclass
@@ -158,9 +160,18 @@ class Speaking:
         self._plays_until = time.monotonic()
         try:
             self._stream = scheduler.speak(manner.voice, manner.sampling, manner.ramp, max_total=manner.max_chars)
-            self._stream.ahead_s = manner.ahead_s
+            self._stream.ahead_s, self._stream.is_reply = manner.ahead_s, manner.is_reply
         except ValueError as error:
             self._tell([], error, True)
+
+    def hear(self, text: str | None) -> None:
+        """More text from another job of the engine's, read by the next tick; None: it ends here."""
+        if text is None:
+            self._text_ended = True
+        else:
+            self._slices.append(text)
+        if self._stream is not None:
+            self._feed(self._stream)
 
     def _end_text(self) -> None:
         self._text_ended = True

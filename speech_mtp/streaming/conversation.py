@@ -65,11 +65,19 @@ class Conversation:
         if self.writing:
             raise ValueError("An answer is being written; take all of it, or cancel, before the next question.")
         messages = [*self.messages, {"role": "user", "content": text}]
-        self._prompt = self._prompt_of(text, messages)
-        if not self._prompt:
+        self._begin(messages, self._prompt_of(text, messages))
+
+    def continue_from(self, messages: list[Message], prompt: list[int]) -> None:
+        """Answer the last of ``messages``, a history that was held elsewhere; ``prompt`` are its tokens. Only for a
+        conversation that is new. Raises ValueError as :meth:`ask`."""
+        assert self.place is None, "the conversation has begun already"
+        self._begin(messages, prompt)
+
+    def _begin(self, messages: list[Message], prompt: list[int]) -> None:
+        if not prompt:
             raise ValueError("There is nothing to read; ask something.")
-        self.writer.run_of(self).check_room(self.answer, len(self._prompt))
-        self.messages = messages
+        self.writer.run_of(self).check_room(self.answer, len(prompt))
+        self.messages, self._prompt = messages, prompt
         self._began, self._first, self._said = time.perf_counter(), None, ""
         self._text = TextStream(self.writer.lm.tokenizer, self.answer.stops)
         self.statistics, self.writing = Statistics(), True

@@ -331,9 +331,10 @@ class Scheduler:
         stream.take_sound(*work())
 
     def _relaxed(self) -> bool:
-        """Whether text may be written: no stream that can go on is about to run dry."""
+        """Whether text may be written: no stream that can go on is about to run dry, but for replies: their text goes
+        before their sound."""
         now = self.clock()
-        able = [s for s in self.streams if not s.held and self._can_go_on(s)]
+        able = [s for s in self.streams if not (s.held or s.is_reply) and self._can_go_on(s)]
         return all(s.buffered_s(now) > self.pace.margin_s for s in able)
 
     def _can_go_on(self, stream: Stream) -> bool:

@@ -80,6 +80,7 @@ class Stream:
         self.reading: UnitStream | None = None  # of the sentence that is read piece by piece
         self.ahead_s = inf  # with more sound than this left to play, it need not be talked on
         self.held = False  # whoever takes its sound does not keep up: it is not talked on
+        self.is_reply = False  # the writer writes its text, which it does not hold up
         self.changed = False  # units may have changed without the reader: the sentence was closed, or read whole
         self.steps = self.frames = 0
         self.finish: Finish | None = None

@@ -29,6 +29,23 @@ def test_aliases_are_checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "write NAME=VOICE" in refused(monkeypatch, capsys, "serve", "--voice-alias", "alloy")
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--llm", "packaged", "--llm-url", "http://127.0.0.1:1/v1", "--llm-model", "x"), "either --llm or --llm-url"),
+        (("--llm-url", "http://127.0.0.1:1/v1"), "belong together"),
+        (("--llm-model", "x"), "belong together"),
+        (("--llm-head", "x"), "--llm-head is the head of --llm"),
+        (("--llm-url", "ftp://x/v1", "--llm-model", "x"), "no address of HTTP"),
+        (("--llm", "/nowhere/at-all"), "/nowhere/at-all"),
+    ],
+)
+def test_what_answers_chats_is_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], sentence: str
+) -> None:
+    assert sentence in refused(monkeypatch, capsys, "serve", *options)
+
+
 def test_an_unknown_model_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert "tiny-eng" in refused(monkeypatch, capsys, "serve", "--model", "tiny-eng")
 

@@ -6,17 +6,25 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import soundfile
 
 from speech_mtp.cli.serve import serve
+from tests.serving.chatting import chatting
 from tests.serving.running import Running
 
 DOCS = (Path(__file__).parents[2] / "docs/serving.md").read_text("utf-8")
 BASH = re.findall(r"```bash\n(.*?)```", DOCS, flags=re.DOTALL)
 PYTHON = re.findall(r"```python\n(.*?)```", DOCS, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with chatting() as running:
+        yield running
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
@@ -28,6 +36,7 @@ def test_the_commands_run(server: Running, tmp_path: Path) -> None:
     assert (tmp_path / "hello.pcm").stat().st_size > 1000
     assert "speech.audio.done" in (tmp_path / "hello.sse").read_text()
     assert json.loads((tmp_path / "batch.json").read_text())["succeeded"] == 2
+    assert json.loads((tmp_path / "chat.json").read_text())["choices"][0]["message"]["content"]
     assert json.loads((tmp_path / "voices.json").read_text())["voices"]
 
 

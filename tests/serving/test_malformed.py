@@ -25,6 +25,7 @@ PATHS = (
     "/",
     "//",
     "/v1/audio/speech/",
+    "/v1/chat/completions",
 )
 FIELDS = (
     "input",

@@ -1,0 +1,163 @@
+"""One answer of a chat on its way to one client: the engine's thread writes it and gives it to the talker, pieces of
+text come to the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+
+from speech_mtp.serving.engine import Engine
+from speech_mtp.serving.speaking import EngineFailedError, Speaking
+from speech_mtp.streaming.authors import Author, AuthorError, Outcome, Question, Writing
+from speech_mtp.streaming.scheduler import Scheduler
+
+
+class Answering:
+    """Iterate over the pieces of text; over :attr:`speaking` for its sound. Leaving ``async with`` cancels both.
+
+    Iterating raises AuthorError when the author fails. Methods without an underscore belong to the loop, but for those
+    of :class:`speech_mtp.serving.engine.Job`. ``outcome`` is known at the end.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        author: Author,
+        question: Question,
+        speaking: Speaking | None,
+        ended: Callable[[Answering], None],
+    ) -> None:
+        self.question, self.speaking = question, speaking
+        self.outcome: Outcome | None = None
+        self.began, self.ended_s = time.monotonic(), 0.0
+        self.first_text_s: float | None = None
+        self._engine, self._author, self._ended = engine, author, ended
+        self._loop = asyncio.get_running_loop()
+        # The loop's side.
+        self._pieces: deque[str] = deque()
+        self._news = asyncio.Event()
+        self._error: Exception | None = None
+        self._done = False
+        # The engine's side.
+        self._writing: Writing | None = None
+        self._over = False
+        engine.do(self._open)
+        engine.add(self)
+
+    # -- the loop's side ------------------------------------------------------------------------------------------
+    def cancel(self, error: Exception | None = None) -> None:
+        """Write and say no more; the engine makes at most the step that is running. ``error``: what whoever reads is
+        told."""
+        if self.speaking is not None:
+            self.speaking.cancel(error)
+        if not self._done:
+            self._engine.do(lambda _: self._close())
+            self._finished(error)
+
+    async def begun(self) -> None:
+        """Wait for the first text, or the end. Raises what kept it from being written."""
+        while not self._done and not self._pieces:
+            await self._wait()
+        if self._error is not None and not self._pieces:
+            raise self._error
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        while True:
+            while self._pieces:
+                yield self._pieces.popleft()
+            if self._error is not None:
+                raise self._error
+            if self._done:
+                return
+            await self._wait()
+
+    async def __aenter__(self) -> Answering:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    async def _wait(self) -> None:
+        self._news.clear()
+        await self._news.wait()
+
+    def _arrive(self, pieces: list[str], error: Exception | None, outcome: Outcome | None) -> None:
+        if self._done:
+            return
+        if pieces and self.first_text_s is None:
+            self.first_text_s = time.monotonic() - self.began
+        self._pieces += pieces
+        self.outcome = outcome
+        if error is not None or outcome is not None:
+            self._finished(error)
+        self._news.set()
+
+    def _finished(self, error: Exception | None) -> None:
+        self._done, self._error = True, error
+        self._news.set()
+        self.ended_s = time.monotonic() - self.began
+        self._ended(self)
+
+    # -- the engine's side ----------------------------------------------------------------------------------------
+    def _open(self, scheduler: Scheduler) -> None:
+        try:
+            self._writing = self._author.write(scheduler, self.question, self._wake)
+        except ValueError as error:
+            self._tell([], error, None)
+
+    def _wake(self) -> None:
+        """Something was written that no tick has made."""
+        self._engine.do(lambda _: None)
+
+    def _close(self) -> None:
+        if self._writing is not None:
+            self._writing.close()
+        self._over = True
+
+    def pump(self, now: float) -> bool:
+        writing = self._writing
+        if self._over or writing is None:
+            return False
+        goes_on = writing.writing  # asked first: what was written before is taken
+        try:
+            pieces = writing.take()
+        except AuthorError as error:
+            writing.close()
+            if self.speaking is not None:
+                self.speaking.hear(None)
+            self._tell([], error, None)
+            return True
+        if self.speaking is not None:
+            for piece in pieces:
+                self.speaking.hear(piece)
+        if goes_on:
+            if pieces:
+                self._tell(pieces, None, None)
+            return bool(pieces)
+        outcome = writing.close()
+        if outcome.finish.reason == "cancelled":  # not by its client, so the engine has ended
+            self._tell(pieces, EngineFailedError("The engine has ended."), None)
+            return True
+        if self.speaking is not None:
+            self.speaking.hear(None)
+        self._tell(pieces, None, outcome)
+        return True
+
+    def _tell(self, pieces: list[str], error: Exception | None, outcome: Outcome | None) -> None:
+        self._over = self._over or error is not None or outcome is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._arrive, pieces, error, outcome)
+
+    def over(self) -> bool:
+        return self._over
+
+    def wakes_in(self, now: float) -> float | None:
+        return None
+
+    def fail(self, error: Exception) -> None:
+        self._tell([], EngineFailedError(str(error)), None)
