@@ -1,8 +1,9 @@
 """What heads of a speech LM are trained on: the groups ahead, scored by the model's own output layer.
 
 A head predicts the state of a position; the output layer turns that state into one distribution a channel, each given
-the true channels before it (teacher-forced within the group too). Every offset is one term, which can be back-propagated
-before the next is computed, as in :mod:`speech_mtp.objectives.mtp`, whose settings and pure functions these are.
+the true channels before it (teacher-forced within the group too). Every offset is one term, which can be
+back-propagated before the next is computed, as in :mod:`speech_mtp.objectives.mtp`, whose settings and pure functions
+these are.
 
 Gradients pass through the output layer: its weights, and the trunk's, must be frozen by the caller.
 """
@@ -48,7 +49,9 @@ class SpeechMTP:
         self.head, self.lm, self.losses = head, lm, config.losses
         kind = type(head).__name__
         if head.needs_tokens or isinstance(head, Anchored):
-            raise ValueError(f"The head {kind} is trained on text alone; heads of speech are medusa, hydra, eagle3, ...")
+            raise ValueError(
+                f"The head {kind} is trained on text alone; heads of speech are medusa, hydra, eagle3, ..."
+            )
         if not config.losses or min(config.losses.values()) <= 0 or config.losses.keys() - KINDS:
             raise ValueError("The losses of a speech head are hard and soft, at least one, with positive weights.")
         if config.anchors is not None:
@@ -65,15 +68,22 @@ class SpeechMTP:
         mine = LMOutput(
             out.hidden[:, :, self._select], final=out.top, wanted=labels_at(positions, first, first) != IGNORE
         )
+        laws = self._laws(out, positions.labels) if "soft" in self.losses else []
         for offset, states in self.head.unroll_states(mine, out.inputs):
             b, t = (labels_at(positions, offset, first) != IGNORE).nonzero(as_tuple=True)
             ahead = t + offset - 1  # the trunk's state there predicts the same group
-            loss, right = self._guess(states[b, t], positions.labels[b, ahead], out.top[b, ahead])
+            loss, right = self._guess(states[b, t], positions.labels[b, ahead], [law[b, ahead] for law in laws])
             del states  # or they would live while the next are made
             yield GroupStep(offset, loss, self.weights[offset], right)
 
-    def _guess(self, states: Tensor, group: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
-        """The head's ``states [n, D]`` of positions that hold ``group [n, C]``, and the trunk's own ``above [n, D]``."""
+    @torch.no_grad()
+    def _laws(self, out: LMOutput, labels: Tensor) -> list[Tensor]:
+        """The trunk's own distribution of every channel after every position, as logarithms ``[B, T, V_c]``: once for
+        all offsets, since codebooks are small."""
+        return [score.float().log_softmax(-1) for score in self.lm.output.score(out.top, labels)]
+
+    def _guess(self, states: Tensor, group: Tensor, laws: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The head's ``states [n, D]`` of positions that hold ``group [n, C]``; ``laws [n, V_c]`` are the trunk's."""
         scores = [score[0].float() for score in self.lm.output.score(states[None], group[None])]
         parts: dict[str, Tensor] = {}
         if "hard" in self.losses:
@@ -81,8 +91,6 @@ class SpeechMTP:
                 [F.cross_entropy(score, group[:, c], reduction="sum") for c, score in enumerate(scores)]
             ).mean() / max(1, len(group))
         if "soft" in self.losses:
-            with torch.no_grad():
-                laws = [score[0].float().log_softmax(-1) for score in self.lm.output.score(above[None], group[None])]
             parts["soft"] = torch.stack([divergence(p, q) for p, q in zip(laws, scores, strict=True)]).mean()
         loss = torch.stack([weight * parts[name] for name, weight in self.losses.items()]).sum()
         with torch.no_grad():

@@ -207,12 +207,13 @@ def _units_for(lm: SpeechLM | DirectLM, stage: SpeechMTPRun) -> TextStore:
     talks = isinstance(lm, SpeechLM)
     if (stage.units is not None) != talks or (stage.backbone is not None) == talks:
         raise ValueError(
-            "Heads of a talker are trained on stored states (units, and no backbone), those of the direct form on tokens "
-            "(backbone, and no units); change one of the two."
+            "Heads of a talker are trained on stored states (units, and no backbone), those of the direct form on "
+            "tokens (backbone, and no units); change one of the two."
         )
     if stage.units is not None:
         return UnitStore(stage.units)
-    assert isinstance(lm, DirectLM) and stage.backbone is not None
+    assert isinstance(lm, DirectLM)
+    assert stage.backbone is not None
     folder = hub.resolve_backbone(stage.backbone["sha256"], stage.backbone, None)
     return TokenStore(lm.text_maker(load_tokenizer(folder)))
 

@@ -84,7 +84,9 @@ class SpeechMTPTask(Task):
         self.dev_data = LMData(corpus, units, config, "dev")
         # The top comes last: it is what output layers read.
         self.taps = (*sorted({tap for head in heads.values() for tap in head.taps} - {-1}), -1)
-        self.objectives = {name: SpeechMTP(head, lm, settings[name].objective, self.taps) for name, head in heads.items()}
+        self.objectives = {
+            name: SpeechMTP(head, lm, settings[name].objective, self.taps) for name, head in heads.items()
+        }
         self.modules = dict(heads)
         groups = [
             {

@@ -176,11 +176,11 @@ class TextMTPRun(Stage):
 
 
 class SpeechMTPRun(Stage):
-    """Train draft ``heads`` on the speech LM ``lm`` (a model that speaks, or the export of the stage ``lm``), frozen, with
-    the code corpora ``codes``. The result is a folder per head in ``out/export``; ``start`` as for text heads.
+    """Train draft ``heads`` on the speech LM ``lm`` (a model that speaks, or the export of the stage ``lm``), frozen,
+    with the code corpora ``codes``. The result is a folder per head in ``out/export``; ``start`` as for text heads.
 
-    A talker reads the ``units`` that the stage of that name stored, and utterances without them are left out; the direct
-    form reads tokens of its ``backbone``.
+    A talker reads the ``units`` that the stage of that name stored, and utterances without them are left out; the
+    direct form reads tokens of its ``backbone``.
     """
 
     kind: Literal["speech_mtp"]

@@ -32,7 +32,7 @@ from tests.tiny import tiny_lm
 
 MAKER = UnitMaker(tiny_backbone(), Letters())
 WORDS = ["hello", "the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "good", "morning", "it", "is"]
-TEXTS = [" ".join(WORDS[(i * 5 + j * (1 + i % 3)) % len(WORDS)] for j in range(3 + i % 4)) for i in range(24)]
+TEXTS = [" ".join(WORDS[(i * 5 + j * (1 + i % 3)) % len(WORDS)] for j in range(4 + i % 4)) for i in range(48)]
 SPECS: dict[str, dict[str, Any]] = {
     "eagle3": {"name": "eagle3", "depth": 2, "private": False, "taps": (1, -1)},
     "hydra": {"name": "hydra", "num_heads": 2},
@@ -56,9 +56,12 @@ class Made:
 
 @cache
 def talker() -> GroupLM:
-    """Its laws are peaked, so that there is something to guess."""
+    """Its laws are peaked and depend on the group before, so that there is something to guess."""
     layout = {"name": "aligned", "max_advance": 2, "max_stall": 2}
-    lm = tiny_lm((12, 6), scale=6.0, frames_per_group=1, layout=layout)
+    lm = tiny_lm((12, 6), scale=20.0, frames_per_group=1, layout=layout)
+    with torch.no_grad():
+        for weight in lm.fusion.mlp.parameters():
+            weight.mul_(2.0)
     return lm
 
 
@@ -66,17 +69,19 @@ def talker() -> GroupLM:
 def own_speech() -> CodeCorpus:
     """What the talker itself says for the texts, one in six of them held out."""
     timbre = torch.randn(len(TEXTS), 8, generator=torch.Generator().manual_seed(1)).half()
-    rows, frames, units = [], [], []
+    made = engine.start(talker(), MAKER.make(TEXTS), timbre.float(), DRAWN, seeds=torch.arange(len(TEXTS)))
+    groups: list[list[list[int]]] = [[] for _ in TEXTS]
+    pointers = [[0] for _ in TEXTS]
+    while (step := made.advance()) is not None:
+        for b in range(len(TEXTS)):
+            groups[b] += step.new[b]
+            pointers[b] += step.pointers[b]
+    rows, start = [], 0
     for i, text in enumerate(TEXTS):
-        made = engine.start(talker(), MAKER.make([text]), timbre[i : i + 1].float(), DRAWN, seeds=torch.tensor([i]))
-        groups, pointers = [], [0]
-        while (step := made.advance()) is not None:
-            groups += step.new[0]
-            pointers += step.pointers[0]
-        split = "dev" if i % 6 == 5 else "train"
-        rows.append(CodeRow(str(i), "low", text, "", split, sum(f.shape[1] for f in frames), len(groups)))
-        frames.append(torch.tensor(groups)[:, 1:].T)
-        units.append(torch.tensor(pointers[:-1]))
+        rows.append(CodeRow(str(i), "low", text, "", "dev" if i % 6 == 5 else "train", start, len(groups[i])))
+        start += len(groups[i])
+    frames = [torch.tensor(row)[:, 1:].T for row in groups]
+    units = [torch.tensor(row[:-1]) for row in pointers]
     return CodeCorpus(rows, torch.cat(frames, 1), torch.cat(units), timbre)
 
 
@@ -143,13 +148,12 @@ def test_a_training_in_bits_is_the_training_in_one_go(tmp_path: Path) -> None:
     assert bits == whole
 
 
-@pytest.mark.parametrize("rule", ["chain", "tree"])
 @pytest.mark.parametrize("name", ["eagle3", "hydra"])
-def test_more_drafts_of_a_trained_head_are_kept(tmp_path: Path, name: str, rule: str) -> None:
+def test_more_drafts_of_a_trained_head_are_kept(tmp_path: Path, name: str) -> None:
     task = task_for(name)
-    before = kept(build_head(SPECS[name], talker(), 0), rule)
+    before = {rule: kept(build_head(SPECS[name], talker(), 0), rule) for rule in ("chain", "tree")}
     train(task, LOOP, tmp_path)
-    assert kept(task.heads[name], rule) > before + 0.05
+    assert all(kept(task.heads[name], rule) > before[rule] + 0.05 for rule in before)
 
 
 # -- the objective ----------------------------------------------------------------------------------------------------
