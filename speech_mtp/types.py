@@ -151,11 +151,13 @@ class Positions:
 class LMOutput:
     """States of a trunk: ``hidden [B, T, taps, D]``, and ``final [B, T, D]``, the top layer (None: the last tap).
 
-    In training, ``wanted [B, T]`` bool says after which positions predictions are asked for (None: after all).
+    In training, ``wanted [B, T]`` bool says after which positions predictions are asked for (None: after all), and
+    ``inputs [B, T, D]`` are the input vectors of these positions (None: whoever asked has them).
     """
 
     hidden: Tensor
     final: Tensor | None = field(default=None, kw_only=True)
+    inputs: Tensor | None = field(default=None, kw_only=True)
     wanted: Tensor | None = field(default=None, kw_only=True)
 
     @property

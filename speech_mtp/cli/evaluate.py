@@ -1,4 +1,4 @@
-"""Measuring a speech model or a codec: ``eval speech``, ``eval codec``."""
+"""Measuring a speech model, a codec or draft heads: ``eval speech``, ``eval codec``, ``eval drafts``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from speech_mtp.cli.shared import (
     Seed,
     Temperature,
     Threads,
+    Voice,
     check_output,
     check_texts,
+    listed,
     load_model,
     read_lines,
     sampling_of,
@@ -215,3 +217,40 @@ def _tell(what: str) -> None:
     """Says what is going on, to who watches."""
     if sys.stderr.isatty():
         print(f"\r{what:<60}", end="", file=sys.stderr, flush=True)
+
+
+@group.command("drafts")
+def eval_drafts(
+    heads: Annotated[str, typer.Option(help="Folders of draft heads trained on the model's speech LM: a,b.")],
+    sentences: Annotated[Path, typer.Option(help="A text file with one text a line.")],
+    out: Annotated[Path, typer.Option("--json", help="File for the report.")],
+    rules: Annotated[str, typer.Option(help="Names: chain,{name: tree, ...}.")] = "chain,tree",
+    temperatures: Annotated[str, typer.Option(help="Several: a,b.")] = "0.3,0.8",
+    limit: Annotated[int | None, typer.Option(min=1, help="So many of the sentences, the first ones.")] = None,
+    decoded: Annotated[int | None, typer.Option(min=1, help="So many of these are decoded by the rules too.")] = None,
+    voice: Voice = None,
+    model: Model = "tiny-en",
+    backbone: Backbone = None,
+    seed: Seed = None,
+    threads: Threads = None,
+) -> None:
+    """Heads that draft groups of speech: agreement with the model by channel and depth, groups kept a forward, whether
+    the codes are those of plain decoding, and the cost of a step's parts."""
+    check_output(out, (".json",))
+    lines = read_lines(sentences)[:limit]
+    check_texts(lines, sentences)
+    from speech_mtp import hub
+    from speech_mtp.evaluation.speech_drafts import speech_drafts, tell
+    from speech_mtp.streaming.feed import sentences as normalised
+
+    warm = [float(t) for t in temperatures.split(",")]
+    loaded = load_model(model, backbone, threads=threads)
+    found = {name: hub.load_head(hub.find_head(name), loaded.lm) for name in heads.split(",")}
+    units = [loaded.maker.make([text]) for line in lines for text in normalised(line)]
+    told = {
+        t: [tell(loaded.lm, one, loaded.timbre(voice), sampling_of(loaded, seed, t)) for one in units] for t in warm
+    }
+    report = speech_drafts(loaded.lm, told, found, listed("rules", rules), decoded)
+    write_report(
+        out, {"model": model, "sentences": len(units), "seed": sampling_of(loaded, seed, None).seed, "heads": report}
+    )

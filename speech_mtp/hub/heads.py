@@ -1,4 +1,4 @@
-"""Heads of text models: packaged ones and folders; saved with, and loaded onto, the trunk they were trained on."""
+"""Heads: packaged ones and folders; saved with, and loaded onto, the trunk of text or speech they were trained on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from speech_mtp import plugins
 from speech_mtp.heads.base import Binding, MTPHead, TrunkShape
 from speech_mtp.hub.finding import ASSETS
+from speech_mtp.lm.group_lm import GroupLM
 from speech_mtp.storage import CONFIG, Storage, load_checkpoint, load_weights, read_config, save_checkpoint
 
 if TYPE_CHECKING:  # it imports ``transformers``, which takes a second
@@ -61,7 +62,7 @@ def repack_head(folder: str | Path, out: str | Path, dtype: Storage, card: str) 
     save_checkpoint(out, config, state, dtype, card)
 
 
-def load_head(folder: str | Path, lm: TextLM) -> MTPHead:
+def load_head(folder: str | Path, lm: TextLM | GroupLM) -> MTPHead:
     """A head in evaluation mode, bound to its trunk ``lm`` and on its device.
 
     Errors as for :func:`load_checkpoint`, and ValueError for a trunk that the head was not trained on.
@@ -78,10 +79,11 @@ def load_head(folder: str | Path, lm: TextLM) -> MTPHead:
             f"The head {folder} was trained on a vocabulary of {shape.vocab_size} tokens, but this model has "
             f"{lm.vocab_size}; use the model that it was trained on."
         )
-    if backbone != lm.fingerprint:
+    fingerprint = lm.fingerprint
+    if backbone != fingerprint:
         raise ValueError(
             f"The head {folder} was trained on another backbone (fingerprint {backbone[:12] or 'unknown'}) than "
-            f"this one ({lm.fingerprint[:12] or 'unknown'}); use that one, or train a head for this one."
+            f"this one ({fingerprint[:12] or 'unknown'}); use that one, or train a head for this one."
         )
     head: MTPHead = plugins.build("heads", spec, shape=shape)
     if head.offsets != offsets:

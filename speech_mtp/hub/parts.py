@@ -10,6 +10,7 @@ import torch
 from speech_mtp import plugins
 from speech_mtp.codecs.base import Codec
 from speech_mtp.hub.finding import find_model
+from speech_mtp.hub.settings import DIRECT, TALKER
 from speech_mtp.lm.speech_lm import SpeechLM
 from speech_mtp.storage import CONFIG, Storage, load_checkpoint, load_weights, read_config, save_checkpoint
 
@@ -55,8 +56,11 @@ def save_speech_lm(lm: SpeechLM | DirectLM, folder: str | Path, dtype: Storage =
     save_checkpoint(folder, {"kind": kind, kind: lm.to_config()}, lm.state_dict(), dtype, card)
 
 
-def load_any_lm(folder: str | Path) -> SpeechLM | DirectLM:
-    """Whichever of the two :func:`save_speech_lm` has saved there. Errors as for :func:`load_checkpoint`."""
+def load_any_lm(name_or_path: str | Path) -> SpeechLM | DirectLM:
+    """Whichever of the two :func:`save_speech_lm` has saved there, or that of a model. Errors as for
+    :func:`load_checkpoint`."""
+    folder = find_model(name_or_path)
+    folder = next((folder / form for form in (TALKER, DIRECT) if (folder / form).is_dir()), folder)
     return load_direct_lm(folder) if read_config(folder)["kind"] == "direct_lm" else load_speech_lm(folder)
 
 

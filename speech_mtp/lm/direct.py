@@ -121,15 +121,18 @@ class DirectLM(GroupLM):
         x: Tensor = self.fusion(tokens)
         return x + self.timbre(timbre)[:, None] if self.config.voice == "added" else x
 
-    def forward(self, positions: Positions, units: TextUnits, timbre: Tensor) -> DirectOutput:
-        """Teacher-forced hidden states of the speech positions ``[B, T, 1, D]`` and of the text before them."""
+    def forward(
+        self, positions: Positions, units: TextUnits, timbre: Tensor, taps: tuple[int, ...] = (-1,)
+    ) -> DirectOutput:
+        """Also the states of the text in front."""
         speech = self.embed_speech(positions.tokens, timbre)
         text = self.embed_text(units, timbre).to(speech.dtype)
         valid = positions.kind != Kind.PAD
         x, index, valid = behind_text(text, units.lengths, speech, positions.index, valid)
-        hidden = self.trunk_states(x, index, causal_mask(valid)).hidden
+        out = self.trunk_states(x, index, causal_mask(valid), taps=taps)
         width = text.shape[1]
-        return DirectOutput(hidden[:, width:], hidden[:, :width, 0], next_tokens(units))
+        top, following = out.top, next_tokens(units)
+        return DirectOutput(out.hidden[:, width:], top[:, :width], following, final=top[:, width:], inputs=speech)
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """The backbone's own output layer: ``[..., D]`` -> ``[..., vocabulary]``."""

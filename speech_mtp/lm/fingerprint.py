@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 SOURCE = "source.json"
@@ -39,4 +40,12 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
             bar.update(len(block))
+    return digest.hexdigest()
+
+
+def digest_of(module: torch.nn.Module) -> str:
+    """A hash of all weights and buffers of ``module``."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

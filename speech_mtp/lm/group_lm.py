@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from speech_mtp.layouts.base import Layout
 from speech_mtp.lm.cache import KVCache
+from speech_mtp.lm.fingerprint import digest_of
 from speech_mtp.lm.output import OutputLayer
 from speech_mtp.lm.rows import Place, Rows, Trunk, side_by_side
 from speech_mtp.types import MOST_REPEATS, Draft, LMOutput, Positions, RowSampling, Sampling, TextUnits
@@ -72,8 +73,11 @@ class GroupLM(nn.Module, Trunk):
         return asdict(self.config)
 
     @abstractmethod
-    def forward(self, positions: Positions, units: TextUnits, timbre: Tensor) -> LMOutput:
-        """Teacher-forced hidden states of the speech positions, ``[B, T, 1, D]``. ``timbre [B, E]``."""
+    def forward(
+        self, positions: Positions, units: TextUnits, timbre: Tensor, taps: tuple[int, ...] = (-1,)
+    ) -> LMOutput:
+        """Teacher-forced hidden states of the speech positions, ``[B, T, taps, D]``, with their input vectors.
+        ``timbre [B, E]``."""
 
     @abstractmethod
     def prefill(self, units: TextUnits, timbre: Tensor, size: int = 64) -> SpeechRows:
@@ -92,6 +96,21 @@ class GroupLM(nn.Module, Trunk):
         self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None, taps: tuple[int, ...] = (-1,)
     ) -> LMOutput:
         """The transformer: ``x [B, T, D]``, ``index [B, T]``, ``mask [B, 1, T, S]`` bool (True: may look)."""
+
+    # -- heads ------------------------------------------------------------------------------------------------
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the first code channel, as a head's :class:`~speech_mtp.heads.base.TrunkShape` has it."""
+        return self.layout.channel_sizes[1]
+
+    @property
+    def fingerprint(self) -> str:
+        """What names the weights, however they are stored: a head trained on one model refuses another."""
+        return digest_of(self)
 
     # -- decoding ---------------------------------------------------------------------------------------------
     @property

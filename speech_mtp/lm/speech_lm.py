@@ -94,17 +94,19 @@ class SpeechLM(GroupLM):
             x = x + self.window(encoded, num_units, pointer)
         return x
 
-    def forward(self, positions: Positions, units: TextUnits, timbre: Tensor) -> LMOutput:
-        """Teacher-forced hidden states of the speech positions, ``[B, T, 1, D]``. ``timbre [B, E]``."""
+    def forward(
+        self, positions: Positions, units: TextUnits, timbre: Tensor, taps: tuple[int, ...] = (-1,)
+    ) -> LMOutput:
         encoded = self.units(units)
-        x = self.embed(positions.tokens, encoded, units.lengths, timbre, positions.pointer)
+        x = speech = self.embed(positions.tokens, encoded, units.lengths, timbre, positions.pointer)
         valid = positions.kind != Kind.PAD
         index = positions.index
         if self.prefix is not None:
             text = self.prefix(encoded) + self.timbre(timbre)[:, None]
             x, index, valid = behind_text(text, units.lengths, x, index, valid)
-        out = self.trunk_states(x, index, causal_mask(valid))
-        return LMOutput(out.hidden[:, x.shape[1] - positions.tokens.shape[1] :])
+        out = self.trunk_states(x, index, causal_mask(valid), taps=taps)
+        start = x.shape[1] - speech.shape[1]
+        return LMOutput(out.hidden[:, start:], final=out.top[:, start:], inputs=speech)
 
     def trunk_states(
         self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None, taps: tuple[int, ...] = (-1,)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
-
-from speech_mtp.serving.speaking import Speaking
 
 
 class StalledClientError(Exception):
@@ -24,7 +24,7 @@ class PacedResponse(StreamingResponse):
     def __init__(
         self,
         content: AsyncIterator[bytes],
-        speaking: Speaking,
+        speaking: AbstractAsyncContextManager[Any],
         media_type: str,
         headers: Mapping[str, str],
         stall_s: float,

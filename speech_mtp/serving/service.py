@@ -23,7 +23,7 @@ from speech_mtp.serving.metrics import Metrics
 from speech_mtp.serving.names import Names
 from speech_mtp.serving.said import Said
 from speech_mtp.serving.settings import Settings
-from speech_mtp.serving.speaking import EngineFailedError, Manner, Speaking
+from speech_mtp.serving.speaking import Manner, Speaking
 from speech_mtp.streaming.authors import Author, Question, Wish
 from speech_mtp.streaming.conversation import Writer
 from speech_mtp.streaming.reply import MAX_CHARS

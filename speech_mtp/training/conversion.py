@@ -23,11 +23,12 @@ from speech_mtp.corpus.store import AudioStore
 from speech_mtp.files import replacing
 from speech_mtp.lm.backbone import Backbone, load_tokenizer
 from speech_mtp.lm.direct import DirectLM
+from speech_mtp.lm.fingerprint import digest_of
 from speech_mtp.lm.speech_lm import SpeechLM
 from speech_mtp.lm.units import UnitMaker
 from speech_mtp.storage import CONFIG, new_folder
 from speech_mtp.training.lm import join_units, write_units
-from speech_mtp.training.parts import Parts, digest_of
+from speech_mtp.training.parts import Parts
 from speech_mtp.training.stages import EncodeRun, PackageRun, UnitsRun
 from speech_mtp.training.text_encoder import read_texts
 from speech_mtp.types import TextUnits
@@ -70,13 +71,14 @@ def encode(stage: EncodeRun) -> dict[str, Any]:
 def units(stage: UnitsRun) -> dict[str, Any]:
     """Phonemes and states of every text; those that the G2P cannot read are left out."""
     folder = hub.resolve_backbone(stage.backbone["sha256"], stage.backbone, None)
-    backbone = Backbone.from_folder(folder, torch.bfloat16, hidden_layer=stage.hidden_layer)
+    dtype = torch.bfloat16 if stage.dtype == "bf16" else torch.float32
+    backbone = Backbone.from_folder(folder, dtype, hidden_layer=stage.hidden_layer)
     maker = UnitMaker(backbone.to(stage.torch_device()), plugins.build("text.g2p", stage.g2p))
     spoken = {row.text for row in load_codes(*stage.codes).rows} if stage.codes else set()
     texts = sorted(spoken | set(read_texts(stage.texts)), key=lambda text: (len(text), text))
     if not texts:
         raise ValueError("There is no text to make units of; name code corpora (codes) or text files (texts).")
-    parts = Parts(stage.out, [backbone.fingerprint, stage.hidden_layer, stage.g2p, stage.batch, texts])
+    parts = Parts(stage.out, [backbone.fingerprint, stage.dtype, stage.hidden_layer, stage.g2p, stage.batch, texts])
     if (report := parts.report()) is not None:
         return report
     size = stage.batch * BATCHES_A_PART

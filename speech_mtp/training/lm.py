@@ -174,10 +174,19 @@ def join_units(folder: Path, parts: list[Path]) -> int:
     return len(texts)
 
 
+class Batching(Protocol):
+    """What batches depend on."""
+
+    @property
+    def batch(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
 class LMData:
     """Batches by number, utterances of like length together: a pure function of the seed and the number."""
 
-    def __init__(self, corpus: CodeCorpus, units: TextStore, config: LMTaskConfig, split: str) -> None:
+    def __init__(self, corpus: CodeCorpus, units: TextStore, config: Batching, split: str) -> None:
         self.corpus, self.units, self.config = corpus, units, config
         rows = [i for i in rows_of(corpus.rows, split) if corpus.rows[i].text in units]
         if not rows:

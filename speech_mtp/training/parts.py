@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 import speech_mtp
@@ -60,11 +59,3 @@ class Parts:
         for folder in self.out.glob("parts-*"):
             shutil.rmtree(folder)
         return report
-
-
-def digest_of(module: torch.nn.Module) -> str:
-    """A hash of all weights and buffers of ``module``."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -2,10 +2,11 @@
 
 ``store`` lays a corpus out for training, ``speak`` makes such a store without a corpus, ``codec`` trains a codec on it,
 ``encode`` turns it into aligned codes, ``units`` stores the backbone's states of every text, ``lm`` trains a talker (or
-the backbone itself), ``text_encoder`` our own reader of spelling, ``package`` joins them into a model that speaks.
-``answers`` lets a language model answer prompts and ``text_mtp`` trains heads on that. Every stage goes on after a
-kill: training from its last checkpoint, the others with what is missing; ``package`` and ``package_head`` take seconds
-and begin again, and a model that is there stays whole until the new one takes its place.
+the backbone itself), ``speech_mtp`` heads that draft its groups, ``text_encoder`` our own reader of spelling, and
+``package`` joins them into a model that speaks. ``answers`` lets a language model answer prompts and ``text_mtp``
+trains heads on that. Every stage goes on after a kill: training from its last checkpoint, the others with what is missing;
+``package`` and ``package_head`` take seconds and begin again, and a model that is there stays whole until the new one
+takes its place.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from speech_mtp.corpus import answers
 from speech_mtp.corpus.codes import load_codes
 from speech_mtp.corpus.direct import Speech, read_sentences, speak, stores_in
 from speech_mtp.corpus.store import AudioStore, store_manifest
-from speech_mtp.lm.backbone import Backbone, load_causal_lm
+from speech_mtp.lm.backbone import Backbone, load_causal_lm, load_tokenizer
 from speech_mtp.lm.direct import DirectConfig, DirectLM
 from speech_mtp.lm.group_lm import GroupLMConfig
 from speech_mtp.lm.speech_lm import SpeechLM, SpeechLMConfig
@@ -30,7 +31,7 @@ from speech_mtp.lm.text_encoder import TextEncoder, TextEncoderConfig
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.text.phonemes import SYMBOLS
 from speech_mtp.threads import processors
-from speech_mtp.training import conversion
+from speech_mtp.training import conversion, speech_mtp
 from speech_mtp.training.answer_data import split
 from speech_mtp.training.base import Task
 from speech_mtp.training.codec import CodecTask
@@ -44,6 +45,7 @@ from speech_mtp.training.stages import (
     LMRun,
     PackageHeadRun,
     SpeakRun,
+    SpeechMTPRun,
     StoreRun,
     TextEncoderRun,
     TextMTPRun,
@@ -67,6 +69,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "package": conversion.package,
         "answers": _answers,
         "text_mtp": _text_mtp,
+        "speech_mtp": _speech_mtp,
         "package_head": _package_head,
     }
     return stages[config.run.kind](config.run)
@@ -214,6 +217,33 @@ def _text_mtp(stage: TextMTPRun) -> dict[str, Any]:
     return _finish(task, stage, workers)
 
 
+def _speech_mtp(stage: SpeechMTPRun) -> dict[str, Any]:
+    workers = Workers()
+    lm = hub.load_any_lm(stage.lm).to(stage.torch_device())
+    heads = {name: speech_mtp.build_head(given.head, lm, stage.loop.seed) for name, given in stage.heads.items()}
+    if stage.start is not None:
+        for name, head in heads.items():
+            _start_from(head, hub.load_head(stage.start / name, lm), str(stage.start / name))
+    corpus, units = load_codes(*stage.codes), _units_for(lm, stage)
+    task = speech_mtp.SpeechMTPTask(lm, heads, stage.heads, corpus, units, stage.task, workers)
+    return _finish(task, stage, workers)
+
+
+def _units_for(lm: SpeechLM | DirectLM, stage: SpeechMTPRun) -> TextStore:
+    talks = isinstance(lm, SpeechLM)
+    if (stage.units is not None) != talks or (stage.backbone is not None) == talks:
+        raise ValueError(
+            "Heads of a talker are trained on stored states (units, and no backbone), those of the direct form on "
+            "tokens (backbone, and no units); change one of the two."
+        )
+    if stage.units is not None:
+        return UnitStore(stage.units)
+    assert isinstance(lm, DirectLM)
+    assert stage.backbone is not None
+    folder = hub.resolve_backbone(stage.backbone["sha256"], stage.backbone, None)
+    return TokenStore(lm.text_maker(load_tokenizer(folder)))
+
+
 def _package_head(stage: PackageHeadRun) -> dict[str, Any]:
     hub.repack_head(stage.head, stage.out, stage.storage, stage.card.read_text(encoding="utf-8"))
     return {"out": str(stage.out), "bytes": sum(path.stat().st_size for path in stage.out.iterdir())}
@@ -237,7 +267,9 @@ def _start_partly(module: torch.nn.Module, trained: torch.nn.Module) -> None:
     module.load_state_dict({**own, **{k: v for k, v in fitting.items() if v.shape == own[k].shape}})
 
 
-def _finish(task: Task, stage: CodecRun | LMRun | TextEncoderRun | TextMTPRun, workers: Workers) -> dict[str, Any]:
+def _finish(
+    task: Task, stage: CodecRun | LMRun | TextEncoderRun | TextMTPRun | SpeechMTPRun, workers: Workers
+) -> dict[str, Any]:
     scores = train(task, stage.loop, stage.out, workers)
     if workers.main:
         task.export(stage.out / "export")

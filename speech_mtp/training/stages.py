@@ -14,6 +14,7 @@ from speech_mtp.corpus.direct import VoiceShare
 from speech_mtp.training.codec_data import CodecTaskConfig
 from speech_mtp.training.lm import LMTaskConfig
 from speech_mtp.training.loop import LoopConfig
+from speech_mtp.training.speech_mtp import SpeechMTPTaskConfig
 from speech_mtp.training.text_encoder import TextEncoderTaskConfig
 from speech_mtp.training.text_mtp import HeadSettings, TextMTPTaskConfig
 from speech_mtp.types import Sampling
@@ -89,12 +90,13 @@ class EncodeRun(Stage):
 
 class UnitsRun(Stage):
     """Store phonemes and backbone states of every text in the code corpora ``codes`` and the text files ``texts`` (one
-    sentence a line). ``backbone`` names a source (see hub)."""
+    sentence a line). ``backbone`` names a source (see hub); ``dtype`` is that of its weights."""
 
     kind: Literal["units"]
     codes: list[Path] = []
     texts: list[Path] = []
     backbone: dict[str, Any]
+    dtype: Literal["fp32", "bf16"] = "bf16"
     hidden_layer: int = -1
     g2p: str = "hibari"
     batch: int = 24
@@ -195,6 +197,25 @@ class TextMTPRun(Stage):
     loop: LoopConfig
 
 
+class SpeechMTPRun(Stage):
+    """Train draft ``heads`` on the speech LM ``lm`` (a model that speaks, or the export of the stage ``lm``), frozen,
+    with the code corpora ``codes``. The result is a folder per head in ``out/export``; ``start`` as for text heads.
+
+    A talker reads the ``units`` that the stage of that name stored, and utterances without them are left out; the
+    direct form reads tokens of its ``backbone``.
+    """
+
+    kind: Literal["speech_mtp"]
+    lm: str
+    codes: list[Path]
+    units: Path | None = None
+    backbone: dict[str, Any] | None = None
+    heads: dict[str, HeadSettings] = Field(min_length=1)
+    start: Path | None = None
+    task: SpeechMTPTaskConfig = SpeechMTPTaskConfig()
+    loop: LoopConfig
+
+
 class PackageHeadRun(Stage):
     """Store the trained head in the folder ``head`` with fewer bits and a ``card``: the folder ``out``."""
 
@@ -219,6 +240,7 @@ class TrainConfig(BaseModel):
         | PackageRun
         | AnswersRun
         | TextMTPRun
+        | SpeechMTPRun
         | PackageHeadRun,
         Field(discriminator="kind"),
     ]

@@ -14,7 +14,7 @@ import yaml
 pytest.importorskip("wordfreq", reason="needs the train extra")
 
 from speech_mtp import config as settings
-from speech_mtp import plugins
+from speech_mtp import hub, plugins
 from speech_mtp.corpus.build import CorpusConfig
 from speech_mtp.corpus.selfwrite import read_prompts
 from speech_mtp.heads.base import TrunkShape
@@ -22,11 +22,14 @@ from speech_mtp.lm.direct import DirectConfig
 from speech_mtp.lm.speech_lm import SpeechLM, SpeechLMConfig
 from speech_mtp.lm.text_encoder import TextEncoderConfig
 from speech_mtp.objectives.mtp import MTP
+from speech_mtp.objectives.speech_mtp import SpeechMTP
 from speech_mtp.text.phonemes import SYMBOLS
 from speech_mtp.training.inputs import check_inputs, inputs
+from speech_mtp.training.speech_mtp import build_head
 from speech_mtp.training.stages import (
     LMRun,
     PackageRun,
+    SpeechMTPRun,
     Stage,
     TextEncoderRun,
     TextMTPRun,
@@ -35,7 +38,6 @@ from speech_mtp.training.stages import (
 )
 
 ROOT = Path(__file__).parents[2]
-ASSETS = ROOT / "speech_mtp/assets"
 RECIPES = ROOT / "recipes"
 FILES = sorted(RECIPES.rglob("*.yaml"))
 BASES = {RECIPES / "text_mtp/common.yaml"}
@@ -74,6 +76,10 @@ def check_plugins(stage: Stage) -> None:
         with torch.device("meta"):
             for entry in stage.heads.values():
                 MTP(plugins.build("heads", entry.head, shape=TRUNK), entry.objective)
+    if isinstance(stage, SpeechMTPRun):
+        lm = hub.load_any_lm(stage.lm)
+        for entry in stage.heads.values():
+            SpeechMTP(build_head(entry.head, lm, 0), lm, entry.objective)
     if isinstance(stage, TextEncoderRun):
         TextEncoderConfig(**stage.model, backbone_dim=TRUNK.dim, hidden_layer=stage.hidden_layer)
     if isinstance(stage, UnitsRun | TextEncoderRun | PackageRun) and stage.g2p != "own":
@@ -111,7 +117,7 @@ def test_a_base_is_the_base_of_something() -> None:
 def test_what_a_stage_reads_is_there_or_made_by_another(path: Path) -> None:
     made = {stage_of(other).out for other in STAGES} | {settings.load(path, CorpusConfig).out for path in CORPORA}
     for key, name in inputs(stage_of(path)):
-        there = (ROOT / name).exists() or (ASSETS / name).exists()
+        there = (ROOT / name).exists() or name in hub.known_models()
         assert there or made & {Path(name), *Path(name).parents} or commanded(path, str(name)), (key, name)
 
 
