@@ -20,7 +20,10 @@ CANDIDATES = 256
 """The likeliest tokens that top-k and top-p are first looked for among; of a small vocabulary one in eight."""
 
 SHORTLIST = 64
-"""Tokens that a sampled guess is looked for among: noise seldom lifts another one."""
+"""Tokens that a sampled guess is looked for among: of a large vocabulary noise seldom lifts another one."""
+
+SMALL = 2048
+"""Vocabularies up to this size are looked at whole: codes of speech may be nearly as likely as each other."""
 
 _MIX = (0x9E3779B97F4A7C15 - (1 << 64), 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
 
@@ -167,13 +170,14 @@ def likeliest(
     tokens with the largest sums of logit and that position's noise, ``[R, ..., width]``, and the logarithms of their
     chances. ``to_target`` gives the trunk's ids of the drafter's.
 
-    Sampled, only the :data:`SHORTLIST` likeliest are looked at, and top-k and top-p are taken among them alone: a guess
-    need not follow the law.
+    Sampled, only the :data:`SHORTLIST` likeliest of a vocabulary that is not :data:`SMALL` are looked at, and top-k and
+    top-p are taken among them alone: a guess need not follow the law.
     """
     if not rows.sampled:
         best_few = logits.float().log_softmax(-1).topk(min(width, logits.shape[-1]), -1)
         return to_target(best_few.indices), best_few.values
-    few = tempered(logits, rows).topk(min(max(width, SHORTLIST), logits.shape[-1]), -1)
+    size = logits.shape[-1]
+    few = tempered(logits, rows).topk(size if size <= SMALL else max(width, SHORTLIST), -1)
     values, ids = few.values, to_target(few.indices)
     if rows.filtered:
         values = values.masked_fill(values < _least(values, values, rows), float("-inf"))

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from speech_mtp import plugins
 from speech_mtp.decoding import engine
+from speech_mtp.decoding import sampling as noise
 from speech_mtp.decoding.base import DecodingRule
 from speech_mtp.decoding.laws import Guard, Law
 from speech_mtp.heads.base import Binding, MTPHead, TrunkShape
 from speech_mtp.lm.group_lm import GroupLM
 from speech_mtp.lm.units import UnitMaker
-from speech_mtp.types import Draft, Kind, Positions, Sampling, Status, TextUnits
+from speech_mtp.types import Draft, Kind, Positions, RowSampling, Sampling, Status, TextUnits
 from tests.decoding.test_engine import chi_square
 from tests.lm.test_direct import direct_lm
 from tests.lm.test_direct import maker as token_maker
@@ -272,3 +273,12 @@ def test_a_rule_that_needs_text_refuses_speech() -> None:
         Sampling(repeat_window=17)
     with pytest.raises(ValueError, match="64 bits"):
         Sampling(seed=2**63)
+
+
+def test_a_guess_by_the_trunks_own_logits_is_its_draw_however_flat_they_are() -> None:
+    """A thousand codes, all nearly as likely: noise lifts any of them."""
+    rows = RowSampling([Sampling(temperature=0.8, seed=seed) for seed in range(50)])
+    logits = 0.01 * torch.randn(50, 1000, generator=torch.Generator().manual_seed(0))
+    place = torch.arange(50)
+    ids, _ = noise.likeliest(logits, rows, place, 1, 1)
+    assert torch.equal(ids[:, 0], noise.choose(logits, rows, place, 1))
