@@ -51,6 +51,9 @@ def serve(
         list[str] | None, typer.Option(help="A name in the header Host that is answered; * for all.")
     ] = None,
     allow_origin: Annotated[list[str] | None, typer.Option(help="A web page's origin that may call.")] = None,
+    voice_alias: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VOICE", help="Another name for a voice, as in alloy=heart.")
+    ] = None,
     public_lists: Annotated[
         bool, typer.Option("--public-lists", help="List voices and models without a key, as Open WebUI asks.")
     ] = False,
@@ -78,6 +81,7 @@ def serve(
         public_lists=public_lists,
         allowed_hosts=(*LOOPBACK, *allow_host) if allow_host else hosts,
         allowed_origins=tuple(allow_origin or ()),
+        voice_aliases=_aliases(voice_alias or []),
         max_streams=max_streams,
         max_queue=max_queue,
         max_chats=max_chats,
@@ -121,6 +125,14 @@ def _author(
     drafter = None if found == "none" else load_head(found, lm)
     spec = catalogue.default(drafter)
     return OwnAuthor(llm, lm.tokenizer, lm.max_positions), lambda: Writer(lm, catalogue.build(spec, drafter))
+
+
+def _aliases(written: list[str]) -> dict[str, str]:
+    pairs = [alias.partition("=") for alias in written]
+    wrong = next(("".join(pair) for pair in pairs if not all(pair)), None)
+    if wrong is not None:
+        raise ValueError(f"--voice-alias is {wrong!r}; write NAME=VOICE, as in alloy=heart.")
+    return {name: voice for name, _, voice in pairs}
 
 
 def _keys(path: Path | None) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 
 from speech_mtp.serving.engine import Engine
-from speech_mtp.serving.speaking import EngineFailedError, Speaking
+from speech_mtp.serving.errors import EngineFailedError
+from speech_mtp.serving.speaking import Speaking
 from speech_mtp.streaming.authors import Author, AuthorError, Outcome, Question, Writing
 from speech_mtp.streaming.scheduler import Scheduler
 

@@ -8,10 +8,10 @@ import uuid
 from typing import Any
 
 from speech_mtp.decoding.engine import Statistics
+from speech_mtp.serving import errors
 from speech_mtp.serving.answering import Answering
 from speech_mtp.serving.chat_bodies import ChatRequest
 from speech_mtp.serving.errors import ApiError
-from speech_mtp.serving.routes import speech
 from speech_mtp.serving.service import VoiceService
 from speech_mtp.streaming.authors import AuthorError, TooLongError
 from speech_mtp.streaming.stream import Chunk
@@ -27,7 +27,7 @@ def told(error: Exception) -> ApiError:
         return ApiError(422, str(error), "modalities", "answer_not_speakable")
     if isinstance(error, ValueError):
         return ApiError(400, str(error), "messages")
-    return speech.told(error)
+    return errors.told(error)
 
 
 class UnspeakableError(Exception):

@@ -13,7 +13,6 @@ import logging
 import re
 import secrets
 import time
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -21,14 +20,14 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from speech_mtp.serving.errors import ApiError, internal
+from speech_mtp.serving.errors import REQUEST_ID, ApiError, internal, where
 from speech_mtp.serving.metrics import Metrics
 from speech_mtp.serving.responses import StalledClientError
 from speech_mtp.serving.settings import Settings
 
 log = logging.getLogger("speech_mtp.serving")
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
+OWN_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 KEY_PROTOCOL = "openai-insecure-api-key."
 """A browser cannot set headers of a WebSocket, so OpenAI's clients send the key as a sub-protocol."""
 OPEN_PATHS = ("/health", "/health/ready", "/health/live")
@@ -48,9 +47,9 @@ class Door:
             return
         headers = Headers(scope=scope)
         asked = headers.get("x-request-id", "")
-        visit = Visit(asked if REQUEST_ID.fullmatch(asked) else secrets.token_hex(8), send)
+        visit = Visit(asked if OWN_ID.fullmatch(asked) else secrets.token_hex(8), send)
         state = scope.setdefault("state", {})
-        state["request_id"] = visit.id
+        REQUEST_ID.set(visit.id)
         try:
             self._check_host(headers.get("host", ""))
             self._check_origin(headers)
@@ -63,7 +62,7 @@ class Door:
         except StalledClientError:
             log.info("id=%s does not read and is cut off", visit.id)
         except Exception as error:
-            log.error("id=%s failed: %s", visit.id, _where(error))
+            log.error("id=%s failed: %s", visit.id, where(error))
             if visit.status is None:
                 await self._refuse(internal(), scope, receive, visit)
         finally:
@@ -162,11 +161,3 @@ def _keys_sent(headers: Headers) -> Iterator[str]:
     for protocol in headers.get("sec-websocket-protocol", "").split(","):
         if protocol.strip().startswith(KEY_PROTOCOL):
             yield protocol.strip().removeprefix(KEY_PROTOCOL)
-
-
-def _where(error: BaseException) -> str:
-    """The kind of an error and where it was raised; its message may hold what a client wrote."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    places = [f"{frame.name} ({frame.filename}:{frame.lineno})" for frame in traceback.extract_tb(error.__traceback__)]
-    return f"{type(error).__name__} in {' < '.join(reversed(places[-4:]))}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,6 +13,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+log = logging.getLogger("speech_mtp.serving")
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="-")
+"""Of the request that is being answered."""
 KINDS = {
     400: ("invalid_request_error", None),
     401: ("invalid_request_error", "invalid_api_key"),
@@ -29,6 +36,10 @@ SENTENCES = {
     405: "This path does not take this method.",
     413: "The request is too large; send less at a time.",
 }
+
+
+class EngineFailedError(Exception):
+    """The engine had to start again, or ended; the client may ask once more."""
 
 
 class ApiError(HTTPException):
@@ -59,6 +70,26 @@ class ApiError(HTTPException):
 def internal() -> ApiError:
     """What a client is told of a fault of ours: nothing."""
     return ApiError(500, "The server failed at this request; the log tells more under its x-request-id.")
+
+
+def told(error: Exception) -> ApiError:
+    """What a client is told of an error in the middle of its work. A fault of ours goes to the log."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ValueError):
+        return ApiError(400, str(error), "input")
+    if isinstance(error, EngineFailedError):
+        return ApiError(503, "The engine had to start again; ask once more.", headers={"Retry-After": "1"})
+    log.error("id=%s failed: %s", REQUEST_ID.get(), where(error))
+    return internal()
+
+
+def where(error: BaseException) -> str:
+    """The kind of an error and where it was raised, for the log: its message may hold what a client wrote."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    places = [f"{frame.name} ({frame.filename}:{frame.lineno})" for frame in traceback.extract_tb(error.__traceback__)]
+    return f"{type(error).__name__} in {' < '.join(reversed(places[-4:]))}"
 
 
 def from_validation(errors: list[Any]) -> ApiError:

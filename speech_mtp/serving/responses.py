@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from fastapi.responses import StreamingResponse
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 
 class StalledClientError(Exception):
@@ -16,14 +18,23 @@ class StalledClientError(Exception):
 class PacedResponse(StreamingResponse):
     """Streams ``content`` piece by piece; a piece that the client does not take within ``stall_s`` ends it.
 
-    However it ends, ``content`` is closed at once, which cancels what it was made from.
+    However it ends, even before the first piece, ``speaking``, of which ``content`` is made, is cancelled.
     """
 
     def __init__(
-        self, content: AsyncIterator[bytes], media_type: str, headers: Mapping[str, str], stall_s: float
+        self,
+        content: AsyncIterator[bytes],
+        speaking: AbstractAsyncContextManager[Any],
+        media_type: str,
+        headers: Mapping[str, str],
+        stall_s: float,
     ) -> None:
         super().__init__(content, headers=headers, media_type=media_type)
-        self._stall_s = stall_s
+        self._speaking, self._stall_s = speaking, stall_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._speaking:
+            await super().__call__(scope, receive, send)
 
     async def stream_response(self, send: Send) -> None:
         content = self.body_iterator

@@ -18,12 +18,12 @@ from speech_mtp.lm.units import UnitMaker
 from speech_mtp.serving.admission import Admission
 from speech_mtp.serving.answering import Answering
 from speech_mtp.serving.engine import Engine
-from speech_mtp.serving.errors import ApiError
+from speech_mtp.serving.errors import ApiError, EngineFailedError
 from speech_mtp.serving.metrics import Metrics
 from speech_mtp.serving.names import Names
 from speech_mtp.serving.said import Said
 from speech_mtp.serving.settings import Settings
-from speech_mtp.serving.speaking import EngineFailedError, Manner, Speaking
+from speech_mtp.serving.speaking import Manner, Speaking
 from speech_mtp.streaming.authors import Author, Question, Wish
 from speech_mtp.streaming.conversation import Writer
 from speech_mtp.streaming.reply import MAX_CHARS

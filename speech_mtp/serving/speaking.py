@@ -16,6 +16,7 @@ from math import inf
 from types import TracebackType
 
 from speech_mtp.serving.engine import Engine
+from speech_mtp.serving.errors import EngineFailedError
 from speech_mtp.streaming.scheduler import Scheduler
 from speech_mtp.streaming.stream import RAMP, Chunk, Ramp, Stream
 from speech_mtp.types import Finish, Sampling
@@ -260,7 +261,3 @@ class Speaking:
 
     def fail(self, error: Exception) -> None:
         self._tell([], EngineFailedError(str(error)), True)
-
-
-class EngineFailedError(Exception):
-    """The engine had to start again, or ended; the client may ask once more."""

@@ -42,6 +42,10 @@ def test_what_answers_chats_is_checked(
     assert sentence in refused(monkeypatch, capsys, "serve", *options)
 
 
+def test_aliases_are_checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "write NAME=VOICE" in refused(monkeypatch, capsys, "serve", "--voice-alias", "alloy")
+
+
 def test_an_unknown_model_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert "tiny-eng" in refused(monkeypatch, capsys, "serve", "--model", "tiny-eng")
 

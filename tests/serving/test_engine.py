@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from speech_mtp.serving.errors import ApiError
+from speech_mtp.serving.errors import ApiError, EngineFailedError
 from speech_mtp.serving.service import VoiceService
 from speech_mtp.serving.settings import Settings
-from speech_mtp.serving.speaking import EngineFailedError, Manner, Speaking
+from speech_mtp.serving.speaking import Manner, Speaking
 from speech_mtp.streaming.pipeline import speak
 from speech_mtp.streaming.scheduler import Scheduler
 from speech_mtp.streaming.stream import Chunk

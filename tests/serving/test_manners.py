@@ -18,6 +18,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from speech_mtp.serving.settings import Settings, check_key, read_keys
+from speech_mtp.streaming.stream import Stream
 from tests.serving.running import LONG, TEXT, Running, serving, until
 from tests.serving.test_speech import alike, spoken
 
@@ -153,6 +154,19 @@ def test_a_fault_of_ours_is_a_500_without_its_words(
     assert "ecretword" not in answer.text + caplog.text
     assert answer.headers["x-request-id"] in caplog.text
     until(lambda: server.service.admission.taken == 0)
+
+
+def test_a_fault_in_a_stream_is_logged_without_its_words(
+    server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(stream: Stream, text: str) -> None:
+        raise RuntimeError(f"cannot read {text}")
+
+    monkeypatch.setattr(Stream, "push", fail)
+    answer = server.post(input="Secretword is good.")
+    assert answer.status_code == 500
+    assert "ecretword" not in answer.text + caplog.text
+    assert f"id={answer.headers['x-request-id']} failed: RuntimeError in fail" in caplog.text
 
 
 def test_a_socket_is_refused_while_the_server_ends() -> None:

@@ -16,6 +16,7 @@ import torch
 from speech_mtp import audio
 from speech_mtp.serving.app import create_app
 from speech_mtp.serving.encoding import FORMATS
+from speech_mtp.serving.names import Names
 from speech_mtp.serving.settings import OPENAI_VOICES, Settings
 from speech_mtp.streaming.pipeline import speak
 from tests.serving.running import LONG, TEXT, Running
@@ -260,6 +261,13 @@ def test_sound_is_not_louder_or_other_in_a_lossy_format(server: Running) -> None
         made = np.concatenate([f.to_ndarray().mean(0) for f in file.decode(audio=0)])
     reference = np.frombuffer(spoken(LONG[:200]), "<i2") / 32768
     assert np.sqrt((made**2).mean()) == pytest.approx(np.sqrt((reference**2).mean()), rel=0.25)
+
+
+def test_aliases_are_the_operators() -> None:
+    names = Names("tiny", ["low", "high"], Settings(voice_aliases={"alloy": "high", "high": "low"}))
+    assert names.voice("alloy") == names.voice("high") == "high"  # a voice's own name stays its own
+    with pytest.raises(ValueError, match="did you mean 'high'"):
+        Names("tiny", ["low", "high"], Settings(voice_aliases={"alloy": "hihg"}))
 
 
 def test_the_schema_can_be_shown() -> None:

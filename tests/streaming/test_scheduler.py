@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from math import inf
 from threading import Event
 from typing import Any
 
@@ -256,6 +257,25 @@ def test_a_stream_that_is_far_ahead_is_not_talked_on() -> None:
     while not stream.done:
         clock.now += 0.2
         scheduler.tick()
+
+
+def test_streams_are_paced_one_by_one_and_a_held_one_is_not_talked_on() -> None:
+    clock = Clock()
+    scheduler = Scheduler(MODEL, pace=Pace(ahead_s=0.5), clock=clock)
+    paced, unpaced, held = (scheduler.speak("low") for _ in range(3))
+    for stream in (paced, unpaced, held):
+        stream.push(" ".join(TEXTS))
+        stream.finish_text()
+    unpaced.ahead_s = inf
+    held.held = True
+    run_to_end(scheduler)
+    assert [stream.done for stream in (paced, unpaced, held)] == [False, True, False]
+    assert held.steps == 0
+    held.held, held.ahead_s = False, inf
+    run_to_end(scheduler)
+    assert [stream.done for stream in (paced, unpaced, held)] == [False, True, True]
+    wave_of = [torch.cat([chunk.wave for chunk in stream.take()]) for stream in (unpaced, held)]
+    torch.testing.assert_close(*wave_of, atol=1e-4, rtol=0)
 
 
 # -- text beside speech -----------------------------------------------------------------------------------------------

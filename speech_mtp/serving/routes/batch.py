@@ -14,10 +14,10 @@ from fastapi.responses import JSONResponse
 
 from speech_mtp.serving.bodies import BatchRequest, SpeechRequest, StrictRoute, validated
 from speech_mtp.serving.encoding import FORMATS
-from speech_mtp.serving.errors import ApiError, from_validation
+from speech_mtp.serving.errors import ApiError, from_validation, told
 from speech_mtp.serving.orders import order, whole_text
 from speech_mtp.serving.routes.shared import Client, ClientLeft, Service, unless_gone
-from speech_mtp.serving.routes.speech import begun, finished, told
+from speech_mtp.serving.routes.speech import begun, finished
 from speech_mtp.serving.service import VoiceService
 
 router = APIRouter(route_class=StrictRoute)

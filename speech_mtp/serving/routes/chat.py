@@ -42,7 +42,7 @@ async def chat(body: ChatRequest, request: Request, service: Service, client: Cl
         answer = Completion(service, client, body, answering, began)
         headers = {**LIVE, "X-Speech-MTP-Dropped-Messages": str(answering.question.dropped)}
         if body.stream:
-            return PacedResponse(_events(answer), "text/event-stream", headers, service.settings.stall_s)
+            return PacedResponse(_events(answer), answering, "text/event-stream", headers, service.settings.stall_s)
         return JSONResponse(await unless_gone(request, _finished(answer)), headers=headers)
     return Response(status_code=499)  # nobody reads it
 

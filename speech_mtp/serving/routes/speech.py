@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,12 +13,12 @@ from fastapi.sse import format_sse_event
 
 from speech_mtp.serving.bodies import SpeechRequest, StrictRoute
 from speech_mtp.serving.encoding import FORMATS, RATE, Encoder, whole
-from speech_mtp.serving.errors import ApiError, internal
+from speech_mtp.serving.errors import told
 from speech_mtp.serving.orders import Order, order, whole_text
 from speech_mtp.serving.responses import PacedResponse
 from speech_mtp.serving.routes.shared import Client, ClientLeft, Service, unless_gone
 from speech_mtp.serving.service import VoiceService
-from speech_mtp.serving.speaking import EngineFailedError, Speaking
+from speech_mtp.serving.speaking import Speaking
 from speech_mtp.types import WordTime
 
 router = APIRouter(route_class=StrictRoute)
@@ -31,19 +30,33 @@ async def speech(body: SpeechRequest, request: Request, service: Service, client
     """Speak a text. See docs/serving.md for the fields and the shapes of the answer."""
     asked = order(service, body, paced=body.shape == "sse" or body.stream_format is not None)
     text = whole_text(service, body.input, asked.readings)
-    kind = FORMATS[asked.format].media_type
-    with contextlib.suppress(ClientLeft):
+    try:
         speaking = await unless_gone(request, begun(service, client, asked, text))
-        if body.shape == "whole":
+    except ClientLeft:
+        return Response(status_code=499)  # nobody reads it
+    try:
+        return await _answer(request, service, body, asked, speaking)
+    except BaseException:
+        speaking.cancel()
+        raise
+
+
+async def _answer(
+    request: Request, service: VoiceService, body: SpeechRequest, asked: Order, speaking: Speaking
+) -> Response:
+    """What is spoken, in the shape that was asked for."""
+    kind, stall_s = FORMATS[asked.format].media_type, service.settings.stall_s
+    if body.shape == "whole":
+        try:
             data = await unless_gone(request, finished(service, speaking, asked))
-            return Response(data, media_type=kind, headers=LIVE)
-        stall_s = service.settings.stall_s
-        if body.shape == "sse":
-            usage = service.count_tokens(body.input)
-            events = _events(speaking, _encoder(service, asked), asked, usage)
-            return PacedResponse(events, "text/event-stream", LIVE, stall_s)
-        return PacedResponse(_sound(speaking, _encoder(service, asked)), kind, LIVE, stall_s)
-    return Response(status_code=499)  # nobody reads it
+        except ClientLeft:
+            return Response(status_code=499)
+        return Response(data, media_type=kind, headers=LIVE)
+    encoder = Encoder(asked.format, service.sample_rate, asked.speed)
+    if body.shape == "sse":
+        events = _events(speaking, encoder, asked, service.count_tokens(body.input))
+        return PacedResponse(events, speaking, "text/event-stream", LIVE, stall_s)
+    return PacedResponse(_sound(speaking, encoder), speaking, kind, LIVE, stall_s)
 
 
 async def begun(service: VoiceService, client: str, asked: Order, text: str) -> Speaking:
@@ -59,17 +72,6 @@ async def begun(service: VoiceService, client: str, asked: Order, text: str) -> 
     return speaking
 
 
-def told(error: Exception) -> ApiError:
-    """What a client is told of an error in the middle of its work."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, ValueError):
-        return ApiError(400, str(error), "input")
-    if isinstance(error, EngineFailedError):
-        return ApiError(503, "The engine had to start again; ask once more.", headers={"Retry-After": "1"})
-    return internal()
-
-
 async def finished(service: VoiceService, speaking: Speaking, asked: Order) -> bytes:
     """A whole file."""
     async with speaking:
@@ -77,31 +79,25 @@ async def finished(service: VoiceService, speaking: Speaking, asked: Order) -> b
     return await asyncio.to_thread(whole, asked.format, waves, service.sample_rate, asked.speed)
 
 
-def _encoder(service: VoiceService, asked: Order) -> Encoder:
-    return Encoder(asked.format, service.sample_rate, asked.speed)
-
-
 async def _sound(speaking: Speaking, encoder: Encoder) -> AsyncIterator[bytes]:
-    async with speaking:
-        async for chunk in speaking:
-            if data := encoder.push(chunk.wave):
-                yield data
-        yield encoder.close()
+    async for chunk in speaking:
+        if data := encoder.push(chunk.wave):
+            yield data
+    yield encoder.close()
 
 
 async def _events(speaking: Speaking, encoder: Encoder, asked: Order, input_tokens: int) -> AsyncIterator[bytes]:
-    async with speaking:
-        try:
-            async for chunk in speaking:
-                words = [scaled(word, asked.speed) for word in chunk.words]
-                data = encoder.push(chunk.wave)
-                if data or words:
-                    yield _delta(data, asked, words)
-            yield _delta(encoder.close(), asked, [])
-        except Exception as error:
-            failure = told(error)
-            yield _event({"type": "speech.audio.error", "error": failure.body()})
-            return
+    try:
+        async for chunk in speaking:
+            words = [scaled(word, asked.speed) for word in chunk.words]
+            data = encoder.push(chunk.wave)
+            if data or words:
+                yield _delta(data, asked, words)
+        yield _delta(encoder.close(), asked, [])
+    except Exception as error:
+        failure = told(error)
+        yield _event({"type": "speech.audio.error", "error": failure.body()})
+        return
     tally = speaking.tally
     usage = {
         "input_tokens": input_tokens,

@@ -17,10 +17,10 @@ from fastapi.exceptions import RequestValidationError
 
 from speech_mtp.serving.bodies import strict_json, validated
 from speech_mtp.serving.encoding import RATE
-from speech_mtp.serving.errors import ApiError, from_validation
+from speech_mtp.serving.errors import ApiError, from_validation, told
 from speech_mtp.serving.orders import order
 from speech_mtp.serving.routes.shared import accept, client_of, service_of
-from speech_mtp.serving.routes.speech import scaled, told
+from speech_mtp.serving.routes.speech import scaled
 from speech_mtp.serving.service import VoiceService
 from speech_mtp.serving.speaking import Speaking
 from speech_mtp.serving.utterance import Config, Sound, Utterance, feed
