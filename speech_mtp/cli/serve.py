@@ -98,14 +98,6 @@ def serve(
     make_server(app, host, port).run()
 
 
-def _aliases(written: list[str]) -> dict[str, str]:
-    pairs = [alias.partition("=") for alias in written]
-    wrong = next(("".join(pair) for pair in pairs if not all(pair)), None)
-    if wrong is not None:
-        raise ValueError(f"--voice-alias is {wrong!r}; write NAME=VOICE, as in alloy=heart.")
-    return {name: voice for name, _, voice in pairs}
-
-
 def _author(
     llm: str | None, head: str | None, url: str | None, name: str | None, threads: int | None
 ) -> tuple[Author | None, Callable[[], Writer] | None]:
@@ -133,6 +125,14 @@ def _author(
     drafter = None if found == "none" else load_head(found, lm)
     spec = catalogue.default(drafter)
     return OwnAuthor(llm, lm.tokenizer, lm.max_positions), lambda: Writer(lm, catalogue.build(spec, drafter))
+
+
+def _aliases(written: list[str]) -> dict[str, str]:
+    pairs = [alias.partition("=") for alias in written]
+    wrong = next(("".join(pair) for pair in pairs if not all(pair)), None)
+    if wrong is not None:
+        raise ValueError(f"--voice-alias is {wrong!r}; write NAME=VOICE, as in alloy=heart.")
+    return {name: voice for name, _, voice in pairs}
 
 
 def _keys(path: Path | None) -> tuple[str, ...]:

@@ -25,10 +25,6 @@ def test_keys_are_checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert "short" not in said
 
 
-def test_aliases_are_checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "write NAME=VOICE" in refused(monkeypatch, capsys, "serve", "--voice-alias", "alloy")
-
-
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -44,6 +40,10 @@ def test_what_answers_chats_is_checked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], sentence: str
 ) -> None:
     assert sentence in refused(monkeypatch, capsys, "serve", *options)
+
+
+def test_aliases_are_checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "write NAME=VOICE" in refused(monkeypatch, capsys, "serve", "--voice-alias", "alloy")
 
 
 def test_an_unknown_model_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

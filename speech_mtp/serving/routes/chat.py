@@ -42,8 +42,7 @@ async def chat(body: ChatRequest, request: Request, service: Service, client: Cl
         answer = Completion(service, client, body, answering, began)
         headers = {**LIVE, "X-Speech-MTP-Dropped-Messages": str(answering.question.dropped)}
         if body.stream:
-            events, stall_s = _events(answer), service.settings.stall_s
-            return PacedResponse(events, answering, "text/event-stream", headers, stall_s)
+            return PacedResponse(_events(answer), answering, "text/event-stream", headers, service.settings.stall_s)
         return JSONResponse(await unless_gone(request, _finished(answer)), headers=headers)
     return Response(status_code=499)  # nobody reads it
 
@@ -96,20 +95,21 @@ async def _finished(answer: Completion) -> dict[str, Any]:
 async def _events(answer: Completion) -> AsyncGenerator[bytes]:
     """Chunks in the order in which they are made, then how it ended."""
     encoder = Encoder("pcm", answer.service.sample_rate)
-    yield _data(answer.opening())
-    try:
-        async for item in _made(answer):
-            if not isinstance(item, Chunk):
-                yield _data(answer.text_chunk(item))
-            elif sound := encoder.push(item.wave):
-                yield _data(answer.sound_chunk(sound))
-        if rest := encoder.close():
-            yield _data(answer.sound_chunk(rest))
-    except Exception as error:
-        yield _data({"error": told(error).body()})
-        return
-    for chunk in answer.ending():
-        yield _data(chunk)
+    async with answer.answering:
+        yield _data(answer.opening())
+        try:
+            async for item in _made(answer):
+                if not isinstance(item, Chunk):
+                    yield _data(answer.text_chunk(item))
+                elif sound := encoder.push(item.wave):
+                    yield _data(answer.sound_chunk(sound))
+            if rest := encoder.close():
+                yield _data(answer.sound_chunk(rest))
+        except Exception as error:
+            yield _data({"error": told(error).body()})
+            return
+        for chunk in answer.ending():
+            yield _data(chunk)
     yield _data("[DONE]")
 
 
