@@ -85,10 +85,11 @@ def test_a_speaker_is_found_where_there_is_one() -> None:
 def test_pitch_and_energy_are_found_where_they_are() -> None:
     found = probes("pitch")["linear"]
     assert found["prosody"]["log F0 over the voice's mean"]["value"] > 0.85
-    assert found["prosody"]["log F0 over the voice's mean"]["r2"] > 0.7
+    assert found["prosody"]["log F0 over the voice's mean"]["r2"] > 0.3
     assert abs(found["content"]["log F0 over the voice's mean"]["value"]) < 0.25
-    assert found["content"]["energy"]["value"] > 0.95
-    assert found["phonemes"]["energy"]["value"] > 0.95
+    assert found["content"]["energy"]["value"] > 0.75
+    assert found["phonemes"]["energy"]["value"] > 0.75
+    assert abs(found["prosody"]["energy"]["value"]) < 0.3
     assert "phoneme" not in found["phonemes"]
 
 
