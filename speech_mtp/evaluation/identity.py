@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from speech_mtp.decoding.sampling import adjust, perturbed, row_seeds
 from speech_mtp.evaluation.contenders import GREEDY, OURS, Answers, Contender
+from speech_mtp.evaluation.intervals import estimate, ratio
 from speech_mtp.evaluation.journal import Journal
 from speech_mtp.evaluation.watch import Watch
 from speech_mtp.lm.text_lm import TextLM
@@ -174,7 +175,9 @@ def _row(contender: Contender, group: Group, journal: Journal) -> dict[str, Any]
     row = {**contender.entries(), "same_seed": contender.same_seed, "tokens": sum(line["tokens"] for line in lines)}
     counts = [count for line in lines for count in line["counts"]]
     if counts:
-        row["tokens_per_forward"], row["interval"] = pace(torch.tensor(counts))
+        tokens_first = torch.tensor(counts).flip(1)
+        figure = estimate(tokens_first, ratio)
+        row["tokens_per_forward"], row["interval"] = figure["value"], figure["interval"]
     for name, reference in group.references.items():
         if reference is not contender:
             total = Comparison()
@@ -183,16 +186,6 @@ def _row(contender: Contender, group: Group, journal: Journal) -> dict[str, Any]
                 total.add(Comparison(found["same"], [Mismatch(**m) for m in found["mismatches"]]))
             row[name] = total.to_json()
     return row
-
-
-def pace(counts: Tensor) -> tuple[float, tuple[float, float]]:
-    """Tokens a forward of prompts with ``counts [prompts, 2]`` of forwards and tokens, and the interval that holds 95 %
-    of 1,000 bootstrap samples of the prompts."""
-    noise = torch.Generator().manual_seed(0)
-    drawn = counts[torch.randint(len(counts), (1000, len(counts)), generator=noise)].sum(1)
-    low, high = torch.quantile(drawn[:, 1] / drawn[:, 0], torch.tensor([0.025, 0.975])).tolist()
-    forwards, tokens = counts.sum(0).tolist()
-    return tokens / forwards, (low, high)
 
 
 def faults(report: dict[str, Any]) -> int:
