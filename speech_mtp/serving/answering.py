@@ -3,12 +3,10 @@ text come to the loop."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable
-from types import TracebackType
+from collections.abc import Callable
 
+from speech_mtp.serving.arrivals import Arrivals
 from speech_mtp.serving.engine import Engine
 from speech_mtp.serving.errors import EngineFailedError
 from speech_mtp.serving.speaking import Speaking
@@ -16,7 +14,7 @@ from speech_mtp.streaming.authors import Author, AuthorError, Outcome, Question,
 from speech_mtp.streaming.scheduler import Scheduler
 
 
-class Answering:
+class Answering(Arrivals[str]):
     """Iterate over the pieces of text; over :attr:`speaking` for its sound. Leaving ``async with`` cancels both.
 
     Iterating raises AuthorError when the author fails. Methods without an underscore belong to the loop, but for those
@@ -31,17 +29,12 @@ class Answering:
         speaking: Speaking | None,
         ended: Callable[[Answering], None],
     ) -> None:
+        super().__init__()
         self.question, self.speaking = question, speaking
         self.outcome: Outcome | None = None
         self.began, self.ended_s = time.monotonic(), 0.0
         self.first_text_s: float | None = None
         self._engine, self._author, self._ended = engine, author, ended
-        self._loop = asyncio.get_running_loop()
-        # The loop's side.
-        self._pieces: deque[str] = deque()
-        self._news = asyncio.Event()
-        self._error: Exception | None = None
-        self._done = False
         # The engine's side.
         self._writing: Writing | None = None
         self._over = False
@@ -60,47 +53,20 @@ class Answering:
 
     async def begun(self) -> None:
         """Wait for the first text, or the end. Raises what kept it from being written."""
-        while not self._done and not self._pieces:
-            await self._wait()
-        if self._error is not None and not self._pieces:
-            raise self._error
-
-    async def __aiter__(self) -> AsyncIterator[str]:
-        while True:
-            while self._pieces:
-                yield self._pieces.popleft()
-            if self._error is not None:
-                raise self._error
-            if self._done:
-                return
-            await self._wait()
-
-    async def __aenter__(self) -> Answering:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancel()
-
-    async def _wait(self) -> None:
-        self._news.clear()
-        await self._news.wait()
+        await self._until(lambda piece: True)
 
     def _arrive(self, pieces: list[str], error: Exception | None, outcome: Outcome | None) -> None:
         if self._done:
             return
         if pieces and self.first_text_s is None:
             self.first_text_s = time.monotonic() - self.began
-        self._pieces += pieces
+        self._receive(pieces)
         self.outcome = outcome
         if error is not None or outcome is not None:
             self._finished(error)
-        self._news.set()
 
     def _finished(self, error: Exception | None) -> None:
-        self._done, self._error = True, error
-        self._news.set()
+        self._end(error)
         self.ended_s = time.monotonic() - self.began
         self._ended(self)
 

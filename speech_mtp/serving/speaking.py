@@ -7,14 +7,13 @@ hold up the others.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from math import inf
-from types import TracebackType
 
+from speech_mtp.serving.arrivals import Arrivals
 from speech_mtp.serving.engine import Engine
 from speech_mtp.serving.errors import EngineFailedError
 from speech_mtp.streaming.scheduler import Scheduler
@@ -56,7 +55,7 @@ class Tally:
     finish: Finish | None = None
 
 
-class Speaking:
+class Speaking(Arrivals[Chunk]):
     """An utterance: :meth:`say` text, :meth:`end` it, iterate over its chunks. Leaving ``async with`` cancels it.
 
     Iterating raises ValueError for text that cannot be spoken. Methods without an underscore belong to the loop, but
@@ -64,15 +63,10 @@ class Speaking:
     """
 
     def __init__(self, engine: Engine, manner: Manner, rate: int, ended: Callable[[Speaking], None]) -> None:
+        super().__init__()
         self.manner, self.tally = manner, Tally(time.monotonic())
         self._engine, self._rate, self._ended = engine, rate, ended
-        self._loop = asyncio.get_running_loop()
-        # The loop's side.
-        self._chunks: deque[Chunk] = deque()
-        self._news = asyncio.Event()
-        self._error: Exception | None = None
-        self._done = False
-        self._taken_s = 0.0
+        self._taken_s = 0.0  # the loop's side
         # The engine's side.
         self._stream: Stream | None = None
         self._slices: deque[str] = deque()
@@ -100,10 +94,7 @@ class Speaking:
 
     async def begun(self) -> None:
         """Wait for the first sound. Raises ValueError for text that cannot be spoken."""
-        while not self._done and not any(len(chunk.wave) for chunk in self._chunks):
-            await self._wait()
-        if self._error is not None and not self._chunks:
-            raise self._error
+        await self._until(lambda chunk: len(chunk.wave) > 0)
 
     @property
     def outcome(self) -> str:
@@ -111,28 +102,9 @@ class Speaking:
         return "cancelled" if self._error is None else "error"
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
-        while True:
-            while self._chunks:
-                chunk = self._chunks.popleft()
-                self._take(chunk)
-                yield chunk
-            if self._error is not None:
-                raise self._error
-            if self._done:
-                return
-            await self._wait()
-
-    async def __aenter__(self) -> Speaking:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancel()
-
-    async def _wait(self) -> None:
-        self._news.clear()
-        await self._news.wait()
+        async for chunk in super().__aiter__():
+            self._take(chunk)
+            yield chunk
 
     def _take(self, chunk: Chunk) -> None:
         was_full = self._given_s - self._taken_s > self.manner.backlog_s
@@ -143,14 +115,12 @@ class Speaking:
     def _arrive(self, chunks: list[Chunk], error: Exception | None, over: bool) -> None:
         if self._done:
             return
-        self._chunks += chunks
+        self._receive(chunks)
         if error is not None or over:
             self._finished(error)
-        self._news.set()
 
     def _finished(self, error: Exception | None) -> None:
-        self._done, self._error = True, error
-        self._news.set()
+        self._end(error)
         self.tally.ended_s = time.monotonic() - self.tally.began
         self._ended(self)
 

@@ -7,7 +7,7 @@ gradients of a head are its own, and so are their norm and its clipping. The out
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from speech_mtp.objectives.speech_mtp import SpeechMTP
 from speech_mtp.training.base import Task
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.lm import LMData, TextStore
-from speech_mtp.training.text_mtp import HeadSettings
+from speech_mtp.training.text_mtp import HeadSettings, Sums
 from speech_mtp.types import Codes, LMOutput, Positions, TextUnits
 
 Batch = tuple[Codes, Tensor, TextUnits]
@@ -47,18 +47,6 @@ def build_head(spec: Mapping[str, Any], lm: GroupLM, seed: int) -> MTPHead:
     head: MTPHead = plugins.build("heads", spec, shape=TrunkShape(**lm.shape()))
     head.bind(Binding(**lm.binding()))
     return head.to(lm.device)
-
-
-@dataclass
-class Sums:
-    """Over the batches of a pass: losses, and how often the first n channels of a group are all right, by term."""
-
-    losses: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, Tensor] = field(default_factory=dict)
-
-    def add(self, other: Sums) -> None:
-        for mine, new in ((self.losses, other.losses), (self.counts, other.counts)):
-            mine.update({name: mine[name] + value if name in mine else value for name, value in new.items()})
 
 
 class SpeechMTPTask(Task):
@@ -108,21 +96,21 @@ class SpeechMTPTask(Task):
         sums = self.terms(self.train_data.batch(self.workers.batch_number(number)), learn=True)
         self.workers.average_gradients([p for head in self.heads.values() for p in head.parameters()])
         for name, head in self.heads.items():
-            sums.losses[f"norm/{name}"] = nn.utils.clip_grad_norm_(head.parameters(), self.config.grad_clip)
+            sums.terms[f"norm/{name}"] = nn.utils.clip_grad_norm_(head.parameters(), self.config.grad_clip)
         optimizer.step()
         return scalars(sums)
 
     def terms(self, batch: Batch, learn: bool) -> Sums:
         """Every term of a batch, back-propagated as soon as it is computed if the heads shall ``learn``."""
         out, positions = self.read(batch)
-        sums = Sums(losses={"loss": torch.zeros((), device=out.hidden.device)})
+        sums = Sums(terms={"loss": torch.zeros((), device=out.hidden.device)})
         with torch.set_grad_enabled(learn):
             for name, objective in self.objectives.items():
                 for step in objective.steps(out, positions):
                     if learn:
                         (step.weight * step.loss).backward(retain_graph=True)
-                    sums.losses["loss"] += step.weight * step.loss.detach()
-                    sums.losses[f"{name}/{step.offset}"] = step.loss.detach()
+                    sums.terms["loss"] += step.weight * step.loss.detach()
+                    sums.terms[f"{name}/{step.offset}"] = step.loss.detach()
                     sums.counts[f"{name}/channels/{step.offset}"] = runs(step.right)
                     del step  # and with it this offset's logits
         return sums
@@ -147,7 +135,7 @@ class SpeechMTPTask(Task):
         sums = Sums()
         for number in range(len(self.dev_data)):
             sums.add(self.terms(self.dev_data.batch(number), learn=False))
-        sums.losses = {name: value / len(self.dev_data) for name, value in sums.losses.items()}
+        sums.terms = {name: value / len(self.dev_data) for name, value in sums.terms.items()}
         return scalars(sums)
 
     def export(self, folder: Path) -> None:
@@ -167,5 +155,5 @@ def runs(right: Tensor) -> Tensor:
 
 
 def scalars(sums: Sums) -> dict[str, float]:
-    found = {name: float(value) for name, value in sums.losses.items()}
+    found = {name: float(value) for name, value in sums.terms.items()}
     return found | {name: float(c[:-1].sum() / c[-1].clamp(min=1)) for name, c in sums.counts.items()}

@@ -97,8 +97,8 @@ def looks_across(head: MTPHead) -> bool:
 
 @dataclass
 class Sums:
-    """Over the batches of a pass: terms by name, what :func:`count_accepted` counts by head, and, if asked for, what
-    :func:`count_ranks` does."""
+    """Over the batches of a pass: terms by name, what was counted (of text by :func:`count_accepted`), and, if asked
+    for, what :func:`count_ranks` counts."""
 
     terms: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)

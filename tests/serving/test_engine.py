@@ -154,7 +154,7 @@ def test_a_client_that_takes_nothing_stops_the_work() -> None:
             steps = service.engine.steps
             await asyncio.sleep(0.3)
             assert service.engine.steps == steps
-            assert 1.0 < sum(len(c.wave) for c in speaking._chunks) / service.sample_rate < 2.0
+            assert 1.0 < sum(len(c.wave) for c in speaking._items) / service.sample_rate < 2.0
             whole = await sound(speaking)  # it reads on, and nothing was lost
             torch.testing.assert_close(whole, alone(LONG, "low", 5), atol=1e-4, rtol=0)
 

@@ -461,27 +461,6 @@ def test_a_long_rest_of_a_text_is_sounded_in_several_calls() -> None:
     assert len(wave(stream.take())) == frames * MODEL.codec.spec.samples_per_frame
 
 
-def test_a_codec_that_fails_in_a_tick_ends_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler = Scheduler(MODEL)
-    bad, good = scheduler.speak("low"), scheduler.speak("high")
-    decoding = Stream.decoding
-
-    def broken(stream: Stream) -> Any:
-        if stream is bad:
-            raise RuntimeError("no memory")
-        return decoding(stream)
-
-    monkeypatch.setattr(Stream, "decoding", broken)
-    for stream in (bad, good):
-        stream.push(TEXTS[0])
-        stream.finish_text()
-    run_to_end(scheduler)
-    assert bad.finish is not None
-    assert bad.finish.reason == "error"
-    assert good.finish is not None
-    assert good.finish.reason == "stop"
-
-
 def test_a_stream_without_text_gives_up_its_place() -> None:
     scheduler = Scheduler(MODEL, max_streams=1)
     silent, ready = scheduler.speak("low"), scheduler.speak("low")
@@ -724,8 +703,9 @@ def test_the_codec_thread_takes_the_most_urgent_of_those_that_wait(monkeypatch: 
     thread.close()
 
 
-def test_an_error_of_the_codec_in_its_thread_ends_its_stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler = Scheduler(MODEL, codec_thread=True)
+@pytest.mark.parametrize("codec_thread", [False, True])
+def test_an_error_of_the_codec_ends_its_stream_alone(codec_thread: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = Scheduler(MODEL, codec_thread=codec_thread)
     bad, good = scheduler.speak("low"), scheduler.speak("high")
     decoding = Stream.decoding
 

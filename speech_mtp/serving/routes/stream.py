@@ -8,6 +8,7 @@ sound, ``audio.words``, ``audio.done``, ``session.done``, ``error``. Utterances 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable
 from typing import Any
@@ -40,9 +41,8 @@ async def stream(websocket: WebSocket) -> None:
     session = Session(websocket, service, client_of(websocket))
     service.sessions.add(session)
     try:
-        await session.run()
-    except (WebSocketDisconnect, TimeoutError):
-        pass  # it has left, or does not read
+        with contextlib.suppress(WebSocketDisconnect, TimeoutError):  # it has left, or does not read
+            await session.run()
     finally:
         service.sessions.discard(session)
 
