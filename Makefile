@@ -1,6 +1,6 @@
 # Every target works on a fresh machine: uv installs what it needs into .venv.
 UV := .uv/bin/uv
-RUN := $(UV) run --extra offline --extra train --extra eval --extra serve --extra dev
+RUN := $(UV) run --extra offline --extra train --extra eval --extra serve --extra demo --extra dev
 
 .PHONY: check test fmt gate pins test-newest
 
@@ -24,7 +24,7 @@ pins: $(UV)
 # The tests with the newest versions; it only reports.
 test-newest: $(UV)
 	python3 -m tests.pins build/newest
-	-cd build/newest && $(abspath $(UV)) run --extra offline --extra train --extra eval --extra serve --extra dev pytest
+	-cd build/newest && $(abspath $(UV)) run --extra offline --extra train --extra eval --extra serve --extra demo --extra dev pytest
 
 gate: $(UV)
 	$(RUN) python -m tests.gate
