@@ -1,27 +1,29 @@
 """The door of the service: who may come in, under which id, and what the log says of it.
 
 One ASGI middleware for HTTP and WebSockets alike, because the framework's own see HTTP only. In this order: request id,
-``Host`` (against DNS rebinding), ``Origin`` (against pages of others), key, and, behind the routes, faults of ours. A
-WebSocket is refused before it is opened. Log lines hold the id, the route's pattern and the status; nothing that a
+``Host`` (against DNS rebinding), ``Origin`` (against pages of others), key or pass, and, behind the routes, faults of
+ours. A WebSocket is refused before it is opened. Log lines hold the id, the route's pattern and the status; nothing that a
 client wrote.
 """
 
 from __future__ import annotations
 
-import hmac
 import logging
 import re
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from speech_mtp.serving.errors import REQUEST_ID, ApiError, internal, where
 from speech_mtp.serving.metrics import Metrics
+from speech_mtp.serving.passes import COOKIE, Passes
 from speech_mtp.serving.responses import StalledClientError
 from speech_mtp.serving.settings import Settings
 
@@ -34,12 +36,22 @@ OPEN_PATHS = ("/health", "/health/ready", "/health/live")
 LISTS = ("/v1/audio/voices", "/v1/audio/models")
 
 
+@dataclass
+class Pages:
+    """What a web page that is mounted beside the API adds: paths that are ``open`` without a key, and the ``entrance``,
+    where a browser that wants a page below ``prefix`` and has no pass is sent to show a key."""
+
+    open: set[str] = field(default_factory=set)
+    prefix: str | None = None
+    entrance: str = ""
+
+
 class Door:
     """Lets requests through to ``app``, or answers why not."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, passes: Passes, pages: Pages) -> None:
         self.app, self.settings, self.metrics = app, settings, metrics
-        self._keys = [key.encode() for key in settings.keys]
+        self.passes, self.pages = passes, pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -84,14 +96,16 @@ class Door:
         """Who asks: a name for fairness. Raises ApiError 401 for whoever has no key and needs one."""
         address = scope["client"][0] if scope.get("client") else "local"
         path = scope["path"]
-        if not self._keys or path in OPEN_PATHS or (self.settings.public_lists and path in LISTS):
+        if not self.settings.keys or path in OPEN_PATHS or (self.settings.public_lists and path in LISTS):
             return f"address {address}"
-        sent = next(_keys_sent(headers), "").encode()
-        matches = [hmac.compare_digest(sent, key) for key in self._keys]
-        if not any(matches):
-            message = "Send a valid API key in the header, as in Authorization: Bearer KEY."
-            raise ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
-        return f"key {matches.index(True)}"
+        sent = next(_keys_sent(headers), None)
+        number = self.passes.number_of(sent) if sent is not None else self.passes.holder(_pass_sent(headers))
+        if number is not None:
+            return f"key {number}"
+        if path in self.pages.open:
+            return f"address {address}"
+        message = "Send a valid API key in the header, as in Authorization: Bearer KEY."
+        raise ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
 
     def _limited(self, path: str, headers: Headers, receive: Receive) -> Receive:
         """``receive``, which refuses a body that is too large, by its announced length or as soon as it is."""
@@ -115,7 +129,9 @@ class Door:
     async def _refuse(self, error: ApiError, scope: Scope, receive: Receive, visit: Visit) -> None:
         if visit.status is not None:
             return
-        response = error.response()
+        response: Response = error.response()
+        if error.status_code == 401 and _wants_page(scope, self.pages.prefix):
+            response = RedirectResponse(self.pages.entrance, 303)
         if scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
             await response(scope, receive, visit.send)
         else:
@@ -161,3 +177,18 @@ def _keys_sent(headers: Headers) -> Iterator[str]:
     for protocol in headers.get("sec-websocket-protocol", "").split(","):
         if protocol.strip().startswith(KEY_PROTOCOL):
             yield protocol.strip().removeprefix(KEY_PROTOCOL)
+
+
+def _pass_sent(headers: Headers) -> str:
+    try:
+        cookies = SimpleCookie(headers.get("cookie", ""))
+    except CookieError:
+        return ""
+    return cookies[COOKIE].value if COOKIE in cookies else ""
+
+
+def _wants_page(scope: Scope, prefix: str | None) -> bool:
+    """Whether a browser is on its way to a page below ``prefix``."""
+    if prefix is None or scope["type"] != "http" or scope["method"] != "GET":
+        return False
+    return str(scope["path"]).startswith(prefix) and "text/html" in Headers(scope=scope).get("accept", "")
