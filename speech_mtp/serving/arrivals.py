@@ -1,4 +1,4 @@
-"""What the engine's thread makes for one client, as the loop receives it."""
+"""What another thread makes for one client, as the loop receives it."""
 
 from __future__ import annotations
 

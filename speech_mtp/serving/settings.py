@@ -37,7 +37,8 @@ class Settings:
     client that does not read before its stream is held; ``stall_s``: for how long before it is cancelled;
     ``drain_s``: for how long streams may go on after SIGTERM; ``idle_s``: after which a silent socket is closed;
     ``head_s, body_s``: within which a request must have come. ``max_body`` bytes of a request (``max_bodies``: of the
-    paths that take more), ``max_message`` of a socket's message.
+    paths that take more), ``max_message`` of a socket's message; ``max_recording_s`` seconds of a recording that
+    is heard.
     """
 
     keys: tuple[str, ...] = ()
@@ -63,6 +64,7 @@ class Settings:
     max_body: int = 2**20
     max_bodies: dict[str, int] = field(default_factory=dict)
     max_message: int = 24 * 2**20
+    max_recording_s: float = 600.0
     max_connections: int = 2048
     head_s: float = 10.0
     body_s: float = 30.0
