@@ -10,12 +10,13 @@ from fastapi import APIRouter, FastAPI
 
 from speech_mtp import __version__
 from speech_mtp.decoding.base import DecodingRule
+from speech_mtp.frontends.base import Recogniser
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.serving import errors
 from speech_mtp.serving.door import Door, Pages
 from speech_mtp.serving.passes import Passes
 from speech_mtp.serving.routes import batch, chat, health, lists, speech, stream
-from speech_mtp.serving.service import Recognise, VoiceService
+from speech_mtp.serving.service import VoiceService
 from speech_mtp.serving.settings import Settings
 from speech_mtp.streaming.authors import Author
 from speech_mtp.streaming.conversation import Writer
@@ -31,7 +32,7 @@ def create_app(
     codec_thread: bool = True,
     routers: Iterable[APIRouter] = ROUTERS,
     author: Author | None = None,
-    recognise: Recognise | None = None,
+    recogniser: Recogniser | None = None,
 ) -> FastAPI:
     """The service of ``model`` as an ASGI app; its engine lives as long as the app's lifespan.
 
@@ -40,7 +41,7 @@ def create_app(
     ``app.state.passes`` give it a pass.
     """
     settings = settings or Settings()
-    service = VoiceService(model, settings, make_writer, rule, codec_thread, author, recognise)
+    service = VoiceService(model, settings, make_writer, rule, codec_thread, author, recogniser)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import binascii
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from speech_mtp.frontends.base import SAMPLE_RATE
 from speech_mtp.lm.chat import Message
 from speech_mtp.serving.bodies import VoiceId
 from speech_mtp.serving.errors import ApiError
 from speech_mtp.serving.service import VoiceService
+from speech_mtp.serving.sound_in import decode, from_base64, refused_as
 from speech_mtp.streaming.authors import Wish
 
 MOST_MESSAGES = 2048
@@ -114,7 +114,7 @@ async def _message(service: VoiceService, client: str, where: str, message: Chat
         if text is None:
             raise ApiError(400, "There is no such answer, or not any more.", f"{where}.audio.id", "audio_not_found")
     elif isinstance(message.content, list):
-        parts = [await _part(service, f"{where}.content.{i}", part) for i, part in enumerate(message.content)]
+        parts = [await _part(service, client, f"{where}.content.{i}", part) for i, part in enumerate(message.content)]
         text = "\n".join(parts)
     else:
         text = message.content or ""
@@ -123,27 +123,25 @@ async def _message(service: VoiceService, client: str, where: str, message: Chat
     return {"role": role, "content": text}
 
 
-async def _part(service: VoiceService, where: str, part: dict[str, Any]) -> str:
+async def _part(service: VoiceService, client: str, where: str, part: dict[str, Any]) -> str:
     kind = part.get("type")
     if kind == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
     if kind == "refusal" and isinstance(part.get("refusal"), str):
         return str(part["refusal"])
     if kind == "input_audio":
-        return await _heard(service, where, part.get("input_audio"))
+        return await _heard(service, client, where, part.get("input_audio"))
     raise ApiError(400, "A part of a message is a text or an input_audio; others are not understood.", where)
 
 
-async def _heard(service: VoiceService, where: str, sound: Any) -> str:
+async def _heard(service: VoiceService, client: str, where: str, sound: Any) -> str:
     """What is said in a recording."""
-    if service.recognise is None:
+    if service.recogniser is None:
         raise ApiError(400, "This server recognises no speech; send the words as text.", where, "no_recogniser")
     data, name = (sound.get("data"), sound.get("format")) if isinstance(sound, dict) else (None, None)
     if name not in ("wav", "mp3") or not isinstance(data, str):
         raise ApiError(400, "input_audio needs data in base64 and the format wav or mp3.", f"{where}.input_audio")
-    try:
-        return await asyncio.to_thread(service.recognise, base64.b64decode(data, validate=True), name)
-    except binascii.Error:
-        raise ApiError(400, "The data is not base64.", f"{where}.input_audio.data") from None
-    except ValueError as error:
-        raise ApiError(400, str(error), f"{where}.input_audio.data") from None
+    with refused_as(f"{where}.input_audio.data"):
+        source = partial(decode, from_base64(data), SAMPLE_RATE, service.settings.max_recording_s)
+        async with await service.hear(source, key=client) as listening:
+            return (await listening.transcript()).text

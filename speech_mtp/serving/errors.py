@@ -28,6 +28,7 @@ KINDS = {
     415: ("invalid_request_error", "unsupported_media_type"),
     429: ("rate_limit_error", "rate_limit_exceeded"),
     500: ("server_error", "internal_error"),
+    501: ("server_error", "not_implemented"),
     502: ("server_error", "language_model_failed"),
     503: ("server_error", "unavailable"),
 }

@@ -10,8 +10,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from speech_mtp.decoding.base import DecodingRule
+from speech_mtp.frontends.base import NO_HINT, SAMPLE_RATE, Hint, Recogniser, Transcript, Wave
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.lm.chat import Message
 from speech_mtp.lm.units import UnitMaker
@@ -19,11 +21,14 @@ from speech_mtp.serving.admission import Admission
 from speech_mtp.serving.answering import Answering
 from speech_mtp.serving.engine import Engine
 from speech_mtp.serving.errors import ApiError, EngineFailedError
+from speech_mtp.serving.listening import Listening, Source
 from speech_mtp.serving.metrics import Metrics
 from speech_mtp.serving.names import Names
 from speech_mtp.serving.said import Said
 from speech_mtp.serving.settings import Settings
+from speech_mtp.serving.sound_in import resampled
 from speech_mtp.serving.speaking import Manner, Speaking
+from speech_mtp.serving.worker import Worker
 from speech_mtp.streaming.authors import Author, Question, Wish
 from speech_mtp.streaming.conversation import Writer
 from speech_mtp.streaming.reply import MAX_CHARS
@@ -31,12 +36,10 @@ from speech_mtp.streaming.scheduler import Scheduler
 
 log = logging.getLogger("speech_mtp.serving")
 
-Recognise = Callable[[bytes, str], str]
-
 
 class VoiceService:
     """Speaks with ``model`` for many clients; ``author`` answers chats, if anything shall, for which ``make_writer``
-    makes the scheduler's writer where the author is that; ``recognise`` makes text of a file of speech and its format.
+    makes the scheduler's writer where the author is that; ``recogniser`` hears what clients say, if anything shall.
 
     ``rule`` drafts groups of speech; with ``codec_thread`` the codec runs beside the language models.
     """
@@ -49,16 +52,17 @@ class VoiceService:
         rule: DecodingRule | None = None,
         codec_thread: bool = True,
         author: Author | None = None,
-        recognise: Recognise | None = None,
+        recogniser: Recogniser | None = None,
     ) -> None:
         self.model, self.settings = model, settings
-        self.author, self.recognise = author, recognise
+        self.author, self.recogniser = author, recogniser
         self.sample_rate = model.codec.spec.sample_rate
         self.names = Names(model.name, list(model.voices), settings)
         if author is not None:
             self.names.add_author(author.name, settings.chat_aliases)
         self.admission = Admission(settings.max_streams, settings.max_queue)
         self.chats = Admission(settings.max_chats, settings.max_queue, "answers are being written")
+        self.ears = Worker("ears", settings.max_queue, "recording is being heard")
         self.said = Said()
         self.metrics = Metrics(settings.max_streams, model.lm.layout.frames_per_group)
 
@@ -86,6 +90,7 @@ class VoiceService:
 
     async def stop(self) -> None:
         """End the engine; whoever is still being spoken to is cut off."""
+        self.ears.close()
         await asyncio.to_thread(self.engine.stop)
 
     @property
@@ -98,10 +103,11 @@ class VoiceService:
         of it by :attr:`draining` and end when they have finished what they say."""
         self.admission.drain()
         self.chats.drain()
+        self.ears.admission.drain()
         self.draining.set()
         try:
             async with asyncio.timeout(deadline_s):
-                while self.speaking or self.answering or self.sessions:
+                while self.speaking or self.answering or self.sessions or self.ears.busy:
                     await asyncio.sleep(0.05)
         except TimeoutError:
             log.warning("%d streams did not end within %g s and are cut off", len(self.speaking), deadline_s)
@@ -163,6 +169,25 @@ class VoiceService:
         answering = Answering(self.engine, self.author, question, speaking, ended)
         self.answering.add(answering)
         return answering
+
+    async def hear(self, source: Source, hint: Hint = NO_HINT, key: str = "") -> Listening:
+        """What is said in a recording, as soon as it is the turn of ``key``; iterate over its segments.
+
+        Raises ApiError when nothing recognises speech (501), when too many wait (429) or the server stops (503).
+        """
+        if self.recogniser is None:
+            message = "This server recognises no speech; start it with --asr."
+            raise ApiError(501, message, code="no_recogniser")
+        listening = Listening(self.recogniser, source, hint)
+        await self.ears.start(key, listening.work)
+        return listening
+
+    async def transcribe(self, wave: Wave, rate_hz: int, hint: Hint = NO_HINT, key: str = "") -> Transcript:
+        """What is said in ``wave [S]``, float32 at ``rate_hz``. Errors as for :meth:`hear`, and ValueError for a hint
+        that the recogniser does not understand."""
+        source = partial(resampled, wave, rate_hz, SAMPLE_RATE)
+        async with await self.hear(source, hint, key) as listening:
+            return await listening.transcript()
 
     def check_ready(self) -> None:
         """Raise ApiError 503 while the service cannot take work."""

@@ -19,6 +19,7 @@ from speech_mtp.serving.settings import Settings
 from speech_mtp.streaming.chat import Chat
 from speech_mtp.streaming.endpoint import Endpoint
 from tests.serving.chatting import HELLO, LM, PATH, chatting, events
+from tests.serving.hearing import FakeRecogniser, recording
 from tests.serving.running import Running, serving, until
 from tests.serving.test_speech import alike, spoken
 from tests.streaming.fake_endpoint import Script, endpoint
@@ -242,19 +243,18 @@ def test_nothing_answers() -> None:
 
 
 def test_a_recording_is_recognised() -> None:
-    def recognise(data: bytes, name: str) -> str:
-        if data != b"sound":
-            raise ValueError("This is no recording.")
-        return "Hello there!"
-
     def sent(data: str, name: str = "wav") -> list[dict[str, Any]]:
         part = {"type": "input_audio", "input_audio": {"data": data, "format": name}}
         return [{"role": "user", "content": [part]}]
 
-    with chatting(recognise=recognise) as server:
-        good = base64.b64encode(b"sound").decode()
-        assert ask(server, messages=sent(good)).json()["choices"] == ask(server).json()["choices"]
-        for messages in (sent("%%"), sent(good, "ogg"), sent(base64.b64encode(b"noise").decode())):
+    recogniser = FakeRecogniser("Hello there!")
+    with chatting(recogniser=recogniser) as server:
+        for kind in ("wav", "mp3"):
+            good = base64.b64encode(recording(1.5, kind)).decode()
+            assert ask(server, messages=sent(good, kind)).json()["choices"] == ask(server).json()["choices"]
+            assert recogniser.heard_s == pytest.approx(1.5, abs=0.1)
+        noise = base64.b64encode(b"noise").decode()
+        for messages in (sent("%%"), sent(good, "ogg"), sent(noise), sent("é"), sent("")):
             answer = ask(server, messages=messages)
             assert answer.status_code == 400
             assert answer.json()["error"]["param"].startswith("messages.0.content.0.input_audio")

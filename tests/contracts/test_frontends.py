@@ -1,0 +1,84 @@
+"""Every recogniser of the folder keeps the promises of ``speech_mtp.frontends.base``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from speech_mtp import plugins
+from speech_mtp.frontends.base import SAMPLE_RATE, Hint, Recogniser, Segment, joined
+
+
+@pytest.fixture(scope="module", params=plugins.names("frontends"))
+def recogniser(request: pytest.FixtureRequest) -> Recogniser:
+    try:
+        built: Recogniser = plugins.build("frontends", request.param)
+        built.transcribe(np.zeros(SAMPLE_RATE, np.float32))
+    except plugins.MissingExtra as missing:
+        pytest.skip(str(missing))
+    return built
+
+
+def noise(seconds: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    rng = np.random.default_rng(0)
+    return (0.1 * rng.standard_normal(int(seconds * SAMPLE_RATE))).astype(np.float32)
+
+
+def test_it_carries_a_name(recogniser: Recogniser) -> None:
+    assert recogniser.name
+    assert "/" not in recogniser.name
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.01, 0.5, 3.0])
+def test_silence_says_nothing(recogniser: Recogniser, seconds: float) -> None:
+    transcript = recogniser.transcribe(np.zeros(int(seconds * SAMPLE_RATE), np.float32))
+    assert (transcript.text, transcript.segments, transcript.language) == ("", (), None)
+    assert transcript.duration_s == pytest.approx(seconds, abs=1e-3)
+
+
+def test_segments_are_in_order_and_inside(recogniser: Recogniser) -> None:
+    wave = noise(2)
+    transcript = recogniser.transcribe(wave, Hint(words=True, prompt="Well,"))
+    times = [t for s in transcript.segments for t in (s.start_s, s.end_s)]
+    assert times == sorted(times)
+    assert all(0 <= time <= 2.5 for time in times)
+    assert transcript == recogniser.transcribe(wave, Hint(words=True, prompt="Well,"))
+
+
+def test_a_language_that_nobody_speaks_is_refused(recogniser: Recogniser) -> None:
+    with pytest.raises(ValueError, match="language"):
+        recogniser.transcribe(noise(0.5), Hint(language="tlh"))
+
+
+@pytest.mark.parametrize("name", plugins.names("frontends"))
+def test_construction_names_the_missing_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(module: str) -> ModuleType:
+        raise ModuleNotFoundError(name=module)
+
+    loader = {
+        "import_module": staticmethod(load),
+        "util": type("Util", (), {"find_spec": staticmethod(lambda n: None)}),
+    }
+    cls = plugins.find("frontends", name)
+    monkeypatch.setattr(plugins, "importlib", type("Loader", (), loader))
+    with pytest.raises(plugins.MissingExtra, match=r"speech-mtp\[asr\]"):
+        cls()
+
+
+def test_there_is_one() -> None:
+    assert "faster_whisper" in plugins.names("frontends")
+    assert inspect.isabstract(importlib.import_module("speech_mtp.frontends.base").Recogniser)
+
+
+def test_segments_are_joined_as_they_are() -> None:
+    transcript = joined([Segment(" Well,", 0, 1, "en"), Segment(" who?", 1, 2, "en")], 2.0)
+    assert (transcript.text, transcript.language, transcript.duration_s) == ("Well, who?", "en", 2.0)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: object) -> None:
+    with pytest.raises(FileNotFoundError, match=r"model\.bin"):
+        plugins.build("frontends", {"name": "faster_whisper", "folder": str(tmp_path)})
