@@ -28,7 +28,7 @@ def theme() -> gr.Theme:
 
 def build(service: VoiceService) -> gr.Blocks:
     """The page of ``service``."""
-    facts = {"chats": service.author is not None, "hears": service.recognise is not None}
+    facts = {"chats": service.author is not None, "hears": service.recogniser is not None}
     with gr.Blocks(title="speech_mtp", analytics_enabled=False, fill_width=True) as blocks:
         widget("header", facts)
         with gr.Tabs(elem_id="tabs"):

@@ -27,7 +27,8 @@ class Chat {
     this.heard = new Map(); // turns of the person's, by item
     this.microphone = this.player = this.current = null;
     this.active = null; // the response that is being made
-    this.waiting = this.playing = this.holding = this.cut = false;
+    this.dropped = new Set(); // responses that were interrupted: what still comes of them is not shown
+    this.waiting = this.playing = this.holding = this.released = this.cut = false;
     this.conversation = new Conversation(this.events(), () => ({
       voice: settings.get("voice"), speed: settings.get("speed"), drafting: this.panel.drafting,
     }));
@@ -177,10 +178,13 @@ class Chat {
   }
 
   /** Stop what is said now: at once here, then at the server, which is told how much was heard. */
-  interrupt() {
+  interrupt(serverKnows = false) {
     const { current } = this;
     const item = this.answers.get(current);
-    if (this.active) this.conversation.cancel();
+    if (this.active) {
+      this.dropped.add(this.active);
+      if (!serverKnows) this.conversation.cancel();
+    }
     if (item && !item.over && (this.playing || this.active || item.soundMs > item.playedMs)) {
       this.player?.flush();
       this.conversation.truncate(current, item.playedMs);
@@ -242,8 +246,14 @@ class Chat {
 
   // -- what the server tells --------------------------------------------------------------------------------------
   events() {
+    const on = this.handlers();
+    const kept = ([type, take]) => [type, (event) => this.dropped.has(event.response_id) || take(event)];
+    return Object.fromEntries(Object.entries(on).map(kept));
+  }
+
+  handlers() {
     return {
-      "input_audio_buffer.speech_started": () => this.interrupt(),
+      "input_audio_buffer.speech_started": () => this.interrupt(true),
       "input_audio_buffer.speech_stopped": () => ((this.waiting = true), this.show()),
       "conversation.item.added": ({ item }) => this.added(item),
       "conversation.item.input_audio_transcription.completed": (event) => this.understood(event),
