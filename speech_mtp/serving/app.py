@@ -15,13 +15,22 @@ from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.serving import errors
 from speech_mtp.serving.door import Door, Pages
 from speech_mtp.serving.passes import Passes
-from speech_mtp.serving.routes import batch, chat, health, lists, speech, stream
+from speech_mtp.serving.routes import batch, chat, health, lists, realtime, speech, stream
 from speech_mtp.serving.service import VoiceService
 from speech_mtp.serving.settings import Settings
 from speech_mtp.streaming.authors import Author
 from speech_mtp.streaming.conversation import Writer
 
-ROUTERS = (speech.router, batch.router, stream.router, chat.router, lists.router, health.router)
+ROUTERS = (
+    speech.router,
+    batch.router,
+    stream.router,
+    chat.router,
+    lists.router,
+    health.router,
+    realtime.router,
+    realtime.secrets_router,
+)
 
 
 def create_app(
@@ -57,6 +66,11 @@ def create_app(
         app.include_router(router)
     errors.install(app)
     app.add_middleware(
-        Door, settings=settings, metrics=service.metrics, passes=app.state.passes, pages=app.state.pages
+        Door,
+        settings=settings,
+        metrics=service.metrics,
+        secrets=service.secrets,
+        passes=app.state.passes,
+        pages=app.state.pages,
     )
     return app

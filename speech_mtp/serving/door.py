@@ -21,6 +21,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from speech_mtp.serving.client_secrets import ClientSecrets
 from speech_mtp.serving.errors import REQUEST_ID, ApiError, internal, where
 from speech_mtp.serving.metrics import Metrics
 from speech_mtp.serving.passes import COOKIE, Passes
@@ -33,6 +34,7 @@ OWN_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 KEY_PROTOCOL = "openai-insecure-api-key."
 """A browser cannot set headers of a WebSocket, so OpenAI's clients send the key as a sub-protocol."""
 OPEN_PATHS = ("/health", "/health/ready", "/health/live")
+SECRETS_OPEN = "/v1/realtime"
 LISTS = ("/v1/audio/voices", "/v1/audio/models")
 
 
@@ -49,8 +51,16 @@ class Pages:
 class Door:
     """Lets requests through to ``app``, or answers why not."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, passes: Passes, pages: Pages) -> None:
-        self.app, self.settings, self.metrics = app, settings, metrics
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        metrics: Metrics,
+        secrets: ClientSecrets,
+        passes: Passes,
+        pages: Pages,
+    ) -> None:
+        self.app, self.settings, self.metrics, self.client_secrets = app, settings, metrics, secrets
         self.passes, self.pages = passes, pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,10 +105,13 @@ class Door:
     def _client(self, scope: Scope, headers: Headers) -> str:
         """Who asks: a name for fairness. Raises ApiError 401 for whoever has no key and needs one."""
         address = scope["client"][0] if scope.get("client") else "local"
-        path = scope["path"]
+        path, sent = scope["path"], next(_keys_sent(headers), None)
+        secret = self.client_secrets.read(sent or "") if path == SECRETS_OPEN else None
+        if secret is not None:
+            client, scope["state"]["session"] = secret
+            return client
         if not self.settings.keys or path in OPEN_PATHS or (self.settings.public_lists and path in LISTS):
             return f"address {address}"
-        sent = next(_keys_sent(headers), None)
         number = self.passes.number_of(sent) if sent is not None else self.passes.holder(_pass_sent(headers))
         if number is not None:
             return f"key {number}"

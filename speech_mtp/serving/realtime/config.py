@@ -12,7 +12,7 @@ from typing import Any
 from speech_mtp.serving.errors import ApiError
 
 PCM = {"type": "audio/pcm", "rate": 24000}
-SERVER_VAD = {
+SERVER_VAD: dict[str, Any] = {
     "type": "server_vad",
     "threshold": 0.5,
     "prefix_padding_ms": 300,

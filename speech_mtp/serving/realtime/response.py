@@ -54,7 +54,8 @@ class Response:
         self.item.track = SpokenTranscript()
         self._service, self._client, self._send, self._sounded = service, client, send, sounded
         self._part = events.Part(self.id, self.item.id, self.config.spoken)
-        self._status, self._details = "in_progress", None
+        self._status = "in_progress"
+        self._details: dict[str, Any] | None = None
         self._begun = False
         self._answering: Answering | None = None
         self._reason: str | None = None

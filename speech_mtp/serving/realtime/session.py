@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
@@ -119,7 +119,7 @@ class Session:
         if self._events > EVENTS_PER_S:
             await asyncio.sleep(self._second + 1 - now)
 
-    def _parsed(self, message: dict[str, Any]) -> dict[str, Any]:
+    def _parsed(self, message: Mapping[str, Any]) -> dict[str, Any]:
         text = message.get("text")
         if text is None:
             raise ApiError(400, "Events are texts, not bytes.", None, "unknown_or_invalid_event")
