@@ -32,10 +32,8 @@ class WireFormat:
         """``data``, whole samples -> ``[S]`` in [-1, 1]."""
         if not data:
             return np.zeros(0, np.float32)
-        file = io.BytesIO(data)
-        found, _ = soundfile.read(
-            file, -1, 0, None, "float32", False, None, None, self.rate, 1, self.subtype, "LITTLE", "RAW"
-        )
+        shape = {"samplerate": self.rate, "channels": 1, "subtype": self.subtype, "endian": "LITTLE", "format": "RAW"}
+        found, _ = soundfile.read(io.BytesIO(data), dtype="float32", **shape)
         samples: Samples = found
         return samples
 
