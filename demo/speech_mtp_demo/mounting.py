@@ -18,6 +18,9 @@ POLICY = (
     "form-action 'self'; frame-ancestors 'self'; object-src 'none'"
 )
 """Nothing is loaded from other servers, whatever Gradio's page asks for; Gradio needs inline and evaluated scripts."""
+MANIFEST = "/manifest.json"
+ICON = "/favicon.ico"
+"""Gradio's page, and browsers, ask for these there."""
 MOST_UPLOAD = "10mb"
 
 
@@ -29,11 +32,13 @@ def mount(app: FastAPI) -> None:
     """
     for path in ("/", PATH):
         app.add_api_route(path, _to_page, methods=["GET"], include_in_schema=False)
+    app.add_api_route(MANIFEST, _manifest, methods=["GET"], include_in_schema=False)
+    app.add_api_route(ICON, _icon, methods=["GET"], include_in_schema=False)
     app.include_router(files.router)
     app.include_router(entrance.router)
     pages: Pages = app.state.pages
     pages.prefix, pages.entrance = PATH + "/", entrance.ENTRANCE
-    pages.open |= {"/", PATH, entrance.ENTRANCE, *map(files.address, files.NAMES)}
+    pages.open |= {"/", PATH, MANIFEST, ICON, entrance.ENTRANCE, *map(files.address, files.NAMES)}
     gr.mount_gradio_app(
         app,
         page.build(app.state.service),
@@ -55,6 +60,14 @@ def mount(app: FastAPI) -> None:
 
 async def _to_page() -> RedirectResponse:
     return RedirectResponse(f"{PATH}/", 307)
+
+
+async def _icon() -> RedirectResponse:
+    return RedirectResponse(files.address("icon.svg"), 307)
+
+
+async def _manifest() -> dict[str, str]:
+    return {"name": "speech_mtp", "start_url": f"{PATH}/"}
 
 
 class _Policy:
