@@ -80,6 +80,8 @@ def careful_protocol(settings: Settings) -> type[H11Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
+            if self.transport.get_protocol() is not self:  # a WebSocket now: no head will follow
+                return
             idle = self.cycle is None or self.cycle.response_complete
             if not idle:
                 self._head_came()
