@@ -48,7 +48,7 @@ class Chat {
     const fresh = el("button", { class: "plain fresh", type: "button", onclick: () => this.anew() }, "New conversation");
     return el("section", { class: "chat", "aria-label": "Voice chat" },
       el("div", { class: "chat-main card" },
-        this.transcript.box, this.tries, this.orb.box, this.notice,
+        el("div", { class: "talk" }, this.transcript.box, this.notice), this.tries, this.orb.box,
         el("div", { class: "typing" }, this.input, this.send), el("div", { class: "under" }, fresh)),
       this.panel.box,
     );
@@ -70,10 +70,16 @@ class Chat {
   // -- the state ------------------------------------------------------------------------------------------------
   show() {
     const busy = this.active || this.waiting;
-    const state = this.cut ? "interrupted" : this.playing ? "speaking" : busy ? "thinking" : this.microphone ? "listening" : "idle";
+    const state = this.cut ? "interrupted" : this.playing || this.pausing ? "speaking" : busy ? "thinking" : this.microphone ? "listening" : "idle";
     this.orb.show(state);
     this.box.dataset.state = state;
     this.tries.hidden = this.transcript.list.childElementCount > 0 || !this.facts.chats;
+  }
+
+  /** Whether an answer has begun to sound and waits for more. */
+  get pausing() {
+    const item = this.answers.get(this.current);
+    return item !== undefined && !item.over && item.playedMs > 0;
   }
 
   // -- what a person does -----------------------------------------------------------------------------------------

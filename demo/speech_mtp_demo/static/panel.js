@@ -29,6 +29,7 @@ export class Panel {
     this.tokens = el("p", { class: "tokens", "aria-label": "Tokens of the answer" });
     this.picture = el("div", { class: "picture" });
     this.last = null;
+    this.rejects = el("span", { class: "token ghost", hidden: true }, "rejected"); // not every server tells of these
     const more = el("details", { ontoggle: () => this.draw() },
       el("summary", {}, "Picture of the last step"), this.picture);
     this.more = more;
@@ -38,10 +39,10 @@ export class Panel {
       rows,
       el("div", { class: "meter-row" }, el("span", {}, "buffer"), el("span", { class: "meter" }, this.meter), this.buffer),
       el("div", { class: "switch-row" }, el("span", {}, "drafting"), this.switch,
-        el("span", { class: "quiet" }, "with ", this.sides.true, ", without ", this.sides.false)),
+        el("span", { class: "quiet sides" }, el("span", {}, "with ", this.sides.true), el("span", {}, "without ", this.sides.false))),
       el("h3", {}, "Tokens"),
       el("p", { class: "legend quiet" }, el("span", { class: "token kept" }, "drafted, kept"), " ",
-        el("span", { class: "token own" }, "the model's own"), " ", el("span", { class: "token ghost" }, "rejected")),
+        el("span", { class: "token own" }, "its own"), " ", this.rejects),
       this.tokens,
       more,
     );
@@ -101,6 +102,7 @@ export class Panel {
   }
 
   ghost({ text }) {
+    this.rejects.hidden = false;
     const made = el("span", { class: "token ghost", title: `forward ${this.forward}, rejected` }, shown(text));
     this.tokens.append(made);
     setTimeout(() => made.remove(), calm() ? 1500 : 2500);

@@ -3,6 +3,8 @@
 import { base64Of, bytesOf, socketAddress } from "./dom.js";
 
 const INCLUDE = ["speech_mtp.words", "speech_mtp.drafting", "speech_mtp.figures"]; // extensions of this server
+const INSTRUCTIONS = "You are a friendly voice assistant. Answer in one to three short sentences, without lists or markup.";
+const MOST_TOKENS = 300;
 const AWAY = "The server has closed the conversation; the next thing you say or type opens it again.";
 
 export class Conversation {
@@ -56,6 +58,8 @@ export class Conversation {
     const { voice, speed, drafting } = this.settings();
     const pcm = { type: "audio/pcm", rate: 24000 };
     this.update({
+      instructions: INSTRUCTIONS,
+      max_output_tokens: MOST_TOKENS,
       output_modalities: ["audio"],
       audio: {
         input: {

@@ -5,6 +5,8 @@ const RATE = 24000; // of the server's sound, both ways
 const FADE = 32; // frames of a fade
 const BATCH = 720; // samples of a microphone's batch: 30 ms
 const REPORT_S = 0.04; // between reports of the player
+const AHEAD_S = 0.08; // of sound that must be there before any is played
+const MOST_AHEAD_S = 0.64; // the same, when it has run dry often
 
 /** Windowed-sinc resampling of a stream: what is pushed in pieces sounds as if it had come whole. */
 class Resampler {
@@ -95,7 +97,7 @@ class Capture extends AudioWorkletProcessor {
 class Player extends AudioWorkletProcessor {
   constructor() {
     super();
-    this.ahead = 0.08 * sampleRate;
+    this.ahead = AHEAD_S * sampleRate;
     this.underruns = 0;
     this.sinceReport = this.power = this.measured = 0;
     this.clear();
@@ -190,7 +192,7 @@ class Player extends AudioWorkletProcessor {
     this.playing = false;
     if (this.ended) return;
     this.underruns++;
-    this.ahead += 0.005 * sampleRate;
+    this.ahead = Math.min(MOST_AHEAD_S * sampleRate, 2 * this.ahead); // a few long gaps are better than many short ones
   }
 
   report() {
