@@ -15,8 +15,8 @@ export function start(element) {
       el("div", { class: "top-tools" },
         el("label", {}, el("span", {}, "Voice"), voicePicker({ name: "voice" })),
         el("label", {}, el("span", {}, "Speed"), picker("speed", SPEEDS, { name: "speed" })),
-        theme,
       ),
+      theme,
     ),
   );
 }

@@ -1,6 +1,6 @@
-// The tab "Speak": a text, its sound as it is made, and what it took.
+// The tab "Speak": a text, its sound as it is made, and what it took. Voice and speed stand at the top of the page.
 import { openPlayer, wake } from "./audio.js";
-import { SPEEDS, el, picker, seconds, settings, socketAddress, voicePicker } from "./dom.js";
+import { el, seconds, settings, socketAddress } from "./dom.js";
 import { Picture } from "./wave.js";
 import { download, wavOf } from "./wav.js";
 
@@ -24,7 +24,7 @@ class Speak {
     this.picture = new Picture();
     this.text = el("textarea", { name: "text", rows: "6", maxlength: MOST, "aria-label": "Text to speak", oninput: () => this.count() },
       SAMPLES[0][1]);
-    this.seed = el("input", { name: "seed", type: "number", step: "1", placeholder: "its own", "aria-label": "Seed" });
+    this.seed = el("input", { name: "seed", inputmode: "numeric", autocomplete: "off", placeholder: "its own", "aria-label": "Seed" });
     this.go = el("button", { class: "primary", type: "button", onclick: () => this.press() }, "Speak");
     this.play = el("button", { type: "button", disabled: true, onclick: () => this.toggle() }, "Play");
     this.save = el("button", { type: "button", disabled: true,
@@ -48,8 +48,6 @@ class Speak {
       el("div", { class: "line" }, el("span", { class: "quiet" }, "Sample texts"), ...samples, el("span", { class: "grow" }), this.counter),
       this.text,
       el("div", { class: "line tools" },
-        el("label", {}, el("span", {}, "Voice"), voicePicker({ name: "voice" })),
-        el("label", {}, el("span", {}, "Speed"), picker("speed", SPEEDS, { name: "speed" })),
         el("label", {}, el("span", {}, "Seed"), this.seed),
         el("span", { class: "grow" }), this.progress, this.go),
       this.notice, this.picture.box,

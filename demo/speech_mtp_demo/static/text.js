@@ -149,23 +149,20 @@ class TextLab {
   }
 
   table() {
-    const rules = [...new Set(this.heads.flatMap((head) => head.rules))];
     const plain = this.measured.get("none vanilla");
-    const cell = ({ name, rules: known }, rule) => {
-      if (!known.includes(rule)) return el("td", { class: "quiet" }, "");
-      const found = this.measured.get(`${name} ${rule}`);
-      if (!found) return el("td", { class: "quiet" }, "-");
-      const times = plain ? ` (${(found.tokens_per_s / plain.tokens_per_s).toFixed(2)} ×)` : "";
-      return el("td", {}, el("b", {}, found.tokens_per_forward.toFixed(2)), " ", el("span", { class: "quiet" },
-        `${found.tokens_per_s.toFixed(1)} / s${times}`));
+    const row = ({ head, rule }) => {
+      const found = this.measured.get(`${head} ${rule}`);
+      const numbers = found
+        ? [found.tokens_per_forward.toFixed(2), found.tokens_per_s.toFixed(1),
+          plain ? `${(found.tokens_per_s / plain.tokens_per_s).toFixed(2)} ×` : "-"]
+        : ["-", "-", "-"];
+      return el("tr", {}, el("th", { scope: "row" }, head), el("td", {}, rule), ...numbers.map((number) => el("td", {}, number)));
     };
+    const names = ["head", "rule", "tokens / forward", "tokens / s", "against plain"];
     this.results.replaceChildren(
-      el("table", {},
-        el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "head"), ...rules.map((rule) => el("th", { scope: "col" }, rule)))),
-        el("tbody", {}, ...this.heads.map((head) =>
-          el("tr", {}, el("th", { scope: "row" }, head.name), ...rules.map((rule) => cell(head, rule)))))),
-      el("p", { class: "quiet" }, "Bold: tokens per forward. Then tokens per second of decoding, without reading the prompt, and "
-        + "against plain decoding where that was measured. Greedy, one prompt: a look, not a benchmark."),
+      el("table", {}, el("thead", {}, el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, name)))),
+        el("tbody", {}, ...this.all().map(row))),
+      el("p", { class: "quiet" }, "Tokens per second of decoding, without reading the prompt. Greedy, one prompt: a look, not a benchmark."),
     );
   }
 }
