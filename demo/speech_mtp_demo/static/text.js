@@ -162,7 +162,8 @@ class TextLab {
     this.results.replaceChildren(
       el("table", {}, el("thead", {}, el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, name)))),
         el("tbody", {}, ...this.all().map(row))),
-      el("p", { class: "quiet" }, "Tokens per second of decoding, without reading the prompt. Greedy, one prompt: a look, not a benchmark."),
+      el("p", { class: "quiet" }, "Tokens per second of decoding, without reading the prompt. A forward that checks a draft "
+        + "costs more than one that adds a token, so whether drafting pays depends on the machine. Greedy, one prompt: a look, not a benchmark."),
     );
   }
 }
