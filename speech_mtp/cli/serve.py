@@ -64,9 +64,11 @@ def serve(
     demo: Annotated[bool, typer.Option("--demo", help="Serve the web page of the demo at /demo.")] = False,
 ) -> None:
     """Serve speech over HTTP and WebSockets, in the shapes of OpenAI's API."""
+    from speech_mtp.plugins import require
     from speech_mtp.serving import check_extra
 
     check_extra()
+    page = require("speech_mtp_demo", "demo") if demo else None
     from speech_mtp.serving.app import create_app
     from speech_mtp.serving.server import make_server
     from speech_mtp.serving.settings import LOOPBACK, Settings
@@ -91,10 +93,8 @@ def serve(
     loaded = load_model(model, backbone, None, threads, lexicon)
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     app = create_app(loaded, settings, make_writer, author=author)
-    if demo:
-        from speech_mtp.plugins import require
-
-        require("speech_mtp_demo", "demo").mount(app)
+    if page is not None:
+        page.mount(app)
     make_server(app, host, port).run()
 
 
