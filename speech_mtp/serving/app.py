@@ -14,13 +14,13 @@ from speech_mtp.frontends.base import Recogniser
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.serving import errors
 from speech_mtp.serving.door import Door
-from speech_mtp.serving.routes import batch, chat, health, lists, speech, stream
+from speech_mtp.serving.routes import batch, chat, health, lists, speech, stream, transcriptions
 from speech_mtp.serving.service import VoiceService
 from speech_mtp.serving.settings import Settings
 from speech_mtp.streaming.authors import Author
 from speech_mtp.streaming.conversation import Writer
 
-ROUTERS = (speech.router, batch.router, stream.router, chat.router, lists.router, health.router)
+ROUTERS = (speech.router, batch.router, stream.router, chat.router, transcriptions.router, lists.router, health.router)
 
 
 def create_app(

@@ -60,6 +60,8 @@ class VoiceService:
         self.names = Names(model.name, list(model.voices), settings)
         if author is not None:
             self.names.add_author(author.name, settings.chat_aliases)
+        if recogniser is not None:
+            self.names.add_recogniser(recogniser.name, settings.listener_aliases)
         self.admission = Admission(settings.max_streams, settings.max_queue)
         self.chats = Admission(settings.max_chats, settings.max_queue, "answers are being written")
         self.ears = Worker("ears", settings.max_queue, "recording is being heard")
@@ -175,12 +177,16 @@ class VoiceService:
 
         Raises ApiError when nothing recognises speech (501), when too many wait (429) or the server stops (503).
         """
-        if self.recogniser is None:
-            message = "This server recognises no speech; start it with --asr."
-            raise ApiError(501, message, code="no_recogniser")
-        listening = Listening(self.recogniser, source, hint)
+        listening = Listening(self.check_recogniser(), source, hint)
         await self.ears.start(key, listening.work)
         return listening
+
+    def check_recogniser(self) -> Recogniser:
+        """What recognises speech. Raises ApiError 501 where nothing does."""
+        if self.recogniser is None:
+            message = "This server recognises no speech; its operator can start it with --asr."
+            raise ApiError(501, message, code="no_recogniser")
+        return self.recogniser
 
     async def transcribe(self, wave: Wave, rate_hz: int, hint: Hint = NO_HINT, key: str = "") -> Transcript:
         """What is said in ``wave [S]``, float32 at ``rate_hz``. Errors as for :meth:`hear`, and ValueError for a hint

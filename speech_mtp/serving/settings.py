@@ -22,6 +22,14 @@ OPENAI_VOICES = (
 )
 OPENAI_MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 OPENAI_CHAT_MODELS = ("gpt-audio", "gpt-audio-mini", "gpt-4o-audio-preview", "gpt-4o-mini-audio-preview")
+OPENAI_LISTENERS = ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe")
+UPLOADS = {
+    "/v1/audio/transcriptions": 25 * 2**20 + 2**16,
+    "/v1/audio/voices": 10 * 2**20 + 2**16,
+    "/v1/audio/voice_consents": 10 * 2**20 + 2**16,
+    "/v1/chat/completions": 16 * 2**20,
+}
+"""Bytes of a request to paths that take a recording: OpenAI's limits of the file, and some for the other fields."""
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -35,9 +43,9 @@ class Settings:
     ``ahead_s``: seconds of sound that a listener gets ahead of real time; ``backlog_s``: seconds that may wait for a
     client that does not read before its stream is held; ``stall_s``: for how long before it is cancelled;
     ``drain_s``: for how long streams may go on after SIGTERM; ``idle_s``: after which a silent socket is closed;
-    ``head_s, body_s``: within which a request must have come. ``max_body`` bytes of a request (``max_bodies``: of the
-    paths that take more), ``max_message`` of a socket's message; ``max_recording_s`` seconds of a recording that
-    is heard.
+    ``head_s, body_s, upload_s``: within which a request's head, its body and a form with a file must have come.
+    ``max_body`` bytes of a request (``max_bodies``: of the paths that take more), ``max_message`` of a socket's
+    message; ``max_recording_s`` seconds of a recording that is heard.
     """
 
     keys: tuple[str, ...] = ()
@@ -46,6 +54,7 @@ class Settings:
     allowed_origins: tuple[str, ...] = ()
     model_aliases: tuple[str, ...] = OPENAI_MODELS
     chat_aliases: tuple[str, ...] = OPENAI_CHAT_MODELS
+    listener_aliases: tuple[str, ...] = OPENAI_LISTENERS
     voice_aliases: dict[str, str] = field(default_factory=dict)
     max_streams: int = 8
     max_queue: int = 16
@@ -58,12 +67,13 @@ class Settings:
     max_input: int = 4096
     max_batch: int = 32
     max_body: int = 2**20
-    max_bodies: dict[str, int] = field(default_factory=dict)
+    max_bodies: dict[str, int] = field(default_factory=lambda: dict(UPLOADS))
     max_message: int = 24 * 2**20
     max_recording_s: float = 600.0
     max_connections: int = 2048
     head_s: float = 10.0
     body_s: float = 30.0
+    upload_s: float = 120.0
     docs: bool = False
 
 

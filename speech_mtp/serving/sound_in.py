@@ -68,17 +68,17 @@ def refused_as(param: str) -> Iterator[None]:
     """A refusal inside is told to the client as one of the field ``param``: ApiError 400, or 413 for too much."""
     try:
         yield
-    except ValueError as error:
+    except UnusableSoundError as error:
         status = 413 if isinstance(error, TooMuchSoundError) else 400
         raise ApiError(status, str(error), param, "audio_too_long" if status == 413 else None) from None
 
 
 def from_base64(text: str) -> bytes:
-    """The bytes of a field in base64. Raises ValueError for anything else."""
+    """The bytes of a field in base64. Raises UnusableSoundError for anything else."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError("The data is not base64.") from None
+        raise UnusableSoundError("The data is not base64.") from None
 
 
 def resampled(samples: Samples, from_hz: int, to_hz: int) -> Samples:

@@ -33,15 +33,15 @@ async def audio_models(service: Service) -> dict[str, Any]:
 
 @router.get("/v1/models")
 async def models(service: Service) -> dict[str, Any]:
-    """The loaded model and its aliases, then what answers chats."""
-    names = dict.fromkeys((*service.names.models, *service.names.chats))
+    """The loaded model and its aliases, then what answers chats, then what recognises speech."""
+    names = dict.fromkeys((*service.names.models, *service.names.chats, *service.names.listeners))
     return {"object": "list", "data": [_model(name) for name in names]}
 
 
 @router.get("/v1/models/{model:path}")
 async def one_model(model: str, service: Service) -> dict[str, Any]:
     """One of them."""
-    if model not in service.names.chats:
+    if model not in (*service.names.chats, *service.names.listeners):
         service.names.check_model(model)
     return _model(model)
 
