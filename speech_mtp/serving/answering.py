@@ -34,6 +34,7 @@ class Answering(Arrivals[str]):
         self.outcome: Outcome | None = None
         self.began, self.ended_s = time.monotonic(), 0.0
         self.first_text_s: float | None = None
+        self._steps: list[list[str]] = []
         self._engine, self._author, self._ended = engine, author, ended
         # The engine's side.
         self._writing: Writing | None = None
@@ -51,13 +52,21 @@ class Answering(Arrivals[str]):
             self._engine.do(lambda _: self._close())
             self._finished(error)
 
+    def take_steps(self) -> list[list[str]]:
+        """The tokens that each forward of the language model has made sure since the last call."""
+        steps, self._steps = self._steps, []
+        return steps
+
     async def begun(self) -> None:
         """Wait for the first text, or the end. Raises what kept it from being written."""
         await self._until(lambda piece: True)
 
-    def _arrive(self, pieces: list[str], error: Exception | None, outcome: Outcome | None) -> None:
+    def _arrive(
+        self, pieces: list[str], steps: list[list[str]], error: Exception | None, outcome: Outcome | None
+    ) -> None:
         if self._done:
             return
+        self._steps += steps
         if pieces and self.first_text_s is None:
             self.first_text_s = time.monotonic() - self.began
         self._receive(pieces)
@@ -118,7 +127,8 @@ class Answering(Arrivals[str]):
     def _tell(self, pieces: list[str], error: Exception | None, outcome: Outcome | None) -> None:
         self._over = self._over or error is not None or outcome is not None
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._arrive, pieces, error, outcome)
+            steps = self._writing.take_steps() if self._writing is not None else []
+            self._loop.call_soon_threadsafe(self._arrive, pieces, steps, error, outcome)
 
     def over(self) -> bool:
         return self._over

@@ -14,13 +14,23 @@ from speech_mtp.frontends.base import Recogniser
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.serving import errors
 from speech_mtp.serving.door import Door
-from speech_mtp.serving.routes import batch, chat, health, lists, speech, stream, transcriptions
+from speech_mtp.serving.routes import batch, chat, health, lists, realtime, speech, stream, transcriptions
 from speech_mtp.serving.service import VoiceService
 from speech_mtp.serving.settings import Settings
 from speech_mtp.streaming.authors import Author
 from speech_mtp.streaming.conversation import Writer
 
-ROUTERS = (speech.router, batch.router, stream.router, chat.router, transcriptions.router, lists.router, health.router)
+ROUTERS = (
+    speech.router,
+    batch.router,
+    stream.router,
+    chat.router,
+    transcriptions.router,
+    lists.router,
+    health.router,
+    realtime.router,
+    realtime.secrets_router,
+)
 
 
 def create_app(
@@ -53,5 +63,5 @@ def create_app(
     for router in routers:
         app.include_router(router)
     errors.install(app)
-    app.add_middleware(Door, settings=settings, metrics=service.metrics)
+    app.add_middleware(Door, settings=settings, metrics=service.metrics, secrets=service.secrets)
     return app

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 Item = TypeVar("Item")
 
@@ -63,3 +63,35 @@ class Arrivals(ABC, Generic[Item]):
     def _end(self, error: Exception | None) -> None:
         self._done, self._error = True, error
         self._news.set()
+
+
+async def merged(sources: list[AsyncIterator[Any]]) -> AsyncIterator[Any]:
+    """The items of all ``sources`` as they come, those of earlier ones first. The exception that one ends with comes
+    last, when the others have ended: what is written does not suffer from what cannot be spoken."""
+    waiting = {source: asyncio.ensure_future(_next(source)) for source in sources}
+    failures: list[Exception] = []
+    try:
+        while waiting:
+            await asyncio.wait(waiting.values(), return_when=asyncio.FIRST_COMPLETED)
+            for source, task in list(waiting.items()):
+                if not task.done():
+                    continue
+                del waiting[source]
+                try:
+                    item = task.result()
+                except StopAsyncIteration:
+                    continue
+                except Exception as error:
+                    failures.append(error)
+                    continue
+                yield item
+                waiting[source] = asyncio.ensure_future(_next(source))
+        for failure in failures:
+            yield failure
+    finally:
+        for task in waiting.values():
+            task.cancel()
+
+
+async def _next(source: AsyncIterator[Any]) -> Any:
+    return await anext(source)

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from speech_mtp.serving.client_secrets import ClientSecrets
 from speech_mtp.serving.errors import REQUEST_ID, ApiError, internal, where
 from speech_mtp.serving.metrics import Metrics
 from speech_mtp.serving.responses import StalledClientError
@@ -31,14 +32,15 @@ OWN_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 KEY_PROTOCOL = "openai-insecure-api-key."
 """A browser cannot set headers of a WebSocket, so OpenAI's clients send the key as a sub-protocol."""
 OPEN_PATHS = ("/health", "/health/ready", "/health/live")
+SECRETS_OPEN = "/v1/realtime"
 LISTS = ("/v1/audio/voices", "/v1/audio/models")
 
 
 class Door:
     """Lets requests through to ``app``, or answers why not."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
-        self.app, self.settings, self.metrics = app, settings, metrics
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, secrets: ClientSecrets) -> None:
+        self.app, self.settings, self.metrics, self.client_secrets = app, settings, metrics, secrets
         self._keys = [key.encode() for key in settings.keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,11 +85,14 @@ class Door:
     def _client(self, scope: Scope, headers: Headers) -> str:
         """Who asks: a name for fairness. Raises ApiError 401 for whoever has no key and needs one."""
         address = scope["client"][0] if scope.get("client") else "local"
-        path = scope["path"]
+        path, sent = scope["path"], next(_keys_sent(headers), "")
+        secret = self.client_secrets.read(sent) if path == SECRETS_OPEN else None
+        if secret is not None:
+            client, scope["state"]["session"] = secret
+            return client
         if not self._keys or path in OPEN_PATHS or (self.settings.public_lists and path in LISTS):
             return f"address {address}"
-        sent = next(_keys_sent(headers), "").encode()
-        matches = [hmac.compare_digest(sent, key) for key in self._keys]
+        matches = [hmac.compare_digest(sent.encode(), key) for key in self._keys]
         if not any(matches):
             message = "Send a valid API key in the header, as in Authorization: Bearer KEY."
             raise ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})

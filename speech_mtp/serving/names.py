@@ -57,6 +57,10 @@ class Names:
             raise ApiError(404, f"There is no such model; {_known(self.listeners)}.", "model", "model_not_found")
         return self.listeners[0]
 
+    def knows_voice(self, voice: str) -> bool:
+        """Whether ``voice`` is one, or another name of one."""
+        return voice in self.voices or voice in self.aliases
+
     def voice(self, voice: str | None) -> str:
         """The name of a voice of the model (None: its first). Raises ApiError 400 for an unknown one."""
         if voice is None:

@@ -19,6 +19,7 @@ from speech_mtp.lm.chat import Message
 from speech_mtp.lm.units import UnitMaker
 from speech_mtp.serving.admission import Admission
 from speech_mtp.serving.answering import Answering
+from speech_mtp.serving.client_secrets import ClientSecrets
 from speech_mtp.serving.engine import Engine
 from speech_mtp.serving.errors import ApiError, EngineFailedError
 from speech_mtp.serving.listening import Listening, Source
@@ -66,6 +67,7 @@ class VoiceService:
         self.chats = Admission(settings.max_chats, settings.max_queue, "answers are being written")
         self.ears = Worker("ears", settings.max_queue, "recording is being heard")
         self.said = Said()
+        self.secrets = ClientSecrets(settings.keys)
         self.metrics = Metrics(settings.max_streams, model.lm.layout.frames_per_group)
 
         def build() -> Scheduler:

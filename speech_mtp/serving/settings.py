@@ -40,7 +40,8 @@ class Settings:
     answered (``*``: all); ``allowed_origins``: pages of other hosts that may call. ``voice_aliases`` maps names of
     voices to those of the model; OpenAI's are spread over the model's voices.
 
-    ``ahead_s``: seconds of sound that a listener gets ahead of real time; ``backlog_s``: seconds that may wait for a
+    ``ahead_s``: seconds of sound that a listener gets ahead of real time, ``realtime_ahead_s`` in a realtime session,
+    of which there may be ``max_sessions``, each for ``session_s``; ``backlog_s``: seconds that may wait for a
     client that does not read before its stream is held; ``stall_s``: for how long before it is cancelled;
     ``drain_s``: for how long streams may go on after SIGTERM; ``idle_s``: after which a silent socket is closed;
     ``head_s, body_s, upload_s``: within which a request's head, its body and a form with a file must have come.
@@ -59,7 +60,10 @@ class Settings:
     max_streams: int = 8
     max_queue: int = 16
     max_chats: int = 8
+    max_sessions: int = 64
     ahead_s: float = 4.0
+    realtime_ahead_s: float = 2.0
+    session_s: float = 3600.0
     backlog_s: float = 8.0
     stall_s: float = 20.0
     drain_s: float = 30.0

@@ -35,6 +35,7 @@ class Wish:
     seed: int | None = None
     max_tokens: int | None = None
     stops: tuple[str, ...] = ()
+    drafting: bool = True  # without effect where the author does not draft
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ class Writing(Protocol):
     def take(self) -> list[str]:
         """What was written since the last call. Raises AuthorError."""
 
+    def take_steps(self) -> list[list[str]]:
+        """The tokens that each forward has made sure since the last call, all but the last of them drafted; nothing
+        where the author does not tell."""
+
     def close(self) -> Outcome:
         """Write no more; how it ended."""
 
@@ -109,7 +114,9 @@ class OwnAuthor:
         wish = question.wish
         room = self._max_positions - len(question.prompt)
         longest = min(wish.max_tokens or USUAL_ANSWER, room)
-        conversation = scheduler.chat(sampling=_sampling(wish), max_new_tokens=longest, stops=wish.stops)
+        conversation = scheduler.chat(
+            sampling=_sampling(wish), max_new_tokens=longest, stops=wish.stops, drafting=wish.drafting
+        )
         conversation.continue_from(question.messages, list(question.prompt))
         return _OwnWriting(conversation, len(question.prompt))
 
@@ -132,6 +139,13 @@ class _OwnWriting:
 
     def take(self) -> list[str]:
         return self._conversation.take()
+
+    def take_steps(self) -> list[list[str]]:
+        tokenizer = self._conversation.writer.lm.tokenizer
+        return [
+            [tokenizer.decode([token], skip_special_tokens=True) for token in step]
+            for step in self._conversation.take_steps()
+        ]
 
     def close(self) -> Outcome:
         self._conversation.close()

@@ -56,6 +56,7 @@ class Conversation:
         self._began, self._said = 0.0, ""
         self._first: float | None = None
         self._pieces: deque[str] = deque()
+        self._steps: deque[list[int]] = deque()
 
     def ask(self, text: str) -> None:
         """A turn of the user, to be answered. Raises ValueError when text and answer might not fit into the model's
@@ -81,6 +82,7 @@ class Conversation:
         self._began, self._first, self._said = time.perf_counter(), None, ""
         self._text = TextStream(self.writer.lm.tokenizer, self.answer.stops)
         self.statistics, self.writing = Statistics(), True
+        self._steps.clear()
         self.writer.begin(self, self._prompt)
 
     def _prompt_of(self, text: str, messages: list[Message]) -> list[int]:
@@ -93,6 +95,8 @@ class Conversation:
 
     def hear(self, new: list[int], finish: Finish | None) -> None:
         """The writer has written ``new`` tokens; ``finish``: they are the last."""
+        if new:
+            self._steps.append(new)
         self._tell(self._text.push(new))
         if finish is not None:
             self._tell(self._text.close())
@@ -122,6 +126,12 @@ class Conversation:
         self._pieces.clear()
         return pieces
 
+    def take_steps(self) -> list[list[int]]:
+        """The tokens that each forward has made sure since the last call; all but the last of a step were drafted."""
+        steps = list(self._steps)
+        self._steps.clear()
+        return steps
+
     def cancel(self) -> None:
         """Stop the answer: what has been written counts as said. A question that has not been read whole is taken
         back."""
@@ -139,7 +149,11 @@ class Conversation:
 
 @dataclass
 class Writer:
-    """Writes the answers of many conversations with ``lm``, drafted by ``rule``: one step of all of them at a time."""
+    """Writes the answers of many conversations with ``lm``, drafted by ``rule``: one step of all of them at a time.
+
+    Conversations that want no drafts are written by a second writer (``_plain``), so that they cost what they would
+    without a head.
+    """
 
     lm: TextLM
     rule: DecodingRule = field(default_factory=Vanilla)
@@ -148,6 +162,7 @@ class Writer:
     _placed: dict[int, Conversation] = field(default_factory=dict)
     _asking: list[Conversation] = field(default_factory=list)
     _writing: list[Conversation] = field(default_factory=list)
+    _plain: Writer | None = None
 
     def converse(
         self,
@@ -155,9 +170,13 @@ class Writer:
         max_new_tokens: int = 256,
         stops: tuple[str, ...] = (),
         raw: bool = False,
+        drafting: bool = True,
     ) -> Conversation:
         """A new conversation. ``raw`` reads the first text as it is, without the chat template."""
-        return Conversation(self, sampling, Answer(max_new_tokens, tuple(stops)), raw)
+        if not drafting and self._plain is None:
+            self._plain = Writer(self.lm, chunk=self.chunk)
+        writer = self if drafting or self._plain is None else self._plain
+        return Conversation(writer, sampling, Answer(max_new_tokens, tuple(stops)), raw)
 
     def run_of(self, conversation: Conversation) -> TextRun:
         """The run of all conversations, begun with an empty place at the first."""
@@ -187,7 +206,7 @@ class Writer:
             for conversation in list(self._writing):
                 self._hand_out(conversation, new)
             worked = True
-        return worked
+        return (self._plain is not None and self._plain.step()) or worked
 
     def _read_one(self) -> bool:
         if not self._asking:
@@ -232,6 +251,8 @@ class Writer:
         """Cancel every answer."""
         for conversation in [*self._asking, *self._writing]:
             conversation.cancel()
+        if self._plain is not None:
+            self._plain.cancel_all()
 
     def leave(self, conversation: Conversation) -> None:
         """The conversation's row goes."""

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from fastapi.sse import format_sse_event
 
 from speech_mtp.serving.answering import Answering
+from speech_mtp.serving.arrivals import merged
 from speech_mtp.serving.bodies import Speech, StrictRoute
 from speech_mtp.serving.chat_bodies import ChatRequest, history
 from speech_mtp.serving.completion import Completion, UnspeakableError, told
@@ -128,38 +129,6 @@ async def _made(answer: Completion) -> AsyncIterator[str | Chunk]:
             continue
         answer.take(item)
         yield item
-
-
-async def merged(sources: list[AsyncIterator[Any]]) -> AsyncIterator[Any]:
-    """The items of all ``sources`` as they come, those of earlier ones first. The exception that one ends with comes
-    last, when the others have ended: what is written does not suffer from what cannot be spoken."""
-    waiting = {source: asyncio.ensure_future(_next(source)) for source in sources}
-    failures: list[Exception] = []
-    try:
-        while waiting:
-            await asyncio.wait(waiting.values(), return_when=asyncio.FIRST_COMPLETED)
-            for source, task in list(waiting.items()):
-                if not task.done():
-                    continue
-                del waiting[source]
-                try:
-                    item = task.result()
-                except StopAsyncIteration:
-                    continue
-                except Exception as error:
-                    failures.append(error)
-                    continue
-                yield item
-                waiting[source] = asyncio.ensure_future(_next(source))
-        for failure in failures:
-            yield failure
-    finally:
-        for task in waiting.values():
-            task.cancel()
-
-
-async def _next(source: AsyncIterator[Any]) -> Any:
-    return await anext(source)
 
 
 def _data(value: dict[str, Any] | str) -> bytes:

@@ -1,0 +1,71 @@
+"""Which words of an answer have been sounded, and when: where its transcript is cut if somebody interrupts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from speech_mtp.types import WordTime
+
+FAR = 64
+"""Characters within which the next spoken word is looked for: a number that was written out is not found."""
+
+
+@dataclass(frozen=True)
+class SpokenWord:
+    """A word as it was spoken, when it sounds in its item's audio, and where it stands in the transcript (None: it is
+    not written so there)."""
+
+    text: str
+    start_ms: int
+    end_ms: int
+    start_char: int | None
+    end_char: int | None
+
+    def shape(self) -> dict[str, Any]:
+        """As it is sent."""
+        return asdict(self)
+
+
+class SpokenTranscript:
+    """An answer's text as it is written, and its words as they are spoken."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.words: list[SpokenWord] = []
+        self._at = 0
+
+    def say(self, word: WordTime, speed: float) -> SpokenWord:
+        """The next word has been sounded, ``speed`` times as fast as its times say."""
+        start, end = (round(1000 * s / speed) for s in (word.start_s, word.end_s))
+        bare = word.word.strip(".,;:!?\"'()[]*_ ").lower()
+        found = self.text.lower().find(bare, self._at, self._at + FAR + len(bare)) if bare else -1
+        place: tuple[int | None, int | None] = (None, None)
+        if found >= 0:
+            self._at = found + len(bare)
+            place = (found, self._at)
+        spoken = SpokenWord(word.word, start, end, *place)
+        self.words.append(spoken)
+        return spoken
+
+    def until(self, audio_end_ms: float) -> str:
+        """The text whose words had sounded whole at ``audio_end_ms``, with the marks behind them.
+
+        A word counts as heard when less than a quarter of it is missing. Behind a word that is not written as it was
+        spoken the text goes up to the next one that is.
+        """
+        heard = [w for w in self.words if audio_end_ms >= w.end_ms - (w.end_ms - w.start_ms) / 4]
+        if not heard:
+            return ""
+        if len(heard) == len(self.words) and self.words[-1].end_char is None:
+            return self.text
+        after = next((w.start_char for w in self.words[len(heard) :] if w.start_char is not None), None)
+        last = next((w.end_char for w in reversed(heard) if w.end_char is not None), 0)
+        if heard[-1].end_char is None and after is not None:
+            return self.text[:after].rstrip()
+        return self.text[: self._marks_behind(last)]
+
+    def _marks_behind(self, char: int) -> int:
+        while char < len(self.text) and not self.text[char].isspace() and not self.text[char].isalnum():
+            char += 1
+        return char
