@@ -54,6 +54,12 @@ def serve(
         typer.Option(help="What recognises speech: faster_whisper, none; by default the packaged one, if installed."),
     ] = None,
     asr_model: Annotated[Path | None, typer.Option(help="A folder with another model for --asr.")] = None,
+    voices_dir: Annotated[
+        Path | None, typer.Option(help="A folder for voices that clients make; by default in the user's cache.")
+    ] = None,
+    without_consent: Annotated[
+        bool, typer.Option("--without-consent", help="Make voices of recordings whose speaker has not agreed.")
+    ] = False,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A name in the header Host that is answered; * for all.")
     ] = None,
@@ -74,6 +80,7 @@ def serve(
     from speech_mtp.serving import check_extra
 
     check_extra()
+    from speech_mtp.hub import cache_folder
     from speech_mtp.serving.app import create_app
     from speech_mtp.serving.server import make_server
     from speech_mtp.serving.settings import LOOPBACK, Settings
@@ -93,6 +100,8 @@ def serve(
         max_queue=max_queue,
         max_chats=max_chats,
         docs=docs,
+        voices_dir=voices_dir or cache_folder() / "voices",
+        needs_consent=not without_consent,
     )
     recogniser = _recogniser(asr, asr_model)
     author, make_writer = _author(llm, llm_head, llm_url, llm_model, threads)

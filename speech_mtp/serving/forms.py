@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from speech_mtp.serving.bodies import SURROGATE
 from speech_mtp.serving.errors import ApiError
+from speech_mtp.serving.names import NAME
 
 LANGUAGE = re.compile(r"([A-Za-z]{2,3})([-_][A-Za-z0-9-]{1,32})?")
 
@@ -25,6 +26,12 @@ def _language(tag: str) -> str:
     if found is None:
         raise ValueError("write a language by its tag, as in en or en-US")
     return tag
+
+
+def _voice_name(name: str) -> str:
+    if NAME.fullmatch(name) is None:
+        raise ValueError("a name is 1 to 64 letters, digits, dots, - and _, the first of them a letter or digit")
+    return name
 
 
 Text = Annotated[str, AfterValidator(_characters)]
@@ -58,6 +65,35 @@ class TranscriptionForm(BaseModel):
     def language_code(self) -> str | None:
         """ISO-639-1 of ``en-US`` is ``en``."""
         return re.split("[-_]", self.language)[0].lower() if self.language else None
+
+
+VoiceName = Annotated[str, AfterValidator(_voice_name)]
+"""Of a voice that a client makes."""
+
+
+class VoiceForm(BaseModel):
+    """``POST /v1/audio/voices``. ``consent``: the id of a consent that was left here, or who agreed in words of one's
+    own."""
+
+    audio_sample: UploadFile
+    name: VoiceName
+    consent: Annotated[Text, Field(max_length=2048)] | None = None
+    type: Literal["audio_sample"] = "audio_sample"
+
+
+class ConsentForm(BaseModel):
+    """``POST /v1/audio/voice_consents``."""
+
+    recording: UploadFile
+    name: Annotated[Text, Field(min_length=1, max_length=256)]
+    language: Language
+
+
+class ConsentName(BaseModel):
+    """``POST /v1/audio/voice_consents/{id}``."""
+
+    model_config = ConfigDict(strict=True)
+    name: Annotated[Text, Field(min_length=1, max_length=256)]
 
 
 async def content(file: UploadFile, most: int, param: str) -> bytes:

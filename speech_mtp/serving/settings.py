@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from speech_mtp.serving.shelf import Capacity
+
 OPENAI_VOICES = (
     "alloy",
     "ash",
@@ -46,7 +48,8 @@ class Settings:
     ``drain_s``: for how long streams may go on after SIGTERM; ``idle_s``: after which a silent socket is closed;
     ``head_s, body_s, upload_s``: within which a request's head, its body and a form with a file must have come.
     ``max_body`` bytes of a request (``max_bodies``: of the paths that take more), ``max_message`` of a socket's
-    message; ``max_recording_s`` seconds of a recording that is heard.
+    message; ``max_recording_s`` seconds of a recording that is heard. ``voices_dir``: where clients may leave voices
+    and consents (None: they may not), as much as ``voice_capacity`` says; ``needs_consent``: no voice without one.
     """
 
     keys: tuple[str, ...] = ()
@@ -74,6 +77,9 @@ class Settings:
     max_bodies: dict[str, int] = field(default_factory=lambda: dict(UPLOADS))
     max_message: int = 24 * 2**20
     max_recording_s: float = 600.0
+    voices_dir: Path | None = None
+    voice_capacity: Capacity = field(default_factory=Capacity)
+    needs_consent: bool = True
     max_connections: int = 2048
     head_s: float = 10.0
     body_s: float = 30.0
