@@ -65,6 +65,7 @@ def careful_protocol(settings: Settings) -> type[H11Protocol]:
     class CarefulProtocol(H11Protocol):
         _head: asyncio.TimerHandle | None = None
         _stall: asyncio.TimerHandle | None = None
+        _upgraded = False  # to a WebSocket, which is no longer this protocol's
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -80,6 +81,8 @@ def careful_protocol(settings: Settings) -> type[H11Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
+            if self._upgraded:
+                return
             idle = self.cycle is None or self.cycle.response_complete
             if not idle:
                 self._head_came()
@@ -97,6 +100,7 @@ def careful_protocol(settings: Settings) -> type[H11Protocol]:
 
         def handle_websocket_upgrade(self, event: h11.Request) -> None:
             self._head_came()
+            self._upgraded = True
             super().handle_websocket_upgrade(event)
 
         def send_400_response(self, msg: str) -> None:

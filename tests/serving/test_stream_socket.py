@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -243,3 +244,10 @@ def test_a_session_is_told_when_the_server_ends() -> None:
             one.recv(timeout=5)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1012
+
+
+def test_a_socket_outlives_the_time_in_which_a_request_must_come() -> None:
+    with serving(Settings(head_s=0.3)) as server, socket(server) as one:
+        time.sleep(0.8)
+        send(one, "session.close")
+        assert heard(one)[1][-1]["type"] == "session.done"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,12 +39,12 @@ class SpokenTranscript:
     def say(self, word: WordTime, speed: float) -> SpokenWord:
         """The next word has been sounded, ``speed`` times as fast as its times say."""
         start, end = (round(1000 * s / speed) for s in (word.start_s, word.end_s))
-        bare = word.word.strip(".,;:!?\"'()[]*_ ").lower()
-        found = self.text.lower().find(bare, self._at, self._at + FAR + len(bare)) if bare else -1
+        bare = word.word.strip(".,;:!?\"'()[]*_ ")
+        whole_word = re.compile(rf"(?<!\w){re.escape(bare)}(?!\w)", re.IGNORECASE)
+        found = whole_word.search(self.text, self._at, self._at + FAR + len(bare)) if bare else None
         place: tuple[int | None, int | None] = (None, None)
-        if found >= 0:
-            self._at = found + len(bare)
-            place = (found, self._at)
+        if found is not None:
+            place, self._at = found.span(), found.end()
         spoken = SpokenWord(word.word, start, end, *place)
         self.words.append(spoken)
         return spoken
