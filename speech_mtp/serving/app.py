@@ -14,7 +14,7 @@ from speech_mtp.frontends.base import Recogniser
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.serving import errors
 from speech_mtp.serving.door import Door
-from speech_mtp.serving.routes import batch, chat, health, lists, realtime, speech, stream
+from speech_mtp.serving.routes import batch, chat, health, lists, realtime, speech, stream, transcriptions, voices
 from speech_mtp.serving.service import VoiceService
 from speech_mtp.serving.settings import Settings
 from speech_mtp.streaming.authors import Author
@@ -25,6 +25,8 @@ ROUTERS = (
     batch.router,
     stream.router,
     chat.router,
+    transcriptions.router,
+    voices.router,
     lists.router,
     health.router,
     realtime.router,

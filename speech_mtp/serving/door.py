@@ -8,6 +8,7 @@ client wrote.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import logging
 import re
@@ -25,6 +26,7 @@ from speech_mtp.serving.errors import REQUEST_ID, ApiError, internal, where
 from speech_mtp.serving.metrics import Metrics
 from speech_mtp.serving.responses import StalledClientError
 from speech_mtp.serving.settings import Settings
+from speech_mtp.serving.voices import OF_A_KEY
 
 log = logging.getLogger("speech_mtp.serving")
 
@@ -42,6 +44,7 @@ class Door:
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, secrets: ClientSecrets) -> None:
         self.app, self.settings, self.metrics, self.client_secrets = app, settings, metrics, secrets
         self._keys = [key.encode() for key in settings.keys]
+        self._clients = [OF_A_KEY + hashlib.sha256(key).hexdigest()[:32] for key in self._keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -83,20 +86,22 @@ class Door:
             raise ApiError(403, "Pages of this origin may not call; the operator can allow it with --allow-origin.")
 
     def _client(self, scope: Scope, headers: Headers) -> str:
-        """Who asks: a name for fairness. Raises ApiError 401 for whoever has no key and needs one."""
+        """Who asks: a name for fairness and for what somebody leaves here; a key has the same one after a restart.
+        Raises ApiError 401 for whoever has no key and needs one."""
         address = scope["client"][0] if scope.get("client") else "local"
         path, sent = scope["path"], next(_keys_sent(headers), "")
         secret = self.client_secrets.read(sent) if path == SECRETS_OPEN else None
         if secret is not None:
             client, scope["state"]["session"] = secret
             return client
-        if not self._keys or path in OPEN_PATHS or (self.settings.public_lists and path in LISTS):
-            return f"address {address}"
         matches = [hmac.compare_digest(sent.encode(), key) for key in self._keys]
-        if not any(matches):
-            message = "Send a valid API key in the header, as in Authorization: Bearer KEY."
-            raise ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
-        return f"key {matches.index(True)}"
+        if any(matches):
+            return self._clients[matches.index(True)]
+        listed = self.settings.public_lists and path in LISTS and scope.get("method") == "GET"
+        if not self._keys or path in OPEN_PATHS or listed:
+            return f"address {address}"
+        message = "Send a valid API key in the header, as in Authorization: Bearer KEY."
+        raise ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
 
     def _limited(self, path: str, headers: Headers, receive: Receive) -> Receive:
         """``receive``, which refuses a body that is too large, by its announced length or as soon as it is."""

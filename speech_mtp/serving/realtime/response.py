@@ -102,10 +102,9 @@ class Response:
             await self._tell(answering)
 
     def _manner(self) -> Manner:
-        names = self._service.names
-        voice = self.config.voice if names.knows_voice(self.config.voice) else names.voices[0]
+        voice = self.config.voice if self._service.knows_voice(self._client, self.config.voice) else None
         speech = Speech(voice=voice, response_format="pcm", speed=self.config.speed)
-        manner = order(self._service, speech, paced=True).manner
+        manner = order(self._service, self._client, speech, paced=True).manner
         return replace(manner, ahead_s=self._service.settings.realtime_ahead_s * self.config.speed)
 
     # -- what is told ---------------------------------------------------------------------------------------------
