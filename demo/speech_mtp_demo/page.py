@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
 
+from speech_mtp.serving.routes.shared import client_of
 from speech_mtp.serving.service import VoiceService
 from speech_mtp_demo.files import address
 from speech_mtp_demo.text_lab import TextLab
@@ -20,6 +20,8 @@ HEAD = (
     f'<script type="module" src="{address("theme.js")}"></script>'
     '<meta name="color-scheme" content="light dark">'
 )
+Function = Callable[[Any, str], dict[str, Any]]
+"""What a page asks, and the client that it is for the door -> an answer."""
 FONTS = ["system-ui", "sans-serif"]
 FIXED = ["ui-monospace", "monospace"]
 
@@ -33,12 +35,18 @@ def build(service: VoiceService) -> gr.Blocks:
     """The page of ``service``."""
     facts = about(service)
     lab, timbre = TextLab(service), Timbre(service)
-    tabs: list[tuple[str, str, list[Callable[..., Any]]]] = [
-        ("chat", "Voice chat", []),
-        ("speak", "Speak", []),
-        ("voices", "Voices", [timbre.swap]),
-        ("text", "Text", [lab.options, lab.begin, lab.more, lab.stop]),
-        ("about", "About", []),
+    measuring: dict[str, Function] = {
+        "options": lambda asked, client: lab.options(),
+        "begin": lambda asked, client: lab.begin(asked),
+        "more": lambda asked, client: lab.more(asked),
+        "stop": lambda asked, client: lab.stop(asked),
+    }
+    tabs: list[tuple[str, str, dict[str, Function]]] = [
+        ("chat", "Voice chat", {}),
+        ("speak", "Speak", {}),
+        ("voices", "Voices", {"swap": timbre.swap}),
+        ("text", "Text", measuring),
+        ("about", "About", {}),
     ]
     with gr.Blocks(title="speech_mtp", analytics_enabled=False, fill_width=True) as blocks:
         widget("header", facts)
@@ -69,7 +77,7 @@ def about(service: VoiceService) -> dict[str, Any]:
     }
 
 
-def widget(module: str, facts: dict[str, Any], functions: Sequence[Callable[..., Any]] = ()) -> gr.HTML:
+def widget(module: str, facts: dict[str, Any], functions: Mapping[str, Function] = {}) -> gr.HTML:
     """The widget that ``start`` of ``static/<module>.js`` makes in an empty element. ``facts`` are told to it, and it
     may call ``functions`` by their names."""
     start = (
@@ -81,15 +89,15 @@ def widget(module: str, facts: dict[str, Any], functions: Sequence[Callable[...,
         js_on_load=start,
         apply_default_css=False,
         elem_id=f"demo-{module}",
-        server_functions=[_marked(function) for function in functions],
+        server_functions=[_offered(name, function) for name, function in functions.items()],
     )
 
 
-def _marked(function: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
-    """``function`` in a shape that Gradio can mark as one that pages may call: it cannot mark methods."""
+def _offered(name: str, function: Function) -> Callable[..., dict[str, Any]]:
+    """``function`` in the shape in which Gradio calls it for a page."""
 
-    @functools.wraps(function)
-    def called(asked: Any) -> dict[str, Any]:
-        return function(asked)
+    def offered(asked: Any, request: gr.Request) -> dict[str, Any]:
+        return function(asked, client_of(request.request))
 
-    return called
+    offered.__name__ = name
+    return offered

@@ -120,7 +120,7 @@ class TextLab:
             self._heads = {**found, NO_HEAD: None}
         return self._heads
 
-    def options(self, _: Any = None) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """Heads, each with the rules that draft with it."""
         lm = self.lm
         if lm is None:

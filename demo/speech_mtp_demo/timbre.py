@@ -14,7 +14,9 @@ import numpy as np
 import soxr
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 
+from speech_mtp.serving.errors import ApiError
 from speech_mtp.serving.service import VoiceService
 from speech_mtp.types import Codes
 
@@ -39,8 +41,8 @@ class Timbre:
         self._service = service
         self._one = threading.Lock()
 
-    def swap(self, asked: Any) -> dict[str, Any]:
-        """A recording in another voice: ``{"audio"}``, or ``{"error": sentence}``."""
+    def swap(self, asked: Any, client: str) -> dict[str, Any]:
+        """A recording in another voice that ``client`` may use: ``{"audio"}``, or ``{"error": sentence}``."""
         try:
             wanted = Asked.model_validate(asked)
             samples = np.frombuffer(base64.b64decode(wanted.audio, validate=True), np.int16)
@@ -49,18 +51,19 @@ class Timbre:
         if not LEAST_S * RATE <= len(samples) <= MOST_S * RATE:
             return {"error": f"A recording must last from {LEAST_S} to {MOST_S} seconds."}
         try:
-            voice = self._service.names.voice(wanted.voice)
+            voice = self._service.voice(client, wanted.voice)
             with self._one:
                 said = self._said(samples.astype(np.float32) / 32768, voice)
-        except ValueError as error:
-            return {"error": str(error)}
+        except ApiError as error:
+            return {"error": error.message}
         return {"audio": base64.b64encode(said).decode("ascii")}
 
     @torch.inference_mode()
-    def _said(self, wave: np.ndarray, voice: str) -> bytes:
+    def _said(self, wave: np.ndarray, voice: str | Tensor) -> bytes:
         model, rate = self._service.model, self._service.sample_rate
         heard = torch.from_numpy(soxr.resample(wave, RATE, rate)).float()[None, None]
         codes = model.codec.encode(heard)
-        spoken = model.codec.decode(Codes(codes.frames, codes.lengths, model.timbre(voice)))[0, 0]
+        timbre = voice[None] if isinstance(voice, Tensor) else model.timbre(voice)
+        spoken = model.codec.decode(Codes(codes.frames, codes.lengths, timbre))[0, 0]
         sound = soxr.resample(spoken.numpy(), rate, RATE)
         return (sound.clip(-1, 1) * 32767).astype("<i2").tobytes()

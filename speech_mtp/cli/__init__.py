@@ -1,5 +1,5 @@
-"""The command line: ``say``, ``tokenize``, ``generate``, ``serve``, ``demo``, ``corpus``, ``train``, ``eval``, ``bench``
-and ``export``.
+"""The command line: ``say``, ``tokenize``, ``generate``, ``serve``, ``demo``, ``corpus``, ``train``, ``eval``,
+``bench`` and ``export``.
 
 A wrong input ends with one sentence on stderr and exit code 2, and leaves no half-written file. Heavy modules are
 imported by the commands that need them, so that ``--help`` is fast.

@@ -13,11 +13,13 @@ import typer
 from speech_mtp.cli.shared import Backbone, Lexicon, Model, Threads, load_head, load_model, load_text_lm
 
 if TYPE_CHECKING:
+    from speech_mtp.frontends.base import Recogniser
     from speech_mtp.streaming.authors import Author
     from speech_mtp.streaming.conversation import Writer
 
 KEY_VARIABLE = "SPEECH_MTP_API_KEY"
 LLM_KEY_VARIABLE = "SPEECH_MTP_LLM_KEY"
+USUAL_ASR = "faster_whisper"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
@@ -47,6 +49,17 @@ def serve(
     ] = None,
     llm_model: Annotated[str | None, typer.Option(help="The name of the model at that endpoint.")] = None,
     max_chats: Annotated[int, typer.Option(min=1, help="Answers that are written at a time; others wait.")] = 8,
+    asr: Annotated[
+        str | None,
+        typer.Option(help="What recognises speech: faster_whisper, none; by default the packaged one, if installed."),
+    ] = None,
+    asr_model: Annotated[Path | None, typer.Option(help="A folder with another model for --asr.")] = None,
+    voices_dir: Annotated[
+        Path | None, typer.Option(help="A folder for voices that clients make; by default in the user's cache.")
+    ] = None,
+    without_consent: Annotated[
+        bool, typer.Option("--without-consent", help="Make voices of recordings whose speaker has not agreed.")
+    ] = False,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A name in the header Host that is answered; * for all.")
     ] = None,
@@ -69,6 +82,7 @@ def serve(
 
     check_extra()
     page = require("speech_mtp_demo", "demo") if demo else None
+    from speech_mtp.hub import cache_folder
     from speech_mtp.serving.app import create_app
     from speech_mtp.serving.server import make_server
     from speech_mtp.serving.settings import LOOPBACK, Settings
@@ -88,11 +102,14 @@ def serve(
         max_queue=max_queue,
         max_chats=max_chats,
         docs=docs,
+        voices_dir=voices_dir or cache_folder() / "voices",
+        needs_consent=not without_consent,
     )
+    recogniser = _recogniser(asr, asr_model)
     author, make_writer = _author(llm, llm_head, llm_url, llm_model, threads)
     loaded = load_model(model, backbone, None, threads, lexicon)
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
-    app = create_app(loaded, settings, make_writer, author=author)
+    app = create_app(loaded, settings, make_writer, author=author, recogniser=recogniser)
     if page is not None:
         page.mount(app)
     make_server(app, host, port).run()
@@ -125,6 +142,24 @@ def _author(
     drafter = None if found == "none" else load_head(found, lm)
     spec = catalogue.default(drafter)
     return OwnAuthor(llm, lm.tokenizer, lm.max_positions), lambda: Writer(lm, catalogue.build(spec, drafter))
+
+
+def _recogniser(name: str | None, folder: Path | None) -> Recogniser | None:
+    """What recognises speech, its model not yet loaded."""
+    from speech_mtp import plugins
+
+    if name == "none":
+        if folder is not None:
+            raise ValueError("--asr-model is the model of a recogniser; leave --asr none out.")
+        return None
+    spec = {"name": name or USUAL_ASR, **({"folder": str(folder)} if folder is not None else {})}
+    try:
+        recogniser: Recogniser = plugins.build("frontends", spec)
+    except plugins.MissingExtra:
+        if name is None and folder is None:
+            return None
+        raise
+    return recogniser
 
 
 def _aliases(written: list[str]) -> dict[str, str]:

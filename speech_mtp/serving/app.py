@@ -15,7 +15,7 @@ from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.serving import errors
 from speech_mtp.serving.door import Door, Pages
 from speech_mtp.serving.passes import Passes
-from speech_mtp.serving.routes import batch, chat, health, lists, realtime, speech, stream
+from speech_mtp.serving.routes import batch, chat, health, lists, realtime, speech, stream, transcriptions, voices
 from speech_mtp.serving.service import VoiceService
 from speech_mtp.serving.settings import Settings
 from speech_mtp.streaming.authors import Author
@@ -26,6 +26,8 @@ ROUTERS = (
     batch.router,
     stream.router,
     chat.router,
+    transcriptions.router,
+    voices.router,
     lists.router,
     health.router,
     realtime.router,

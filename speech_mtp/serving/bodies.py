@@ -1,14 +1,15 @@
-"""Bodies of requests: strict JSON, and the fields that are known; others are accepted and ignored, as OpenAI's SDK
-sends what it likes."""
+"""Bodies of requests: strict JSON or a form, and the fields that are known; others are accepted and ignored, as
+OpenAI's SDK sends what it likes."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+import re
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Annotated, Any, Literal
 
-from fastapi import Request, Response
+from fastapi import Request, Response, params
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -16,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from speech_mtp.serving.errors import ApiError
 
 MOST_DEPTH = 32
+FORM_LIMITS: Any = {"max_fields": 64, "max_files": 1, "max_part_size": 2**16}
+"""Of a form's parts that are texts, and of its files, which the door limits."""
+SURROGATE = re.compile("[\ud800-\udfff]")
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 
 
@@ -79,12 +83,21 @@ class StrictRequest(Request):
     async def json(self) -> Any:
         return strict_json(await self.body())
 
-    async def body(self) -> bytes:
-        try:
-            async with asyncio.timeout(self.app.state.service.settings.body_s):
-                return await super().body()
-        except TimeoutError:
-            raise ApiError(408, "The body has not come in time.") from None
+    async def stream(self) -> AsyncGenerator[bytes]:
+        """The body as it comes. Raises ApiError 408 when it takes too long."""
+        settings = self.app.state.service.settings
+        is_form = self.headers.get("content-type", "").startswith("multipart/")
+        end = asyncio.get_running_loop().time() + (settings.upload_s if is_form else settings.body_s)
+        pieces = super().stream()
+        while True:
+            try:
+                async with asyncio.timeout_at(end):
+                    piece = await anext(pieces)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise ApiError(408, "The body has not come in time.") from None
+            yield piece
 
 
 class StrictRoute(APIRoute):
@@ -92,12 +105,15 @@ class StrictRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
-        takes_json = self.body_field is not None
+        wanted = None
+        if self.body_field is not None:
+            is_form = isinstance(self.body_field.field_info, params.Form)
+            wanted = "multipart/form-data" if is_form else "application/json"
 
         async def strict(request: Request) -> Response:
             kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if takes_json and kind != "application/json":
-                raise ApiError(415, "Send the body as application/json.")
+            if wanted not in (None, kind):
+                raise ApiError(415, f"Send the body as {wanted}.")
             return await handle(StrictRequest(request.scope, request.receive))
 
         return strict
@@ -123,7 +139,7 @@ def _check(value: Any, depth: int) -> None:
     if depth > MOST_DEPTH:
         raise ApiError(400, f"The body is nested more than {MOST_DEPTH} deep.", code="invalid_json")
     if isinstance(value, str):
-        if any(0xD800 <= ord(c) < 0xE000 for c in value):
+        if SURROGATE.search(value):
             raise ApiError(400, "A text holds half of a surrogate pair, which is no character.", code="invalid_text")
     elif isinstance(value, dict):
         for key, inner in value.items():

@@ -2,12 +2,13 @@
 
 One ASGI middleware for HTTP and WebSockets alike, because the framework's own see HTTP only. In this order: request id,
 ``Host`` (against DNS rebinding), ``Origin`` (against pages of others), key or pass, and, behind the routes, faults of
-ours. A WebSocket is refused before it is opened. Log lines hold the id, the route's pattern and the status; nothing that a
-client wrote.
+ours. A WebSocket is refused before it is opened. Log lines hold the id, the route's pattern and the status; nothing
+that a client wrote.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import secrets
@@ -27,6 +28,7 @@ from speech_mtp.serving.metrics import Metrics
 from speech_mtp.serving.passes import COOKIE, Passes
 from speech_mtp.serving.responses import StalledClientError
 from speech_mtp.serving.settings import Settings
+from speech_mtp.serving.voices import OF_A_KEY
 
 log = logging.getLogger("speech_mtp.serving")
 
@@ -62,6 +64,7 @@ class Door:
     ) -> None:
         self.app, self.settings, self.metrics, self.client_secrets = app, settings, metrics, secrets
         self.passes, self.pages = passes, pages
+        self._clients = [OF_A_KEY + hashlib.sha256(key.encode()).hexdigest()[:32] for key in settings.keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -103,19 +106,19 @@ class Door:
             raise ApiError(403, "Pages of this origin may not call; the operator can allow it with --allow-origin.")
 
     def _client(self, scope: Scope, headers: Headers) -> str:
-        """Who asks: a name for fairness. Raises ApiError 401 for whoever has no key and needs one."""
+        """Who asks: a name for fairness and for what somebody leaves here; a key has the same one after a restart.
+        Raises ApiError 401 for whoever has no key and needs one."""
         address = scope["client"][0] if scope.get("client") else "local"
         path, sent = scope["path"], next(_keys_sent(headers), None)
         secret = self.client_secrets.read(sent or "") if path == SECRETS_OPEN else None
         if secret is not None:
             client, scope["state"]["session"] = secret
             return client
-        if not self.settings.keys or path in OPEN_PATHS or (self.settings.public_lists and path in LISTS):
-            return f"address {address}"
         number = self.passes.number_of(sent) if sent is not None else self.passes.holder(_pass_sent(headers))
         if number is not None:
-            return f"key {number}"
-        if path in self.pages.open:
+            return self._clients[number]
+        listed = self.settings.public_lists and path in LISTS and scope.get("method") == "GET"
+        if not self.settings.keys or path in OPEN_PATHS or path in self.pages.open or listed:
             return f"address {address}"
         message = "Send a valid API key in the header, as in Authorization: Bearer KEY."
         raise ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})

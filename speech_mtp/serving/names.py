@@ -24,6 +24,7 @@ class Names:
         self.model, self.voices = public_name(model), voices
         self.models = (self.model, *(alias for alias in settings.model_aliases if alias != self.model))
         self.chats: tuple[str, ...] = ()
+        self.listeners: tuple[str, ...] = ()
         spread = {alias: voices[i % len(voices)] for i, alias in enumerate(OPENAI_VOICES)}
         self.aliases = {k: v for k, v in {**spread, **settings.voice_aliases}.items() if k not in voices}
         for alias, voice in settings.voice_aliases.items():
@@ -45,6 +46,16 @@ class Names:
         if model is not None and model not in (*self.chats, *self.models):
             raise ApiError(404, f"There is no such model; {_known(self.chats)}.", "model", "model_not_found")
         return self.chats[0]
+
+    def add_recogniser(self, name: str, aliases: tuple[str, ...]) -> None:
+        """Speech is recognised by what clients call ``name``."""
+        self.listeners = tuple(dict.fromkeys((name, *aliases)))
+
+    def check_listener(self, model: str | None) -> str:
+        """The name of what recognises speech. Raises ApiError 404 for another."""
+        if model is not None and model not in self.listeners:
+            raise ApiError(404, f"There is no such model; {_known(self.listeners)}.", "model", "model_not_found")
+        return self.listeners[0]
 
     def knows_voice(self, voice: str) -> bool:
         """Whether ``voice`` is one, or another name of one."""

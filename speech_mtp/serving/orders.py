@@ -24,15 +24,16 @@ class Order:
     readings: Readings | None
 
 
-def order(service: VoiceService, speech: Speech, paced: bool) -> Order:
-    """The order of ``speech``. Raises ApiError for names and settings that do not exist."""
+def order(service: VoiceService, client: str, speech: Speech, paced: bool) -> Order:
+    """The order of ``speech`` for ``client``. Raises ApiError for names and settings that do not exist."""
     service.names.check_model(speech.model)
     settings = service.settings
     sampling = service.model.sampling
     if speech.seed is not None:
         sampling = replace(sampling, seed=speech.seed)
     ahead_s = settings.ahead_s * speech.speed if paced else inf
-    manner = Manner(service.names.voice(speech.voice_name), sampling, ahead_s=ahead_s, backlog_s=settings.backlog_s)
+    voice = service.voice(client, speech.voice_name)
+    manner = Manner(voice, sampling, ahead_s=ahead_s, backlog_s=settings.backlog_s)
     return Order(manner, speech.response_format, speech.speed, _readings(service, speech))
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+from torch import Tensor
+
 from speech_mtp.decoding.base import DecodingRule
 from speech_mtp.frontends.base import NO_HINT, SAMPLE_RATE, Hint, Recogniser, Transcript, Wave
 from speech_mtp.lm.bundle import SpeechModel
@@ -29,6 +31,7 @@ from speech_mtp.serving.said import Said
 from speech_mtp.serving.settings import Settings
 from speech_mtp.serving.sound_in import resampled
 from speech_mtp.serving.speaking import Manner, Speaking
+from speech_mtp.serving.voices import Voices, owner_of
 from speech_mtp.serving.worker import Worker
 from speech_mtp.streaming.authors import Author, Question, Wish
 from speech_mtp.streaming.conversation import Writer
@@ -61,9 +64,13 @@ class VoiceService:
         self.names = Names(model.name, list(model.voices), settings)
         if author is not None:
             self.names.add_author(author.name, settings.chat_aliases)
+        if recogniser is not None:
+            self.names.add_recogniser(recogniser.name, settings.listener_aliases)
         self.admission = Admission(settings.max_streams, settings.max_queue)
         self.chats = Admission(settings.max_chats, settings.max_queue, "answers are being written")
         self.ears = Worker("ears", settings.max_queue, "recording is being heard")
+        self.voices = _voices(model, settings)
+        self.voice_maker = Worker("voices", settings.max_queue, "recording is being made a voice")
         self.said = Said()
         self.secrets = ClientSecrets(settings.keys)
         self.metrics = Metrics(settings.max_streams, model.lm.layout.frames_per_group)
@@ -93,6 +100,7 @@ class VoiceService:
     async def stop(self) -> None:
         """End the engine; whoever is still being spoken to is cut off."""
         self.ears.close()
+        self.voice_maker.close()
         await asyncio.to_thread(self.engine.stop)
 
     @property
@@ -106,10 +114,11 @@ class VoiceService:
         self.admission.drain()
         self.chats.drain()
         self.ears.admission.drain()
+        self.voice_maker.admission.drain()
         self.draining.set()
         try:
             async with asyncio.timeout(deadline_s):
-                while self.speaking or self.answering or self.sessions or self.ears.busy:
+                while self.speaking or self.answering or self.sessions or self.ears.busy or self.voice_maker.busy:
                     await asyncio.sleep(0.05)
         except TimeoutError:
             log.warning("%d streams did not end within %g s and are cut off", len(self.speaking), deadline_s)
@@ -177,12 +186,36 @@ class VoiceService:
 
         Raises ApiError when nothing recognises speech (501), when too many wait (429) or the server stops (503).
         """
-        if self.recogniser is None:
-            message = "This server recognises no speech; start it with --asr."
-            raise ApiError(501, message, code="no_recogniser")
-        listening = Listening(self.recogniser, source, hint)
+        listening = Listening(self.check_recogniser(), source, hint)
         await self.ears.start(key, listening.work)
         return listening
+
+    def voice(self, client: str, voice: str | None) -> str | Tensor:
+        """A voice that ``client`` may speak with: the timbre ``[E]`` of one of its own, or the name of one of the
+        model's (None: its first). Raises ApiError 400 for an unknown one."""
+        timbre = None
+        if voice is not None and self.voices is not None:
+            timbre = self.voices.timbre(owner_of(client), voice)
+        return self.names.voice(voice) if timbre is None else timbre
+
+    def knows_voice(self, client: str, voice: str) -> bool:
+        """Whether ``client`` may speak with ``voice``."""
+        mine = self.voices is not None and self.voices.find(owner_of(client), voice) is not None
+        return mine or self.names.knows_voice(voice)
+
+    def check_voices(self) -> Voices:
+        """The voices of clients. Raises ApiError 501 where they may not leave any."""
+        if self.voices is None:
+            message = "This server keeps no voices of clients; its operator can start it with --voices-dir."
+            raise ApiError(501, message, code="no_voices")
+        return self.voices
+
+    def check_recogniser(self) -> Recogniser:
+        """What recognises speech. Raises ApiError 501 where nothing does."""
+        if self.recogniser is None:
+            message = "This server recognises no speech; its operator can start it with --asr."
+            raise ApiError(501, message, code="no_recogniser")
+        return self.recogniser
 
     async def transcribe(self, wave: Wave, rate_hz: int, hint: Hint = NO_HINT, key: str = "") -> Transcript:
         """What is said in ``wave [S]``, float32 at ``rate_hz``. Errors as for :meth:`hear`, and ValueError for a hint
@@ -212,3 +245,10 @@ class VoiceService:
         m.engine_steps.set(self.engine.steps)
         m.engine_failures.set(self.engine.failures)
         return m.exposition()
+
+
+def _voices(model: SpeechModel, settings: Settings) -> Voices | None:
+    """Where clients may leave voices; None where they may not, or where the codec has no timbre."""
+    if settings.voices_dir is None or not model.codec.spec.timbre_dim:
+        return None
+    return Voices(settings.voices_dir, model.codec, settings.voice_capacity)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from speech_mtp.serving.shelf import Capacity
+
 OPENAI_VOICES = (
     "alloy",
     "ash",
@@ -22,6 +24,14 @@ OPENAI_VOICES = (
 )
 OPENAI_MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 OPENAI_CHAT_MODELS = ("gpt-audio", "gpt-audio-mini", "gpt-4o-audio-preview", "gpt-4o-mini-audio-preview")
+OPENAI_LISTENERS = ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe")
+UPLOADS = {
+    "/v1/audio/transcriptions": 25 * 2**20 + 2**16,
+    "/v1/audio/voices": 10 * 2**20 + 2**16,
+    "/v1/audio/voice_consents": 10 * 2**20 + 2**16,
+    "/v1/chat/completions": 16 * 2**20,
+}
+"""Bytes of a request to paths that take a recording: OpenAI's limits of the file, and some for the other fields."""
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -36,9 +46,10 @@ class Settings:
     of which there may be ``max_sessions``, each for ``session_s``; ``backlog_s``: seconds that may wait for a
     client that does not read before its stream is held; ``stall_s``: for how long before it is cancelled;
     ``drain_s``: for how long streams may go on after SIGTERM; ``idle_s``: after which a silent socket is closed;
-    ``head_s, body_s``: within which a request must have come. ``max_body`` bytes of a request (``max_bodies``: of the
-    paths that take more), ``max_message`` of a socket's message; ``max_recording_s`` seconds of a recording that
-    is heard.
+    ``head_s, body_s, upload_s``: within which a request's head, its body and a form with a file must have come.
+    ``max_body`` bytes of a request (``max_bodies``: of the paths that take more), ``max_message`` of a socket's
+    message; ``max_recording_s`` seconds of a recording that is heard. ``voices_dir``: where clients may leave voices
+    and consents (None: they may not), as much as ``voice_capacity`` says; ``needs_consent``: no voice without one.
     """
 
     keys: tuple[str, ...] = ()
@@ -47,6 +58,7 @@ class Settings:
     allowed_origins: tuple[str, ...] = ()
     model_aliases: tuple[str, ...] = OPENAI_MODELS
     chat_aliases: tuple[str, ...] = OPENAI_CHAT_MODELS
+    listener_aliases: tuple[str, ...] = OPENAI_LISTENERS
     voice_aliases: dict[str, str] = field(default_factory=dict)
     max_streams: int = 8
     max_queue: int = 16
@@ -62,12 +74,16 @@ class Settings:
     max_input: int = 4096
     max_batch: int = 32
     max_body: int = 2**20
-    max_bodies: dict[str, int] = field(default_factory=dict)
+    max_bodies: dict[str, int] = field(default_factory=lambda: dict(UPLOADS))
     max_message: int = 24 * 2**20
     max_recording_s: float = 600.0
+    voices_dir: Path | None = None
+    voice_capacity: Capacity = field(default_factory=Capacity)
+    needs_consent: bool = True
     max_connections: int = 2048
     head_s: float = 10.0
     body_s: float = 30.0
+    upload_s: float = 120.0
     docs: bool = False
 
 

@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from math import inf
 
+from torch import Tensor
+
 from speech_mtp.serving.arrivals import Arrivals
 from speech_mtp.serving.engine import Engine
 from speech_mtp.serving.errors import EngineFailedError
@@ -29,9 +31,9 @@ CUSHION_S = 0.08
 @dataclass(frozen=True)
 class Manner:
     """How somebody wants to be spoken to. ``ahead_s``: infinite for a file that is wanted as fast as it goes.
-    ``is_reply``: its text is written meanwhile."""
+    ``is_reply``: its text is written meanwhile. ``voice``: a name of the model's, or a timbre vector ``[E]``."""
 
-    voice: str | None = None
+    voice: str | Tensor | None = None
     sampling: Sampling | None = None
     ramp: Ramp = RAMP
     ahead_s: float = inf

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from torch import Tensor
+
 from speech_mtp.decoding.base import DecodingRule
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.streaming.scheduler import Scheduler
@@ -22,12 +24,13 @@ __all__ = ["Chunk", "Ramp", "speak"]
 def speak(
     model: SpeechModel,
     text: str | Iterable[str],
-    voice: str | None = None,
+    voice: str | Tensor | None = None,
     sampling: Sampling | None = None,
     ramp: Ramp = RAMP,
     rule: DecodingRule | None = None,
 ) -> Iterator[Chunk]:
     """Speak a text, or a stream of pieces of text (words may be cut anywhere); ``rule`` drafts groups of speech.
+    ``voice`` is a name of the model's, or a timbre vector ``[E]`` that its codec has made of a recording.
 
     A stream is spoken while it arrives: a talker that points into its text waits in mid-sentence where it is not there
     yet; where the text is a prefix (the direct form, the layout ``prefix``) each sentence is gathered first. Raises

@@ -99,9 +99,10 @@ class Scheduler:
 
     # -- who comes and goes ---------------------------------------------------------------------------------------
     def speak(
-        self, voice: str | None = None, sampling: Sampling | None = None, ramp: Ramp = RAMP, **limits: int
+        self, voice: str | Tensor | None = None, sampling: Sampling | None = None, ramp: Ramp = RAMP, **limits: int
     ) -> Stream:
-        """A new stream, whose text is pushed. Raises ValueError for an unknown voice."""
+        """A new stream, whose text is pushed; ``voice`` is a name of the model's or a timbre vector ``[E]``. Raises
+        ValueError for an unknown voice."""
         self._check_open()
         if self.model is None:
             raise ValueError("This scheduler has no speech model.")

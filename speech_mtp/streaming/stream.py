@@ -68,7 +68,7 @@ class Stream:
     def __init__(
         self,
         model: SpeechModel,
-        voice: str | None,
+        voice: str | Tensor | None,
         sampling: Sampling,
         ramp: Ramp,
         clock: Callable[[], float],

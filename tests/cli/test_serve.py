@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from speech_mtp import plugins
+from speech_mtp.cli.serve import _recogniser
 from tests.cli.running import refused
 
 
@@ -58,3 +60,35 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
     monkeypatch.setattr(plugins, "importlib", type("Loader", (), {"import_module": staticmethod(load)}))
     assert "pip install 'speech-mtp[serve]'" in refused(monkeypatch, capsys, "serve")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--asr", "whisper"), "There is no 'whisper' in frontends"),
+        (("--asr", "none", "--asr-model", "x"), "leave --asr none out"),
+        (("--asr-model", "/nowhere/at-all"), "/nowhere/at-all"),
+    ],
+)
+def test_what_recognises_speech_is_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], sentence: str
+) -> None:
+    assert sentence in refused(monkeypatch, capsys, "serve", *options)
+
+
+def test_speech_is_recognised_by_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(family: str, spec: Any) -> Any:
+        if spec["name"] == "absent":
+            raise plugins.MissingExtra(
+                "The package 'x' is not installed; install it with pip install 'speech-mtp[asr]'."
+            )
+        return spec
+
+    monkeypatch.setattr(plugins, "build", build)
+    assert _recogniser(None, None) == {"name": "faster_whisper"}
+    assert _recogniser("faster_whisper", Path("x")) == {"name": "faster_whisper", "folder": "x"}
+    assert _recogniser("none", None) is None
+    with pytest.raises(plugins.MissingExtra, match=r"speech-mtp\[asr\]"):
+        _recogniser("absent", None)
+    monkeypatch.setitem(_recogniser.__globals__, "USUAL_ASR", "absent")
+    assert _recogniser(None, None) is None

@@ -13,19 +13,18 @@ from speech_mtp.frontends.base import NO_HINT, SAMPLE_RATE, Hint, Recogniser, Se
 
 
 class FakeRecogniser(Recogniser):
-    """Hears one of ``said`` a second, whatever the recording; knows English only. ``go`` unset holds it up, each
-    segment."""
+    """Hears one of ``said`` a second, whatever the recording; knows English only. After ``held_after`` segments (None:
+    all) it waits for ``go``."""
 
     name = "fake"
 
-    def __init__(self, *said: str) -> None:
-        self.said = said
+    def __init__(self, *said: str, held_after: int | None = None) -> None:
+        self.said, self.held_after = said, len(said) if held_after is None else held_after
         self.heard_s = 0.0
         self.hint = NO_HINT
         self.segments_given = 0
         self.thread = ""
         self.go = threading.Event()
-        self.go.set()
 
     def segments(self, wave: Wave, hint: Hint = NO_HINT) -> Iterator[Segment]:
         if hint.language not in (None, "en"):
@@ -33,7 +32,7 @@ class FakeRecogniser(Recogniser):
         assert wave.dtype == np.float32
         self.heard_s, self.hint, self.thread = len(wave) / SAMPLE_RATE, hint, threading.current_thread().name
         for i, text in enumerate(self.said):
-            assert self.go.wait(20)
+            assert i < self.held_after or self.go.wait(20)
             self.segments_given += 1
             words = tuple(Word(word, i + 0.1 * k, i + 0.1 * k + 0.1) for k, word in enumerate(text.split()))
             yield Segment(f" {text}", i, i + 1, "en", words if hint.words else ())

@@ -13,7 +13,9 @@ import pytest
 import soundfile
 
 from speech_mtp.cli.serve import serve
+from speech_mtp.serving.settings import Settings
 from tests.serving.chatting import chatting
+from tests.serving.hearing import FakeRecogniser, recording
 from tests.serving.running import Running
 
 DOCS = (Path(__file__).parents[2] / "docs/serving.md").read_text("utf-8")
@@ -22,9 +24,17 @@ PYTHON = re.findall(r"```python\n(.*?)```", DOCS, flags=re.DOTALL)
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with chatting() as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    settings = Settings(voices_dir=tmp_path_factory.mktemp("voices"))
+    with chatting(settings, recogniser=FakeRecogniser("Hello there.")) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def _recordings(tmp_path: Path) -> None:
+    """What the snippets send."""
+    for name in ("ann.wav", "agreed.wav", "ben.flac"):
+        (tmp_path / name).write_bytes(recording(2.0, name[-4:].strip(".")))
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
@@ -38,6 +48,11 @@ def test_the_commands_run(server: Running, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "batch.json").read_text())["succeeded"] == 2
     assert json.loads((tmp_path / "chat.json").read_text())["choices"][0]["message"]["content"]
     assert json.loads((tmp_path / "voices.json").read_text())["voices"]
+    assert json.loads((tmp_path / "heard.json").read_text())["text"] == "Hello there."
+    assert "transcript.text.done" in (tmp_path / "heard.sse").read_text()
+    assert json.loads((tmp_path / "voice.json").read_text())["name"] == "ann"
+    assert (tmp_path / "by-ann.wav").read_bytes()[:4] == b"RIFF"
+    assert json.loads((tmp_path / "deleted.json").read_text())["deleted"]
 
 
 @pytest.mark.parametrize("block", PYTHON)

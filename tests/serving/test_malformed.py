@@ -26,6 +26,9 @@ PATHS = (
     "//",
     "/v1/audio/speech/",
     "/v1/chat/completions",
+    "/v1/audio/transcriptions",
+    "/v1/audio/voices/x",
+    "/v1/audio/voice_consents/x",
 )
 FIELDS = (
     "input",

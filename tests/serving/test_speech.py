@@ -17,7 +17,7 @@ from speech_mtp import audio
 from speech_mtp.serving.app import create_app
 from speech_mtp.serving.encoding import FORMATS
 from speech_mtp.serving.names import Names
-from speech_mtp.serving.settings import OPENAI_VOICES, Settings
+from speech_mtp.serving.settings import OPENAI_LISTENERS, OPENAI_VOICES, Settings
 from speech_mtp.streaming.pipeline import speak
 from tests.serving.running import LONG, TEXT, Running
 from tests.tiny import tiny_model
@@ -248,7 +248,8 @@ def test_lists(server: Running) -> None:
     assert all(isinstance(voice["name"], str) for voice in voices)
     models = server.http.get("/v1/models").json()
     assert models["object"] == "list"
-    assert [model["id"] for model in models["data"]] == ["tiny", "tts-1", "tts-1-hd", "gpt-4o-mini-tts"]
+    names = ["tiny", "tts-1", "tts-1-hd", "gpt-4o-mini-tts", "fake", *OPENAI_LISTENERS]
+    assert [model["id"] for model in models["data"]] == names
     assert {"id": "tiny", "name": "tiny"} in server.http.get("/v1/audio/models").json()["models"]
     assert server.http.get("/v1/models/tts-1").json()["id"] == "tts-1"
     assert server.http.get("/v1/models/none").json()["error"]["code"] == "model_not_found"

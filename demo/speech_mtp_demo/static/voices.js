@@ -109,7 +109,7 @@ class Voices {
     try {
       const made = await (await ask("/v1/audio/voices", { method: "POST", body: form })).json();
       await ownVoices(true);
-      told.textContent = `The voice ${made.name ?? name.value} is ready; play its sample above.`;
+      told.textContent = `The voice ${made.name} is ready; play its sample above. ${made.note ?? ""}`;
     } catch (error) {
       told.textContent = error.message;
     } finally {

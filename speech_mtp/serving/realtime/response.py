@@ -102,10 +102,9 @@ class Response:
             await self._tell(answering)
 
     def _manner(self) -> Manner:
-        names = self._service.names
-        voice = self.config.voice if names.knows_voice(self.config.voice) else names.voices[0]
+        voice = self.config.voice if self._service.knows_voice(self._client, self.config.voice) else None
         speech = Speech(voice=voice, response_format="pcm", speed=self.config.speed)
-        manner = order(self._service, speech, paced=True).manner
+        manner = order(self._service, self._client, speech, paced=True).manner
         return replace(manner, ahead_s=self._service.settings.realtime_ahead_s * self.config.speed)
 
     # -- what is told ---------------------------------------------------------------------------------------------
@@ -225,7 +224,7 @@ class Response:
         read = (outcome.prompt_tokens or 0) if outcome is not None else 0
         written = (outcome.tokens or 0) if outcome is not None else 0
         frames = answering.speaking.tally.frames if answering is not None and answering.speaking is not None else 0
-        cached = {"text_tokens": 0, "audio_tokens": 0, "image_tokens": 0}
+        cached = outcome.cached_tokens if outcome is not None else 0
         return {
             "total_tokens": read + written + frames,
             "input_tokens": read,
@@ -233,8 +232,8 @@ class Response:
             "input_token_details": {
                 "text_tokens": read,
                 "audio_tokens": 0,
-                "cached_tokens": 0,
-                "cached_tokens_details": cached,
+                "cached_tokens": cached,
+                "cached_tokens_details": {"text_tokens": cached, "audio_tokens": 0, "image_tokens": 0},
             },
             "output_token_details": {"text_tokens": written, "audio_tokens": frames},
         }

@@ -60,7 +60,7 @@ async def _all(service: VoiceService, client: str, items: list[dict[str, Any]]) 
 
 async def _spoken(service: VoiceService, client: str, item: dict[str, Any]) -> dict[str, Any]:
     body: SpeechRequest = validated(SpeechRequest, item)
-    asked = order(service, body, paced=False)
+    asked = order(service, client, body, paced=False)
     text = whole_text(service, body.input, asked.readings)
     speaking = await begun(service, client, asked, text)
     data = await finished(service, speaking, asked)

@@ -54,7 +54,7 @@ async def begun(service: VoiceService, client: str, body: ChatRequest) -> Answer
         service.check_ready()
         if service.author is not None:
             service.names.check_chat_model(body.model)
-        manner = _manner(service, body)
+        manner = _manner(service, client, body)
         messages = await history(service, client, body.messages)
         answering = await service.answer(client, await service.question(messages, body.wish), manner)
     except Exception as error:
@@ -67,12 +67,12 @@ async def begun(service: VoiceService, client: str, body: ChatRequest) -> Answer
     return answering
 
 
-def _manner(service: VoiceService, body: ChatRequest) -> Manner | None:
+def _manner(service: VoiceService, client: str, body: ChatRequest) -> Manner | None:
     """How the answer is spoken; None if it is not."""
     if not body.spoken or body.audio is None:
         return None
     speech = Speech(voice=body.audio.voice_name, response_format="pcm", seed=body.seed)
-    return order(service, speech, paced=bool(body.stream)).manner
+    return order(service, client, speech, paced=bool(body.stream)).manner
 
 
 async def _finished(answer: Completion) -> dict[str, Any]:

@@ -7,22 +7,25 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from speech_mtp.serving.routes.shared import Service
+from speech_mtp.serving.routes.shared import Client, Service
+from speech_mtp.serving.routes.voices import shape
+from speech_mtp.serving.voices import owner_of
 
 router = APIRouter()
 STARTED = int(time.time())
 
 
 @router.get("/v1/audio/voices")
-async def voices(service: Service) -> dict[str, Any]:
-    """The model's voices, then the other names that are understood."""
+async def voices(service: Service, client: Client) -> dict[str, Any]:
+    """The model's voices, then the other names that are understood, then the voices that the client has made."""
     names = service.names
     own = [{"id": name, "name": name, "object": "audio.voice"} for name in names.voices]
     other = [
         {"id": alias, "name": f"{alias} ({voice})", "object": "audio.voice", "alias_of": voice}
         for alias, voice in names.aliases.items()
     ]
-    return {"voices": own + other}
+    made = service.voices.of(owner_of(client)) if service.voices is not None else []
+    return {"voices": own + other + [shape(record) for record in made]}
 
 
 @router.get("/v1/audio/models")
@@ -33,15 +36,15 @@ async def audio_models(service: Service) -> dict[str, Any]:
 
 @router.get("/v1/models")
 async def models(service: Service) -> dict[str, Any]:
-    """The loaded model and its aliases, then what answers chats."""
-    names = dict.fromkeys((*service.names.models, *service.names.chats))
+    """The loaded model and its aliases, then what answers chats, then what recognises speech."""
+    names = dict.fromkeys((*service.names.models, *service.names.chats, *service.names.listeners))
     return {"object": "list", "data": [_model(name) for name in names]}
 
 
 @router.get("/v1/models/{model:path}")
 async def one_model(model: str, service: Service) -> dict[str, Any]:
     """One of them."""
-    if model not in service.names.chats:
+    if model not in (*service.names.chats, *service.names.listeners):
         service.names.check_model(model)
     return _model(model)
 

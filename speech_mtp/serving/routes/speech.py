@@ -28,7 +28,7 @@ LIVE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Speech-MTP-Sa
 @router.post("/v1/audio/speech", response_class=Response)
 async def speech(body: SpeechRequest, request: Request, service: Service, client: Client) -> Response:
     """Speak a text. See docs/serving.md for the fields and the shapes of the answer."""
-    asked = order(service, body, paced=body.shape == "sse" or body.stream_format is not None)
+    asked = order(service, client, body, paced=body.shape == "sse" or body.stream_format is not None)
     text = whole_text(service, body.input, asked.readings)
     try:
         speaking = await unless_gone(request, begun(service, client, asked, text))

@@ -152,7 +152,7 @@ class Session:
             raise ApiError(400, "The settings can be changed between utterances only; send input.done before.", "type")
         known = self.config.model_dump(exclude_unset=True)
         config: Config = validated(Config, {**known, **{k: v for k, v in event.items() if k != "type"}})
-        order(self.service, config, paced=True)
+        order(self.service, self.client, config, paced=True)
         self.config = config
 
     def _input(self, event: dict[str, Any]) -> None:
@@ -162,7 +162,7 @@ class Session:
         if self.open is None:
             if self.queue.qsize() >= MOST_WAITING:
                 raise ApiError(429, f"{MOST_WAITING} utterances wait already; let some be spoken first.")
-            self.open = Utterance(order(self.service, self.config, paced=True), self.config)
+            self.open = Utterance(order(self.service, self.client, self.config, paced=True), self.config)
             self.queue.put_nowait(self.open)
         try:
             self.open.push(text)
