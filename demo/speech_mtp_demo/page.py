@@ -94,10 +94,11 @@ def widget(module: str, facts: dict[str, Any], functions: Mapping[str, Function]
 
 
 def _offered(name: str, function: Function) -> Callable[..., dict[str, Any]]:
-    """``function`` in the shape in which Gradio calls it for a page."""
+    """``function`` in the shape in which Gradio calls it for a page: it knows by the annotation what to pass, though
+    what it passes here is the framework's request and not its own."""
 
     def offered(asked: Any, request: gr.Request) -> dict[str, Any]:
-        return function(asked, client_of(request.request))
+        return function(asked, client_of(request))
 
     offered.__name__ = name
     return offered

@@ -12,12 +12,13 @@ import pytest
 import soundfile
 
 from speech_mtp.serving.settings import Settings
-from tests.demo.showing import Reciter, looking, showing
+from tests.demo.showing import CHROMIUM, Reciter, looking, showing
 from tests.serving.hearing import FakeRecogniser
 from tests.serving.running import LONG, Running, until
 from tests.serving.talking import _by_loudness  # noqa: F401  # a fixture
 
 pytestmark = pytest.mark.slow
+ACCEPTING = "--use-fake-ui-for-media-stream"
 ALLOWED = {"permissions": ["microphone"]}
 QUESTION = "Why is the sky blue?"
 RATE = 48_000
@@ -37,8 +38,17 @@ def reciting() -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def page(server: Running) -> Iterator[Any]:
-    with looking("--use-fake-ui-for-media-stream", **ALLOWED) as page:
+def playwright() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs chromium")
+    with sync_api.sync_playwright() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def page(playwright: Any) -> Iterator[Any]:
+    with looking(playwright, ACCEPTING, **ALLOWED) as page:
         yield page
 
 
@@ -129,8 +139,8 @@ def test_a_reload_in_mid_answer_leaves_nothing_behind(page: Any, server: Running
     state(page, "speaking")
 
 
-def test_a_server_that_leaves_is_told_of(tmp_path: Path) -> None:
-    with looking("--use-fake-ui-for-media-stream", **ALLOWED) as page:
+def test_a_server_that_leaves_is_told_of(playwright: Any) -> None:
+    with looking(playwright, ACCEPTING, **ALLOWED) as page:
         with showing() as server:
             opened(page, server)
             ask(page)
@@ -165,10 +175,10 @@ def recording(path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("_by_loudness")
-def test_what_is_said_is_heard_answered_and_interrupted_by_speaking(tmp_path: Path) -> None:
+def test_what_is_said_is_heard_answered_and_interrupted_by_speaking(playwright: Any, tmp_path: Path) -> None:
     file = recording(tmp_path / "turns.wav")
-    flags = ("--use-fake-ui-for-media-stream", f"--use-file-for-fake-audio-capture={file}")
-    with showing(recogniser=FakeRecogniser("Hello there")) as server, looking(*flags, **ALLOWED) as page:
+    flags = (ACCEPTING, f"--use-file-for-fake-audio-capture={file}")
+    with showing(recogniser=FakeRecogniser("Hello there")) as server, looking(playwright, *flags, **ALLOWED) as page:
         opened(page, server)
         page.get_by_role("button", name=re.compile("Allow the microphone")).click()
         state(page, "listening")
@@ -202,8 +212,8 @@ def test_why_there_is_no_microphone_is_said_with_the_next_step(
     state(page, "speaking")
 
 
-def test_a_microphone_that_is_denied_leaves_typing(server: Running) -> None:
-    with looking("--deny-permission-prompts", permissions=[]) as page:
+def test_a_microphone_that_is_denied_leaves_typing(playwright: Any, server: Running) -> None:
+    with looking(playwright, "--deny-permission-prompts", permissions=[]) as page:
         opened(page, server)
         page.locator(".orb").click()
         page.wait_for_function("document.querySelector('.talk .notice').textContent.includes('is blocked')")
@@ -211,11 +221,11 @@ def test_a_microphone_that_is_denied_leaves_typing(server: Running) -> None:
         state(page, "speaking")
 
 
-def test_an_insecure_page_says_so_and_still_answers_in_writing() -> None:
+def test_an_insecure_page_says_so_and_still_answers_in_writing(playwright: Any) -> None:
     host = "voice.example"
     with (
         showing(Settings(allowed_hosts=(host, "127.0.0.1"))) as server,
-        looking(f"--host-resolver-rules=MAP {host} 127.0.0.1") as page,
+        looking(playwright, f"--host-resolver-rules=MAP {host} 127.0.0.1") as page,
     ):
         page.goto(f"http://{host}:{server.port}/demo/")
         page.wait_for_function("document.querySelector('.talk .notice')?.textContent.includes('localhost')")
@@ -290,8 +300,10 @@ def test_a_recording_is_said_again_in_another_voice(page: Any, server: Running, 
 # -- form ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_is_wider_than_the_screen(server: Running, width: int, scheme: str) -> None:
-    with looking(viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce") as page:
+def test_nothing_is_wider_than_the_screen(playwright: Any, server: Running, width: int, scheme: str) -> None:
+    with looking(
+        playwright, viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce"
+    ) as page:
         opened(page, server)
         for tab in ("Voice chat", "Speak", "Voices", "Text", "About"):
             page.get_by_role("tab", name=tab).click()
@@ -313,9 +325,9 @@ def test_every_control_has_a_name(page: Any, server: Running) -> None:
         assert nameless == [], tab
 
 
-def test_a_browser_shows_a_key_once() -> None:
+def test_a_browser_shows_a_key_once(playwright: Any) -> None:
     key = "a-key-of-the-tests"
-    with showing(Settings(keys=(key,))) as server, looking("--use-fake-ui-for-media-stream", **ALLOWED) as page:
+    with showing(Settings(keys=(key,))) as server, looking(playwright, ACCEPTING, **ALLOWED) as page:
         page.goto(server.url)
         page.get_by_label("API key").fill(key)
         page.get_by_role("button", name="Enter").click()
