@@ -83,7 +83,7 @@ def looking(playwright: Any, *flags: str, **context: Any) -> Iterator[Any]:
     """A page of a headless browser; ``problems`` of it hold what went wrong, ``asked`` every address it asked for."""
     browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *flags])
     page = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **context}).new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     page.problems, page.asked = [], []
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     page.on("console", lambda said: page.problems.append(said.text) if said.type == "error" else None)

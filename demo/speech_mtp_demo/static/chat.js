@@ -1,12 +1,13 @@
 // The voice chat: orb, transcript, typing, and the panel that shows how an answer is made.
-import { insecure, openMicrophone, openPlayer, wake } from "./audio.js";
+import { insecure, openPlayer, wake } from "./audio.js";
 import { el, settings } from "./dom.js";
+import { Ear } from "./ear.js";
 import { Orb } from "./orb.js";
 import { Panel } from "./panel.js";
 import { Conversation, samplesOf } from "./realtime.js";
+import { handlers } from "./told.js";
 import { Transcript } from "./transcript.js";
 
-const SILENCE = new Int16Array(19200); // 0.8 s: ends a turn whose key was let go
 const INTERRUPTED_MS = 700;
 const QUESTIONS = ["Why is the sky blue?", "Tell me a short story about a fox.", "How do I make tea?"];
 
@@ -25,13 +26,19 @@ class Chat {
     this.notice = el("p", { class: "notice", role: "alert", hidden: true });
     this.answers = new Map(); // by item: {answer, ended, playedMs, soundMs}
     this.heard = new Map(); // turns of the person's, by item
-    this.microphone = this.player = this.current = null;
+    this.player = this.current = null;
     this.active = null; // the response that is being made
     this.dropped = new Set(); // responses that were interrupted: what still comes of them is not shown
-    this.waiting = this.playing = this.holding = this.released = this.cut = false;
+    this.waiting = this.playing = this.cut = false;
     this.conversation = new Conversation(this.events(), () => ({
       voice: settings.get("voice"), speed: settings.get("speed"), drafting: this.panel.drafting,
     }));
+    this.ear = new Ear({
+      sound: (samples, level) => this.listen(samples, level),
+      change: () => this.show(),
+      problem: (sentence) => this.say(sentence),
+      ready: () => this.ready(),
+    });
     this.box = this.build();
     settings.watch((name) => (name === "voice" || name === "speed") && this.conversation.open && this.conversation.configure());
     addEventListener("keydown", (event) => this.key(event, true));
@@ -70,8 +77,10 @@ class Chat {
   // -- the state ------------------------------------------------------------------------------------------------
   show() {
     const busy = this.active || this.waiting;
-    const state = this.cut ? "interrupted" : this.playing || this.pausing ? "speaking" : busy ? "thinking" : this.microphone ? "listening" : "idle";
+    const state = this.cut ? "interrupted" : this.playing || this.pausing ? "speaking" : busy ? "thinking" : this.ear.open ? "listening" : "idle";
+    this.orb.known = this.ear.known;
     this.orb.show(state);
+    if (state === "idle") this.orb.sound(0);
     this.box.dataset.state = state;
     this.tries.hidden = this.transcript.list.childElementCount > 0 || !this.facts.chats;
   }
@@ -86,8 +95,8 @@ class Chat {
   tap() {
     wake();
     if (this.playing || this.active || this.waiting) this.interrupt();
-    else if (this.microphone) this.closeMicrophone();
-    else this.openMicrophone();
+    else if (this.ear.open) this.ear.close();
+    else if (this.canHear()) this.ear.listen();
   }
 
   key(event, down) {
@@ -99,50 +108,20 @@ class Chat {
     event.preventDefault();
     if (event.repeat) return;
     wake();
-    if (down && !this.microphone) {
-      this.holding = true;
-      this.openMicrophone();
-    } else if (!down && this.holding) {
-      this.holding = false;
-      this.release();
-    }
+    if (!down && this.ear.holding) this.ear.release();
+    if (!down || this.ear.open || !this.canHear()) return;
+    this.interrupt();
+    this.ear.hold();
   }
 
   stop() {
     this.interrupt();
-    this.closeMicrophone();
+    this.ear.close();
   }
 
-  async openMicrophone() {
-    this.say("");
-    if (this.playing || this.active) this.interrupt();
-    try {
-      const microphone = await openMicrophone((samples, level) => this.listen(samples, level));
-      this.microphone = microphone;
-      this.orb.known = true;
-      this.show();
-      await this.ready();
-      if (!this.facts.hears) this.say("This server has no recogniser, so it cannot hear you; type below instead.");
-    } catch (error) {
-      this.say(error.message);
-      this.closeMicrophone();
-    }
-    if (this.released) this.release();
-  }
-
-  /** The key was let go: silence ends the turn, and the microphone closes. */
-  release() {
-    this.released = !this.microphone;
-    if (this.released) return;
-    this.conversation.hear(SILENCE);
-    this.closeMicrophone();
-  }
-
-  closeMicrophone() {
-    this.microphone?.close();
-    this.microphone = null;
-    this.orb.sound(0);
-    this.show();
+  canHear() {
+    this.say(this.facts.hears ? "" : "This server recognises no speech; start it with --asr, or type below.");
+    return this.facts.hears;
   }
 
   listen(samples, level) {
@@ -252,51 +231,9 @@ class Chat {
 
   // -- what the server tells --------------------------------------------------------------------------------------
   events() {
-    const on = this.handlers();
+    const on = handlers(this);
     const kept = ([type, take]) => [type, (event) => this.dropped.has(event.response_id) || take(event)];
     return Object.fromEntries(Object.entries(on).map(kept));
-  }
-
-  handlers() {
-    return {
-      "input_audio_buffer.speech_started": () => this.interrupt(true),
-      "input_audio_buffer.speech_stopped": () => ((this.waiting = true), this.show()),
-      "conversation.item.added": ({ item }) => this.added(item),
-      "conversation.item.input_audio_transcription.completed": (event) => this.understood(event),
-      "conversation.item.input_audio_transcription.failed": (event) => this.misheard(event),
-      "response.created": ({ response }) => this.begin(response),
-      "response.output_item.added": ({ item }) => this.item(item.id),
-      "response.output_audio_transcript.delta": (event) => this.item(event.item_id).answer.write(event.delta),
-      "response.output_text.delta": (event) => this.item(event.item_id).answer.write(event.delta),
-      "response.output_audio.delta": (event) => this.sound(event),
-      "response.output_audio.done": ({ item_id }) => this.soundEnds(item_id),
-      "response.done": ({ response }) => this.done(response),
-      "speech_mtp.words": ({ item_id, words }) => this.item(item_id).answer.time(words),
-      "speech_mtp.drafting": ({ steps }) => this.panel.steps(steps),
-      "speech_mtp.figures": (event) => this.panel.figures(event),
-      error: ({ error }) => this.refused(error),
-      closed: (sentence) => this.closed(sentence),
-    };
-  }
-
-  added(item) {
-    const spoken = item.role === "user" && item.content?.some((part) => part.type === "input_audio");
-    if (spoken && !this.heard.has(item.id)) this.heard.set(item.id, this.transcript.user());
-    this.show();
-  }
-
-  understood({ item_id, transcript }) {
-    const text = transcript.trim();
-    this.heard.get(item_id)?.set(text || "(nothing understood)");
-    if (text) this.conversation.turns.push({ role: "user", text });
-    else this.waiting = false;
-    this.show();
-  }
-
-  misheard({ item_id, error }) {
-    this.heard.get(item_id)?.fail(error?.message ?? "This was not understood.");
-    this.waiting = false;
-    this.show();
   }
 
   begin(response) {
@@ -331,6 +268,7 @@ class Chat {
 
   done(response) {
     if (this.active === response.id) this.active = null;
+    if (this.dropped.delete(response.id)) return;
     const item = this.answers.get(this.current);
     if (response.status === "failed") this.fail(response.status_details?.error?.message ?? "The answer has failed; ask once more.");
     if (item && !item.over && (!this.player || item.soundMs === 0)) {
@@ -348,7 +286,7 @@ class Chat {
   closed(sentence) {
     this.active = null;
     this.waiting = false;
-    if (this.microphone) this.closeMicrophone();
+    if (this.ear.open) this.ear.close();
     this.say(this.conversation.leaving ? "" : sentence);
     this.conversation.leaving = false;
     this.show();

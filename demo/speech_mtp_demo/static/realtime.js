@@ -5,6 +5,7 @@ import { base64Of, bytesOf, socketAddress } from "./dom.js";
 const INCLUDE = ["speech_mtp.words", "speech_mtp.drafting", "speech_mtp.figures"]; // extensions of this server
 const INSTRUCTIONS = "You are a friendly voice assistant. Answer in one to three short sentences, without lists or markup.";
 const MOST_TOKENS = 300;
+const MOST_EARLY = 200; // batches of the microphone
 const AWAY = "The server has closed the conversation; the next thing you say or type opens it again.";
 
 export class Conversation {
@@ -15,6 +16,7 @@ export class Conversation {
     this.turns = []; // {role, text} that a new socket is told
     this.socket = null;
     this.opening = null;
+    this.early = [];
   }
 
   get open() {
@@ -38,6 +40,7 @@ export class Conversation {
           this.socket = socket;
           this.configure();
           for (const turn of this.turns) this.tell(turn);
+          for (const event of this.early.splice(0)) this.send(event);
           resolve();
         }
         this.on[event.type]?.(event);
@@ -91,8 +94,11 @@ export class Conversation {
     this.send({ type: "response.create" });
   }
 
+  /** More of what the microphone hears; what comes before the socket is open is kept for it. */
   hear(samples) {
-    this.send({ type: "input_audio_buffer.append", audio: base64Of(new Uint8Array(samples.buffer)) });
+    const event = { type: "input_audio_buffer.append", audio: base64Of(new Uint8Array(samples.buffer)) };
+    if (this.open) this.send(event);
+    else if (this.early.length < MOST_EARLY) this.early.push(event);
   }
 
   cancel() {
