@@ -272,7 +272,7 @@ def test_a_text_that_cannot_be_spoken_is_refused_in_a_sentence(page: Any, server
 def test_ways_of_decoding_race_and_are_measured(page: Any, server: Running) -> None:
     opened(page, server, "Text")
     page.wait_for_selector(".text-lab")
-    page.get_by_role("button", name="Race plain decoding").click()
+    page.get_by_role("button", name="Race plain").click()
     page.wait_for_function("document.querySelectorAll('.lane .tokens .token').length > 20")
     page.wait_for_function("document.querySelector('.text-lab').dataset.busy === 'false'")
     drafted, plain = (lane.inner_text() for lane in page.locator(".lane .tokens").all())

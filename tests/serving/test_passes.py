@@ -32,7 +32,9 @@ def test_a_pass_says_nothing_of_its_key_and_ends_with_it() -> None:
     assert Passes(KEYS).issue("no-key-of-the-tests") is None
 
 
-@pytest.mark.parametrize("changed", ["", "0", "0.9999999999.", "1.{until}.{sign}", "0.9999999999.{sign}", "0.²5.{sign}"])
+@pytest.mark.parametrize(
+    "changed", ["", "0", "0.9999999999.", "1.{until}.{sign}", "0.9999999999.{sign}", "0.²5.{sign}"]
+)
 def test_a_pass_cannot_be_made_up(changed: str) -> None:
     passes = Passes(KEYS)
     _, until, sign = (passes.issue(KEYS[0]) or "").split(".")

@@ -38,7 +38,7 @@ class TextLab {
     this.rule = el("select", { name: "rule" });
     this.buttons = [
       el("button", { class: "primary", type: "button", onclick: () => this.begin([this.way()]) }, "Answer"),
-      el("button", { type: "button", onclick: () => this.begin([this.way(), PLAIN]) }, "Race plain decoding"),
+      el("button", { type: "button", onclick: () => this.begin([this.way(), PLAIN]) }, "Race plain"),
       el("button", { type: "button", onclick: () => this.begin(this.all(), true) }, "Measure all"),
     ];
     this.stop = el("button", { type: "button", disabled: true, onclick: () => this.server.stop({ job: this.job }) }, "Stop");
@@ -74,7 +74,6 @@ class TextLab {
   fillRules() {
     const { rules } = this.heads.find(({ name }) => name === this.head.value);
     this.rule.replaceChildren(...rules.map((name) => el("option", { value: name }, name)));
-    if (rules.includes("tree")) this.rule.value = "tree";
   }
 
   way() {

@@ -1,7 +1,7 @@
 // Pictures of one step of decoding: what was drafted, and what of it was kept.
 import { svg } from "./dom.js";
 
-const [COLUMN, ROW, HIGH, LETTER] = [104, 34, 24, 7];
+const [COLUMN, ROW, HIGH, LETTER] = [112, 34, 24, 8]; // pixels
 
 /**
  * A tree as SVG. `nodes`: [{text, parent, kept, own}] with the root first (parent -1); `own` marks what the model itself
