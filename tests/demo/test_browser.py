@@ -26,7 +26,7 @@ RATE = 48_000
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with showing() as running:
+    with showing(recogniser=FakeRecogniser("Hello there")) as running:
         yield running
 
 
@@ -99,6 +99,11 @@ def test_an_interruption_strikes_what_was_not_heard(page: Any, reciting: Running
     opened(page, server)
     ask(page)
     page.wait_for_function("document.querySelectorAll('.word.heard').length > 2")
+    inside = """[...document.querySelectorAll('.word.now')].every(word => {
+        const [one, box] = [word, document.querySelector('.transcript')].map(e => e.getBoundingClientRect());
+        return one.top >= box.top && one.bottom <= box.bottom;
+    })"""
+    assert page.evaluate(inside), "the word that sounds is in sight, however long the text"
     page.get_by_role("button", name=re.compile("^Speaking")).click()
     page.wait_for_function("document.querySelectorAll('.word.struck').length > 0")
     assert page.locator(".orb-box").get_attribute("data-state") in ("interrupted", "idle")
@@ -295,6 +300,30 @@ def test_a_recording_is_said_again_in_another_voice(page: Any, server: Running, 
     own = page.locator(".pair .card").nth(0)
     own.get_by_role("button", name="Make voice").click()
     assert "Choose a recording first" in own.inner_text()
+
+
+def test_a_voice_is_made_of_a_recording_and_deleted(playwright: Any, tmp_path: Path) -> None:
+    with (
+        showing(Settings(voices_dir=tmp_path)) as server,
+        looking(playwright, ACCEPTING, **ALLOWED) as page,
+    ):
+        opened(page, server, "Voices")
+        own = page.locator(".pair .card").nth(0)
+        own.locator("input[type=file]").set_input_files(recording(tmp_path / "mine.wav"))
+        own.get_by_label("Name of the new voice").fill("mine")
+        own.get_by_role("button", name="Make voice").click()
+        assert "must agree first" in own.inner_text()
+        own.get_by_role("checkbox").check()
+        own.get_by_role("button", name="Make voice").click()
+        page.wait_for_function("document.querySelector('.pair').textContent.includes('The voice mine is ready')")
+        card = page.locator(".voice", has_text="mine")
+        card.get_by_role("button", name="Play sample").click()
+        page.wait_for_function("![...document.querySelectorAll('.voice button')].some(button => button.disabled)")
+        assert page.locator(".voices > .notice:not([hidden])").count() == 0
+        page.locator(".top select[name=voice]").select_option(label="mine")
+        card.get_by_role("button", name="Delete").click()
+        page.wait_for_function("document.querySelectorAll('.voice').length === 2")
+        assert page.locator(".top select[name=voice]").input_value() == "low"
 
 
 # -- form ---------------------------------------------------------------------------------------------------------

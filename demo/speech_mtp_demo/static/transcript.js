@@ -1,13 +1,18 @@
 // The written conversation: what was said, and of answers which words have been heard.
 import { calm, el } from "./dom.js";
 
-const AT_END = 24; // pixels from the end within which the transcript scrolls by itself
+const AT_END = 24; // pixels from the end within which a reader follows
+const MARGIN = 40; // pixels below the word that sounds
 
 export class Transcript {
   constructor() {
     this.list = el("ol", { class: "turns", "aria-label": "Conversation" });
     this.empty = el("p", { class: "empty quiet" }, "What you say and what it answers appears here.");
-    this.box = el("div", { class: "transcript", tabindex: "0", role: "log", "aria-label": "Transcript" }, this.empty, this.list);
+    this.follows = true; // the reader has not scrolled away
+    this.sounding = null; // the word that is spoken now, or the answer that will be
+    this.moved = 0; // where it was scrolled to by itself
+    this.box = el("div", { class: "transcript", tabindex: "0", role: "log", "aria-label": "Transcript",
+      onscroll: () => this.scrolled() }, this.empty, this.list);
   }
 
   /** A turn of the person's, whose text may come later. */
@@ -22,8 +27,10 @@ export class Transcript {
 
   answer() {
     const body = el("p", { class: "answer" });
+    this.follows = true;
+    this.sounding = body; // its beginning stays in sight until its first word sounds
     this.add("It", body, "it");
-    return new Answer(body, (change) => this.keep(change));
+    return new Answer(body, this);
   }
 
   add(who, body, kind) {
@@ -31,15 +38,41 @@ export class Transcript {
     this.keep(() => this.list.append(el("li", { class: kind }, el("span", { class: "who" }, who), body)));
   }
 
-  /** Make a change, and stay at the end if the reader was there. */
   keep(change) {
-    const { box } = this;
-    const follows = box.scrollHeight - box.scrollTop - box.clientHeight < AT_END;
     change();
-    if (follows) box.scrollTop = box.scrollHeight;
+    this.settle();
+  }
+
+  /** Unless the reader looks elsewhere, show the word that sounds, or the end. */
+  settle() {
+    const { box, sounding } = this;
+    if (!this.follows) return;
+    const end = box.scrollHeight - box.clientHeight;
+    let place = end;
+    if (sounding) {
+      const [top, bottom] = [sounding.offsetTop, sounding.offsetTop + sounding.offsetHeight + MARGIN];
+      const seen = top >= box.scrollTop && bottom <= box.scrollTop + box.clientHeight;
+      place = seen ? box.scrollTop : Math.min(end, top - box.clientHeight / 3);
+    }
+    this.moved = Math.max(0, Math.round(place));
+    if (Math.abs(box.scrollTop - this.moved) > 1) box.scrollTop = this.moved;
+  }
+
+  scrolled() {
+    const { box } = this;
+    if (Math.abs(box.scrollTop - this.moved) < 2) return;
+    const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < AT_END;
+    const word = this.sounding?.offsetTop - box.scrollTop;
+    this.follows = atEnd || (word > 0 && word < box.clientHeight);
+  }
+
+  sound(word) {
+    this.sounding = word;
+    this.settle();
   }
 
   clear() {
+    this.sounding = null;
     this.list.replaceChildren();
     this.empty.hidden = false;
   }
@@ -47,9 +80,9 @@ export class Transcript {
 
 /** One answer: words in grey until they are heard, the one that sounds underlined. */
 class Answer {
-  constructor(body, keep) {
+  constructor(body, transcript) {
     this.body = body;
-    this.keep = keep;
+    this.transcript = transcript;
     this.text = "";
     this.words = []; // {from, to, startMs, endMs, span}: pieces of the text between white space
     this.searched = 0; // how far words have been found in the text
@@ -61,7 +94,7 @@ class Answer {
   write(piece) {
     if (this.over) return;
     this.text += piece;
-    this.keep(() => this.cut());
+    this.transcript.keep(() => this.cut());
   }
 
   /** Spans for the words of the text; only the last of them can have grown. */
@@ -118,6 +151,7 @@ class Answer {
       word.span.classList.toggle("heard", i <= now);
       word.span.classList.toggle("now", i === now && !ended && !this.over);
     });
+    if (now !== this.now && now >= 0) this.transcript.sound(this.words[now].span);
     this.now = now;
   }
 
@@ -125,6 +159,7 @@ class Answer {
   finish() {
     this.over = true;
     for (const word of this.words) word.span.className = "word heard";
+    this.transcript.sound(null);
   }
 
   /** It was interrupted: what was not heard is struck, and soon gone. Returns what was heard. */
@@ -136,7 +171,7 @@ class Answer {
     for (const word of unheard) word.span.classList.add("struck");
     this.words = this.words.slice(0, this.now + 1);
     this.text = this.text.slice(0, this.words.at(-1)?.to ?? 0);
-    setTimeout(() => this.keep(() => this.drop(unheard)), calm() ? 800 : 1500);
+    setTimeout(() => this.transcript.keep(() => this.drop(unheard)), calm() ? 800 : 1500);
     return this.text;
   }
 
@@ -145,6 +180,7 @@ class Answer {
       word.span.previousSibling?.remove();
       word.span.remove();
     }
+    this.transcript.sounding = null;
     this.body.append(el("span", { class: "cut quiet" }, this.words.length ? " - interrupted" : "interrupted"));
   }
 }
