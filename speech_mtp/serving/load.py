@@ -74,7 +74,7 @@ class Load:
     played: list[Playback] = field(default_factory=list)
 
     async def run(self, kinds: Sequence[str], seconds: float) -> None:
-        """A client of each of ``kinds``; they begin within a second, and ask for nothing new after ``seconds``."""
+        """A client of each of ``kinds``; they begin within a second, and ask for no second answer after ``seconds``."""
         httpx = plugins.require("httpx", "serve")
         end = time.monotonic() + seconds
         async with httpx.AsyncClient(base_url=self.url, headers=self._headers(), timeout=60) as http:
@@ -92,7 +92,7 @@ class Load:
             "realtime": self._realtime,
         }[kind]
         for turn in count(number):
-            if time.monotonic() >= end:
+            if turn > number and time.monotonic() >= end:
                 return
             playback = Playback(kind, time.monotonic())
             self.played.append(playback)
