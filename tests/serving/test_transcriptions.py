@@ -311,6 +311,20 @@ def test_the_service_lends_its_ears() -> None:
     asyncio.run(ask_the_deaf(VoiceService(tiny_model(), Settings())))
 
 
+def test_a_server_that_ends_does_not_wait_for_the_whole_recording() -> None:
+    hearing = FakeRecogniser(*SAID, "x", "y", held_after=1)
+    with serving(Settings(drain_s=0.1), recogniser=hearing) as server:
+        asked = ThreadPoolExecutor(1).submit(post, server)
+        until(lambda: hearing.segments_given == 1)
+        server.server.handle_exit(2, None)
+        answer = asked.result(20)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (503, "server_error")
+        hearing.go.set()
+        until(lambda: not server.service.ears.busy)
+    assert hearing.segments_given == 2, "the one that was being heard, and no more"
+    assert not server.service.listening
+
+
 def test_a_recogniser_that_fails_is_a_fault_of_ours(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(FakeRecogniser):
         def segments(self, wave: Any, hint: Hint = NO_HINT) -> Iterator[Segment]:

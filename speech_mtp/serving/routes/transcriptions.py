@@ -62,7 +62,10 @@ async def _begun(service: VoiceService, client: str, body: TranscriptionForm, da
 
 async def _finished(listening: Listening) -> Transcript:
     async with listening:
-        return await listening.transcript()
+        try:
+            return await listening.transcript()
+        except Exception as error:
+            raise told(error) from None
 
 
 def _whole(body: TranscriptionForm, transcript: Transcript) -> Response:
