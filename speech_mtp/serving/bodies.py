@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Annotated, Any, Literal
 
-from fastapi import Request, Response, params
+from fastapi import Form, Request, Response, params
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -23,6 +23,11 @@ FORM_LIMITS: Any = {"max_fields": 64, "max_files": 1, "max_part_size": 2**16}
 """Of a form's parts that are texts, and of its files, which the door limits."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
+
+
+def multipart() -> Any:
+    """A form with a file, as the schema tells it."""
+    return Form(media_type="multipart/form-data")
 
 
 class VoiceId(BaseModel):
