@@ -26,6 +26,8 @@ class Layout(ABC):
     control_size: int
     points: bool = False
     """Whether positions carry a pointer into the text; otherwise the text stands before the speech."""
+    ahead: int = 0
+    """Units in front of the pointer that must be known to go on."""
 
     def __init__(self, codebook_sizes: tuple[int, ...], frames_per_group: int) -> None:
         if frames_per_group < 1:

@@ -75,6 +75,11 @@ class ReadingState:
         """Whether there is text that is not read and may be."""
         return self.lease.alive and max(self.first, self.hidden.shape[1]) < len(self.tokens)
 
+    @property
+    def block_is_full(self) -> bool:
+        """Whether all of the next token's block has come, so that it is read once."""
+        return len(self.tokens) >= (self.hidden.shape[1] // BLOCK + 1) * BLOCK
+
     def next_block(self) -> tuple[int, list[int]]:
         """Where the block of the next token begins, and its tokens, filled up."""
         edge = self.hidden.shape[1] // BLOCK * BLOCK

@@ -89,6 +89,11 @@ class UnitStream:
         """Whether there is text for the backbone that it has not read."""
         return self._state.unread
 
+    def worth_reading(self, known: int) -> bool:
+        """Whether to let the backbone read, for somebody who can go on with more than ``known`` units: a block that is
+        not full is read again when it has grown, so not for less than that."""
+        return self.unread and (self._complete or len(self._units) > known or self._state.block_is_full)
+
     def advance(self) -> bool:
         """Let the backbone read one block further, if any of its text is unread; whether it has."""
         return advance_all([self])[0]

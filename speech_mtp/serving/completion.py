@@ -132,6 +132,7 @@ class Completion:
         if written is None:
             written = self.service.count_tokens(self.text)
         frames = speaking.tally.frames if speaking is not None else 0
+        cached = outcome.cached_tokens if outcome else 0
         details: dict[str, int] = {"text_tokens": written, "audio_tokens": frames, "reasoning_tokens": 0}
         if outcome is not None and outcome.statistics is not None:
             details |= _kept(outcome.statistics)
@@ -139,7 +140,7 @@ class Completion:
             "prompt_tokens": prompt,
             "completion_tokens": written + frames,
             "total_tokens": prompt + written + frames,
-            "prompt_tokens_details": {"text_tokens": prompt, "audio_tokens": 0, "cached_tokens": 0},
+            "prompt_tokens_details": {"text_tokens": prompt, "audio_tokens": 0, "cached_tokens": cached},
             "completion_tokens_details": details,
         }
 

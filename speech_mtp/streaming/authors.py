@@ -57,6 +57,7 @@ class Outcome:
     prompt_tokens: int | None = None
     tokens: int | None = None
     statistics: Statistics | None = None
+    cached_tokens: int = 0  # of the prompt: had been read before
 
 
 class AuthorError(Exception):
@@ -152,7 +153,7 @@ class _OwnWriting:
         if not self._conversation.turns:  # the prompt was not read to its end
             return Outcome(Finish("cancelled"), self._prompt_tokens, 0)
         turn = self._conversation.turns[-1]
-        return Outcome(turn.finish, turn.prompt_tokens, len(turn.tokens), turn.statistics)
+        return Outcome(turn.finish, turn.prompt_tokens, len(turn.tokens), turn.statistics, turn.cached_tokens)
 
 
 # -- a history that fits ----------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from speech_mtp.decoding.text import Answer, TextRun
 from speech_mtp.decoding.vanilla import Vanilla
 from speech_mtp.lm.chat import Message, TextStream, following, opening
 from speech_mtp.lm.text_lm import TextLM
+from speech_mtp.streaming.prompt_cache import PromptCache
 from speech_mtp.types import Finish, RowSampling, Sampling
 
 GREEDY = Sampling(temperature=0)
@@ -28,7 +29,8 @@ CHUNK = 64
 
 @dataclass
 class Turn:
-    """What one answer was and took. ``prompt_tokens`` are new in this turn; a stop string is not in ``text``."""
+    """What one answer was and took. ``prompt_tokens`` are new in this turn, ``cached_tokens`` of them had been read
+    before; a stop string is not in ``text``."""
 
     text: str
     prompt_tokens: int
@@ -37,6 +39,7 @@ class Turn:
     statistics: Statistics
     seconds: float
     first_text_s: float
+    cached_tokens: int = 0
 
 
 class Conversation:
@@ -50,6 +53,8 @@ class Conversation:
         self.place: int | None = None  # in the writer's run
         self.reading: Any = None  # its row, while a prompt is read
         self.unread: deque[list[int]] = deque()
+        self.read: list[int] = []  # by the row that reads the prompt
+        self.cached, self.stem = 0, 0  # tokens of the prompt: read before, and after which the row is kept
         self.writing = self.closed = False
         self.statistics = Statistics()
         self._prompt: list[int] = []
@@ -109,6 +114,7 @@ class Conversation:
                 self.statistics,
                 seconds,
                 self._first or seconds,
+                self.cached,
             )
             self.turns.append(turn)
             self.messages = [*self.messages, {"role": "assistant", "content": self._said}]
@@ -163,6 +169,7 @@ class Writer:
     _asking: list[Conversation] = field(default_factory=list)
     _writing: list[Conversation] = field(default_factory=list)
     _plain: Writer | None = None
+    _cache: PromptCache = field(default_factory=PromptCache)
 
     def converse(
         self,
@@ -190,12 +197,29 @@ class Writer:
     def begin(self, conversation: Conversation, prompt: list[int]) -> None:
         """A prompt of ``conversation`` shall be read and answered."""
         run, place = self.run_of(conversation), conversation.place
-        row = run.opened(conversation.sampling) if place is None else run.resumed(place)
-        known = conversation.answer.context if place is not None and not int(row.lengths[0]) else []
-        whole = known + prompt
+        conversation.cached = conversation.stem = 0
+        if place is None:
+            row = self._row_that_begins(conversation, prompt)
+        else:
+            row = run.resumed(place)
+            conversation.read = conversation.answer.context if int(row.lengths[0]) else []
+        known = conversation.answer.context if place is not None else []
+        rest = [*known, *prompt][len(conversation.read) :]
         conversation.reading = row
-        conversation.unread = deque(whole[i : i + self.chunk] for i in range(0, len(whole), self.chunk))
+        stem = max(0, conversation.stem - len(conversation.read))
+        parts = (rest[:stem], rest[stem:])
+        conversation.unread = deque(p[i : i + self.chunk] for p in parts for i in range(0, len(p), self.chunk))
         self._asking.append(conversation)
+
+    def _row_that_begins(self, conversation: Conversation, prompt: list[int]) -> Any:
+        """A row for a new conversation, which has perhaps read the beginning of ``prompt`` already."""
+        conversation.cached, row = self._cache.find(prompt)
+        conversation.stem = self._cache.stem(prompt)
+        conversation.read = prompt[: conversation.cached]
+        if row is None:
+            return self.run_of(conversation).opened(conversation.sampling)
+        row.sampling = RowSampling([conversation.sampling], self.lm.device)
+        return row
 
     def step(self) -> bool:
         """Read one piece of a prompt, and write one step of every answer; whether there was anything to do."""
@@ -213,7 +237,11 @@ class Writer:
             return False
         conversation = self._asking[0]
         run = self.run_of(conversation)
-        run.told(conversation.reading, conversation.unread.popleft())
+        piece = conversation.unread.popleft()
+        run.told(conversation.reading, piece)
+        conversation.read = [*conversation.read, *piece]
+        if not conversation.unread or len(conversation.read) == conversation.stem:
+            self._cache.keep(conversation.read, conversation.reading)
         if not conversation.unread:
             self._asking.pop(0)
             prompt = conversation._prompt
@@ -257,11 +285,18 @@ class Writer:
     def leave(self, conversation: Conversation) -> None:
         """The conversation's row goes."""
         if self._run is not None and conversation.place is not None:
+            self._keep_row(self._run, conversation.place, conversation.answer)
             self._run.leave(conversation.place)
             self._run.answers[conversation.place] = None
             del self._placed[conversation.place]
             conversation.place = None
             self._close_gaps(self._run)
+
+    def _keep_row(self, run: TextRun, place: int, answer: Answer) -> None:
+        """Whoever goes on with this conversation need not have it read again."""
+        row = run.alone(place)
+        if int(row.lengths[0]) == len(answer.context):
+            self._cache.keep(answer.context, row)
 
     def _close_gaps(self, run: TextRun) -> None:
         if run.is_sparse:

@@ -204,7 +204,7 @@ class Scheduler:
             had = stream.unread
             worked |= self._safely(stream, stream.take_text) or had
         wanting = [s for s in wanting if not s.done]
-        reading = [s for s in wanting if s.reading is not None and s.reading.unread]
+        reading = [s for s in wanting if s.wants_reading]
         self._advance(reading)
         for stream in wanting:
             if stream in reading or stream.changed:
@@ -333,7 +333,9 @@ class Scheduler:
 
     def _relaxed(self) -> bool:
         """Whether text may be written: no stream that can go on is about to run dry, but for replies: their text goes
-        before their sound."""
+        before their sound, once they have begun to sound."""
+        if any(s.is_reply and s.begins and not s.held and self._says_more(s) for s in self.streams):
+            return False
         now = self.clock()
         able = [s for s in self.streams if not (s.held or s.is_reply) and self._can_go_on(s)]
         return all(s.buffered_s(now) > self.pace.margin_s for s in able)

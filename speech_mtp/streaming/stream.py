@@ -92,6 +92,7 @@ class Stream:
         self._gathered = ""
         self._whole: tuple[TextUnits, list[WordUnits]] | None = None  # a sentence that was read whole
         self._sentence = 0
+        self._pointer = 0  # of the talker, in the units of the sentence
         self._worst = Finish("stop")
         self._track: WordTrack | None = None
         self._pending: deque[Tensor] = deque()  # the codec's thread takes from its front
@@ -194,6 +195,7 @@ class Stream:
         """The settings of the sentence that begins now."""
         rate = self.model.codec.spec.frame_rate_hz
         self._track = WordTrack(self.frames / rate, rate, self.model.lm.layout.frames_per_group)
+        self._pointer = 0
         seed = self.sampling.seed + _NEXT_SENTENCE * self._sentence
         seed = (seed + 2**63) % 2**64 - 2**63  # as 64-bit numbers add
         self._sentence += 1
@@ -205,6 +207,8 @@ class Stream:
         self.steps += 1
         self.frames += tokens.shape[1] * self.model.lm.layout.frames_per_group
         self._pending.extend(tokens.split(1, 1))
+        if pointers:
+            self._pointer = pointers[-1]
         if self._track is not None and pointers:
             words = self._whole[1] if self._whole else (self.reading.words if self.reading else [])
             self._words += [word for pointer in pointers for word in self._track.move(pointer, words)]
@@ -327,8 +331,14 @@ class Stream:
 
     @property
     def unread(self) -> bool:
-        """Whether text has come that was not read, or units that the talker has not been given."""
-        return bool(self._pieces) or self.changed or (self.reading is not None and self.reading.unread)
+        """Whether text has come that was not read and is to be, or units that the talker has not been given."""
+        return bool(self._pieces) or self.changed or self.wants_reading
+
+    @property
+    def wants_reading(self) -> bool:
+        """Whether the backbone is to read on: enough text has come for the talker to go on, or for a whole block."""
+        reading = self.reading
+        return reading is not None and reading.worth_reading(self._pointer + self.model.lm.layout.ahead)
 
     def buffered_s(self, now: float) -> float:
         """Seconds of sound that are left to play; below 0, for how long it has been silent. Before the first sound,

@@ -246,3 +246,39 @@ def test_openais_agents_in_node(server: Running, tmp_path: Path) -> None:
     assert told["history"] == [["user", HEARD], ["assistant", SAID]]
     sound, _ = soundfile.read(reply, samplerate=RATE, channels=1, subtype="PCM_16", format="RAW")
     assert len(sound) / RATE > 0.5
+
+
+@pytest.mark.parametrize("client", ["livekit", "pipecat"])
+def test_what_other_clients_send_is_understood(server: Running, client: str) -> None:
+    """Messages of livekit-plugins-openai 1.8.9 and pipecat-ai 1.14.0, recorded with this server. Their sound and the
+    ids of answers stand there by name; pipecat ends at any error."""
+    lines = (CLIENTS / f"{client}.jsonl").read_text("utf-8").splitlines()
+    sent = [json.loads(line) for line in lines]
+    with talking(server) as talk:
+        assert talk.next()["type"] == "session.created"
+        for event, following in zip(sent, [*sent[1:], {"type": ""}], strict=True):
+            filled = {**event, **({"audio": speech()} if event.get("audio") == "SPEECH" else {})}
+            for name in ("item_id", "previous_item_id"):
+                if filled.get(name) == "LAST_ANSWER":
+                    filled[name] = talk.of("response.output_item.done")[-1]["item"]["id"]
+            talk.socket.send(json.dumps(filled))
+            kind = ANSWERED_BY.get(event["type"])
+            if kind is not None and following["type"] != "response.cancel":
+                answer = talk.until(kind)
+                metadata = (event.get("response") or {}).get("metadata")
+                assert metadata is None or answer["response"]["metadata"] == metadata
+        talk.say("Still here?")
+    assert "error" not in talk.kinds()
+    assert len(talk.of("response.done")) >= 2
+    assert talk.of("conversation.item.truncated")
+    check_events(talk)
+
+
+ANSWERED_BY = {
+    "session.update": "session.updated",
+    "input_audio_buffer.append": "response.done",
+    "conversation.item.create": "conversation.item.done",
+    "conversation.item.truncate": "conversation.item.truncated",
+    "response.create": "response.done",
+    "response.cancel": "response.done",
+}

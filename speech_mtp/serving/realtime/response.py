@@ -224,7 +224,7 @@ class Response:
         read = (outcome.prompt_tokens or 0) if outcome is not None else 0
         written = (outcome.tokens or 0) if outcome is not None else 0
         frames = answering.speaking.tally.frames if answering is not None and answering.speaking is not None else 0
-        cached = {"text_tokens": 0, "audio_tokens": 0, "image_tokens": 0}
+        cached = outcome.cached_tokens if outcome is not None else 0
         return {
             "total_tokens": read + written + frames,
             "input_tokens": read,
@@ -232,8 +232,8 @@ class Response:
             "input_token_details": {
                 "text_tokens": read,
                 "audio_tokens": 0,
-                "cached_tokens": 0,
-                "cached_tokens_details": cached,
+                "cached_tokens": cached,
+                "cached_tokens_details": {"text_tokens": cached, "audio_tokens": 0, "image_tokens": 0},
             },
             "output_token_details": {"text_tokens": written, "audio_tokens": frames},
         }
