@@ -32,6 +32,11 @@ class Listening(Arrivals[Segment]):
         if not self._done:
             self._finished(error)
 
+    @property
+    def outcome(self) -> str:
+        """How it ended: ``stop``, ``cancelled`` or ``error``."""
+        return "error" if self._error is not None else "cancelled" if self._cancelled else "stop"
+
     async def begun(self) -> None:
         """Wait for the first segment, or the end. Raises what kept it from being heard."""
         await self._until(lambda segment: True)

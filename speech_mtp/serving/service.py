@@ -188,7 +188,12 @@ class VoiceService:
 
         Raises ApiError when nothing recognises speech (501), when too many wait (429) or the server stops (503).
         """
-        listening = Listening(self.check_recogniser(), source, hint, self.listening.discard)
+
+        def ended(listening: Listening) -> None:
+            self.listening.discard(listening)
+            self.metrics.heard(listening)
+
+        listening = Listening(self.check_recogniser(), source, hint, ended)
         self.listening.add(listening)
         try:
             await self.ears.start(key, listening.work)

@@ -1,6 +1,6 @@
 """Requests that schemathesis makes of our own OpenAPI schema: no 5xx but for what is not implemented, errors in
-OpenAI's shape, answers as the schema says. That a request may be refused though it fits the schema is fine: not every sentence
-can be spoken, and random bytes are no recording."""
+OpenAI's shape, answers as the schema says. That a request may be refused though it fits the schema is fine: not every
+sentence can be spoken, and random bytes are no recording."""
 
 from __future__ import annotations
 

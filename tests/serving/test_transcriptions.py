@@ -153,6 +153,14 @@ def test_kinds_of_files(server: Running, kind: str) -> None:
     assert ears(server).heard_s == pytest.approx(2.0, abs=0.06)
 
 
+def test_it_is_counted(server: Running) -> None:
+    before, before_s = (server.metric(f"speech_mtp_{name}_total") for name in ("recordings", "heard_seconds"))
+    assert post(server).status_code == 200
+    assert server.http.post(PATH, files={"file": ("a.wav", b"noise")}).status_code == 400
+    assert server.metric("speech_mtp_recordings_total") == before + 2
+    assert server.metric("speech_mtp_heard_seconds_total") == pytest.approx(before_s + 1.5)
+
+
 def test_it_is_listed(client: openai.OpenAI) -> None:
     assert {"fake", "whisper-1", "gpt-4o-transcribe"} <= {model.id for model in client.models.list()}
     assert client.models.retrieve("whisper-1").id == "whisper-1"
@@ -321,6 +329,7 @@ def test_a_server_that_ends_does_not_wait_for_the_whole_recording() -> None:
         assert (answer.status_code, answer.json()["error"]["type"]) == (503, "server_error")
         hearing.go.set()
         until(lambda: not server.service.ears.busy)
+        assert server.metric("speech_mtp_recordings_total") == 1
     assert hearing.segments_given == 2, "the one that was being heard, and no more"
     assert not server.service.listening
 
