@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,7 @@ class FasterWhisper(Recogniser):
     @cached_property
     def _whisper(self) -> Any:
         package = plugins.require("faster_whisper", "asr")
+        logging.getLogger("faster_whisper").setLevel(logging.WARNING)  # else it tells of every recording
         return package.WhisperModel(
             str(self._folder), device="cpu", compute_type="int8", cpu_threads=self._threads, local_files_only=True
         )
