@@ -211,6 +211,41 @@ TEXTS = [
 """What streams say when nothing else is asked for: some eight seconds each."""
 
 
+@group.command("service")
+def bench_service(
+    out: Annotated[Path, typer.Option("--json", help="File for the report.")],
+    url: Annotated[str, typer.Option(help="The service, as in http://127.0.0.1:8000.")] = "http://127.0.0.1:8000",
+    api_key_file: Annotated[Path | None, typer.Option(help="A file whose first key is sent.")] = None,
+    streams: Annotated[str, typer.Option(help="How many clients at once: 1,2,4.")] = "1,2,4,8,16",
+    mix: Annotated[
+        str, typer.Option(help="What they are in turn, of speech, chat and realtime: speech,chat.")
+    ] = "speech",
+    seconds: Annotated[float, typer.Option(min=1, help="For which each number of clients asks.")] = 30.0,
+    plot: Annotated[Path | None, typer.Option(help="A PNG of the first sounds and gaps.")] = None,
+) -> None:
+    """Clients of a running voice service, who listen as players do: first sound, gaps, errors."""
+    check_output(out, (".json",))
+    import asyncio
+
+    from speech_mtp.evaluation.tables import aligned
+    from speech_mtp.serving import check_extra
+
+    check_extra()
+    from speech_mtp.serving.load import Load, measure, mixed
+    from speech_mtp.serving.settings import read_keys
+
+    kinds, counts = mix.split(","), _counts(streams)
+    mixed(kinds, 1)
+    load = Load(url.rstrip("/"), read_keys(api_key_file)[0] if api_key_file is not None else None)
+    rows = asyncio.run(measure(load, kinds, counts, seconds))
+    print(aligned(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
+    write_report(out, {"settings": {"mix": kinds, "seconds": seconds}, "rows": rows})
+    if plot is not None:
+        from speech_mtp.evaluation.plots import service_load
+
+        service_load(rows, plot)
+
+
 def _beside_text(model: SpeechModel, texts: list[str], backbone: str | None, threads: int | None) -> dict[str, Any]:
     from speech_mtp.streaming.at_once import text_beside_speech
     from speech_mtp.streaming.conversation import Writer

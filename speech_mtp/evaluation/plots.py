@@ -31,6 +31,27 @@ def training_curves(log: Path, names: list[str], out: Path) -> None:
     _save(figure, out)
 
 
+def service_load(rows: list[dict[str, Any]], out: Path) -> None:
+    """Rows of ``bench service``: time to the first sound (median and 95th percentile) and gaps per minute of sound
+    over the number of clients, a line for each kind, as PNG."""
+    pyplot = _pyplot()
+    figure, (first, gaps) = pyplot.subplots(1, 2, figsize=(9, 3.2))
+    for color, kind in enumerate(dict.fromkeys(row["kind"] for row in rows)):
+        found = [row for row in rows if row["kind"] == kind and row["first_audio_ms_p50"] is not None]
+        streams = [row["streams"] for row in found]
+        for key, style in (("first_audio_ms_p50", "-o"), ("first_audio_ms_p95", "--x")):
+            label = f"{kind}, {key[-3:]}"
+            first.plot(streams, [row[key] for row in found], style, color=f"C{color}", label=label, linewidth=1)
+        rate = [60 * row["gaps"] / max(row["sound_s"], 1e-3) for row in found]
+        gaps.plot(streams, rate, "-o", color=f"C{color}", label=kind, linewidth=1)
+    for panel, title in ((first, "first sound, ms"), (gaps, "gaps in a minute of sound")):
+        panel.set_xlabel("clients")
+        panel.set_title(title, fontsize=10)
+        panel.set_xscale("log", base=2)
+        panel.legend(fontsize=7)
+    _save(figure, out)
+
+
 def spectrograms(waves: dict[str, Tensor], sample_rate: int, out: Path) -> None:
     """Mel spectrograms of named waves ``[S]``, one below the other, as PNG."""
     import librosa

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
@@ -61,12 +62,20 @@ def create_app(
         await service.stop()
 
     shown: dict[str, Any] = {} if settings.docs else {"openapi_url": None, "docs_url": None, "redoc_url": None}
-    app = FastAPI(title="speech_mtp", version=__version__, lifespan=lifespan, redirect_slashes=False, **shown)
+    app = FastAPI(
+        title="speech_mtp",
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        responses=errors.RESPONSES,
+        **shown,
+    )
     app.state.service = service
     app.state.pages, app.state.passes = Pages(), Passes(settings.keys)
     for router in routers:
         app.include_router(router)
     errors.install(app)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings hold bytes that clients sent
     app.add_middleware(
         Door,
         settings=settings,

@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Annotated, Any, Literal
 
-from fastapi import Request, Response, params
+from fastapi import Form, Request, Response, params
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -17,10 +17,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from speech_mtp.serving.errors import ApiError
 
 MOST_DEPTH = 32
+MOST_MARKS = 2**18
+"""Commas and opening brackets: a large body is a long text or a recording, not many values, which hold the loop up."""
 FORM_LIMITS: Any = {"max_fields": 64, "max_files": 1, "max_part_size": 2**16}
 """Of a form's parts that are texts, and of its files, which the door limits."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
+
+
+def multipart() -> Any:
+    """A form with a file, as the schema tells it."""
+    return Form(media_type="multipart/form-data")
 
 
 class VoiceId(BaseModel):
@@ -121,6 +128,8 @@ class StrictRoute(APIRoute):
 
 def strict_json(text: bytes | str) -> Any:
     """The value that ``text`` holds. Raises ApiError 400 for what is not JSON, and for what no field could mean."""
+    if _marks(text) > MOST_MARKS:
+        raise ApiError(400, "The body holds too many values.", code="invalid_json")
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
@@ -131,6 +140,12 @@ def strict_json(text: bytes | str) -> Any:
     return value
 
 
+def _marks(text: bytes | str) -> int:
+    if isinstance(text, str):
+        return text.count(",") + text.count("[") + text.count("{")
+    return text.count(b",") + text.count(b"[") + text.count(b"{")
+
+
 def _refuse_constant(name: str) -> Any:
     raise ValueError(name)
 
@@ -139,7 +154,7 @@ def _check(value: Any, depth: int) -> None:
     if depth > MOST_DEPTH:
         raise ApiError(400, f"The body is nested more than {MOST_DEPTH} deep.", code="invalid_json")
     if isinstance(value, str):
-        if SURROGATE.search(value):
+        if not value.isascii() and SURROGATE.search(value):
             raise ApiError(400, "A text holds half of a surrogate pair, which is no character.", code="invalid_text")
     elif isinstance(value, dict):
         for key, inner in value.items():

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from speech_mtp.frontends.base import SAMPLE_RATE
+from speech_mtp.frontends.base import SAMPLE_RATE, Wave
 from speech_mtp.lm.chat import Message
 from speech_mtp.serving.bodies import VoiceId
 from speech_mtp.serving.errors import ApiError
@@ -142,6 +142,9 @@ async def _heard(service: VoiceService, client: str, where: str, sound: Any) -> 
     if name not in ("wav", "mp3") or not isinstance(data, str):
         raise ApiError(400, "input_audio needs data in base64 and the format wav or mp3.", f"{where}.input_audio")
     with refused_as(f"{where}.input_audio.data"):
-        source = partial(decode, from_base64(data), SAMPLE_RATE, service.settings.max_recording_s)
-        async with await service.hear(source, key=client) as listening:
+        async with await service.hear(partial(_wave, service, data), key=client) as listening:
             return (await listening.transcript()).text
+
+
+def _wave(service: VoiceService, data: str) -> Wave:
+    return decode(from_base64(data), SAMPLE_RATE, service.settings.max_recording_s)

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 log = logging.getLogger("speech_mtp.serving")
@@ -36,6 +37,27 @@ SENTENCES = {
     404: "There is nothing at this path; see docs/serving.md for the paths that exist.",
     405: "This path does not take this method.",
     413: "The request is too large; send less at a time.",
+}
+
+
+class ErrorBody(BaseModel):
+    """What stands under ``error``."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """Every refusal, as the schema tells it."""
+
+    error: ErrorBody
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer, "description": "What the client should do otherwise."},
+    "5XX": {"model": ErrorAnswer, "description": "What the server cannot do, or not now."},
 }
 
 

@@ -17,10 +17,12 @@ class Listening(Arrivals[Segment]):
     Iterating raises ValueError for a recording that cannot be heard.
     """
 
-    def __init__(self, recogniser: Recogniser, source: Source, hint: Hint) -> None:
+    def __init__(
+        self, recogniser: Recogniser, source: Source, hint: Hint, ended: Callable[[Listening], None] = lambda _: None
+    ) -> None:
         super().__init__()
         self.duration_s = 0.0
-        self._recogniser, self._source, self._hint = recogniser, source, hint
+        self._recogniser, self._source, self._hint, self._ended = recogniser, source, hint, ended
         self._cancelled = False
 
     # -- the loop's side ------------------------------------------------------------------------------------------
@@ -28,7 +30,12 @@ class Listening(Arrivals[Segment]):
         """Listen no more. ``error``: what whoever reads is told."""
         self._cancelled = True
         if not self._done:
-            self._end(error)
+            self._finished(error)
+
+    @property
+    def outcome(self) -> str:
+        """How it ended: ``stop``, ``cancelled`` or ``error``."""
+        return "error" if self._error is not None else "cancelled" if self._cancelled else "stop"
 
     async def begun(self) -> None:
         """Wait for the first segment, or the end. Raises what kept it from being heard."""
@@ -43,7 +50,11 @@ class Listening(Arrivals[Segment]):
             return
         self._receive(segments)
         if over:
-            self._end(error)
+            self._finished(error)
+
+    def _finished(self, error: Exception | None) -> None:
+        self._end(error)
+        self._ended(self)
 
     # -- the worker's side ----------------------------------------------------------------------------------------
     def work(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from speech_mtp.serving.listening import Listening
 from speech_mtp.serving.speaking import Speaking
 from speech_mtp.streaming.authors import Outcome
 
@@ -42,6 +43,10 @@ class Metrics:
         self.answers = Counter(
             "speech_mtp_answers", "Answers of chats by why they ended.", ["finished_reason"], registry=r
         )
+        self.recordings = Counter(
+            "speech_mtp_recordings", "Recordings that were recognised, by how they ended.", ["outcome"], registry=r
+        )
+        self.heard_seconds = Counter("speech_mtp_heard_seconds", "Seconds of these recordings.", registry=r)
         self.text_forwards = Counter("speech_mtp_text_forwards", "Steps of a row of the writer.", registry=r)
         self.text_tokens = Counter("speech_mtp_text_tokens", "Tokens that these steps wrote.", registry=r)
         self.slots.set(slots)
@@ -71,6 +76,11 @@ class Metrics:
         if outcome is not None and outcome.statistics is not None:
             self.text_forwards.inc(outcome.statistics.forwards)
             self.text_tokens.inc(outcome.statistics.emitted)
+
+    def heard(self, listening: Listening) -> None:
+        """A recording has been recognised, or not to its end."""
+        self.recordings.labels(listening.outcome).inc()
+        self.heard_seconds.inc(listening.duration_s)
 
     def exposition(self) -> bytes:
         """All figures in Prometheus' text format."""

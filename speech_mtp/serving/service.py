@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from speech_mtp.lm.chat import Message
 from speech_mtp.lm.units import UnitMaker
 from speech_mtp.serving.admission import Admission
 from speech_mtp.serving.answering import Answering
+from speech_mtp.serving.arrivals import Arrivals
 from speech_mtp.serving.client_secrets import ClientSecrets
 from speech_mtp.serving.engine import Engine
 from speech_mtp.serving.errors import ApiError, EngineFailedError
@@ -82,6 +84,7 @@ class VoiceService:
         self.engine = Engine(build)
         self.speaking: set[Speaking] = set()
         self.answering: set[Answering] = set()
+        self.listening: set[Listening] = set()
         self.sessions: set[object] = set()  # sockets that are to be told when the server stops
         self.warm = asyncio.Event()
         self.draining = asyncio.Event()
@@ -96,6 +99,8 @@ class VoiceService:
                 loop.call_soon_threadsafe(self.warm.set)
 
         self.engine.start(tell)
+        if self.recogniser is not None:
+            self._loading = asyncio.ensure_future(self.ears.run("", self.recogniser.warm_up))
 
     async def stop(self) -> None:
         """End the engine; whoever is still being spoken to is cut off."""
@@ -123,10 +128,9 @@ class VoiceService:
         except TimeoutError:
             log.warning("%d streams did not end within %g s and are cut off", len(self.speaking), deadline_s)
             ended = EngineFailedError("The server has ended.")
-            for answering in list(self.answering):
-                answering.cancel(ended)
-            for speaking in list(self.speaking):
-                speaking.cancel(ended)
+            waited_for: list[Arrivals[Any]] = [*self.listening, *self.answering, *self.speaking]
+            for arrivals in waited_for:
+                arrivals.cancel(ended)
             return False
         return True
 
@@ -186,8 +190,18 @@ class VoiceService:
 
         Raises ApiError when nothing recognises speech (501), when too many wait (429) or the server stops (503).
         """
-        listening = Listening(self.check_recogniser(), source, hint)
-        await self.ears.start(key, listening.work)
+
+        def ended(listening: Listening) -> None:
+            self.listening.discard(listening)
+            self.metrics.heard(listening)
+
+        listening = Listening(self.check_recogniser(), source, hint, ended)
+        self.listening.add(listening)
+        try:
+            await self.ears.start(key, listening.work)
+        except BaseException:
+            listening.cancel()
+            raise
         return listening
 
     def voice(self, client: str, voice: str | None) -> str | Tensor:
@@ -206,7 +220,7 @@ class VoiceService:
     def check_voices(self) -> Voices:
         """The voices of clients. Raises ApiError 501 where they may not leave any."""
         if self.voices is None:
-            message = "This server keeps no voices of clients; its operator can start it with --voices-dir."
+            message = "This server keeps no voices of clients; that needs --voices-dir and a codec with timbre."
             raise ApiError(501, message, code="no_voices")
         return self.voices
 

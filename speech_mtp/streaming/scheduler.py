@@ -96,6 +96,7 @@ class Scheduler:
         self._talking: dict[int, Stream] = {}
         self._thread = CodecThread() if codec_thread else None
         self._round_s = 0.0  # the longest round of speech lately, without what the writer takes
+        self._write_s = 0.0  # the longest step of the writer lately
 
     # -- who comes and goes ---------------------------------------------------------------------------------------
     def speak(
@@ -156,7 +157,7 @@ class Scheduler:
         if worked:
             self._round_s = max(self.clock() - began, FADE * self._round_s)
         if self.writer is not None and self._relaxed():
-            worked |= self.writer.step()
+            worked |= self._write(self.writer)
         if not worked and self._thread is not None:
             return self._take_all(self._thread.wait())
         return worked
@@ -331,14 +332,20 @@ class Scheduler:
     def _take_sound(stream: Stream, work: Callable[[], tuple[Tensor, bool]]) -> None:
         stream.take_sound(*work())
 
+    # -- the writer -----------------------------------------------------------------------------------------------
+    def _write(self, writer: Writer) -> bool:
+        began = self.clock()
+        wrote = writer.step()
+        self._write_s = max(self.clock() - began, FADE * self._write_s)
+        return wrote
+
     def _relaxed(self) -> bool:
-        """Whether text may be written: no stream that can go on is about to run dry, but for replies: their text goes
-        before their sound, once they have begun to sound."""
-        if any(s.is_reply and s.begins and not s.held and self._says_more(s) for s in self.streams):
-            return False
+        """Whether text may be written: no stream that can go on is about to run dry. The text of a reply does not wait
+        for the codec's thread, nor for sound that needs more text."""
         now = self.clock()
-        able = [s for s in self.streams if not (s.held or s.is_reply) and self._can_go_on(s)]
-        return all(s.buffered_s(now) > self.pace.margin_s for s in able)
+        able = [s for s in self.streams if not s.held and (self._says_more(s) if s.is_reply else self._can_go_on(s))]
+        margin_s = max(self.pace.margin_s, self._write_s + self._round_s)  # until they are sounded again
+        return all(s.buffered_s(now) > min(margin_s, s.ahead_s / 2) for s in able)
 
     def _can_go_on(self, stream: Stream) -> bool:
         """Whether there is anything to do for ``stream`` before more text comes."""

@@ -8,8 +8,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
 
 from speech_mtp import plugins
+from speech_mtp.cli import app
 from speech_mtp.cli.serve import _recogniser
 from tests.cli.running import refused
 
@@ -42,6 +44,29 @@ def test_what_answers_chats_is_checked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], sentence: str
 ) -> None:
     assert sentence in refused(monkeypatch, capsys, "serve", *options)
+
+
+def test_what_clients_leave_lies_where_it_was_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made: list[tuple[Any, Any]] = []
+
+    class Server:
+        def run(self) -> None:
+            return
+
+    def create_app(model: Any, settings: Any, make_writer: Any, **more: Any) -> None:
+        made.append((settings, more["recogniser"]))
+
+    monkeypatch.setenv("SPEECH_MTP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SPEECH_MTP_API_KEY", raising=False)
+    monkeypatch.setitem(_recogniser.__globals__, "load_model", lambda *_: None)
+    monkeypatch.setattr("speech_mtp.serving.app.create_app", create_app)
+    monkeypatch.setattr("speech_mtp.serving.server.make_server", lambda *_: Server())
+    for options in ([], ["--voices-dir", str(tmp_path), "--without-consent", "--asr", "none"]):
+        assert typer.main.get_command(app).main(["serve", *options], standalone_mode=False) is None
+    (usual, recogniser), (own, none) = made
+    assert (usual.voices_dir, usual.needs_consent) == (tmp_path / "cache/voices", True)
+    assert recogniser is None or recogniser.name == "whisper-tiny.en"
+    assert (own.voices_dir, own.needs_consent, none) == (tmp_path, False, None)
 
 
 def test_aliases_are_checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

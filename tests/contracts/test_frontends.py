@@ -40,6 +40,12 @@ def test_silence_says_nothing(recogniser: Recogniser, seconds: float) -> None:
     assert transcript.duration_s == pytest.approx(seconds, abs=1e-3)
 
 
+def test_nothing_of_a_recording_goes_to_the_log(recogniser: Recogniser, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        recogniser.transcribe(noise(1), Hint(prompt="a secret"))
+    assert caplog.records == []
+
+
 def test_segments_are_in_order_and_inside(recogniser: Recogniser) -> None:
     wave = noise(2)
     transcript = recogniser.transcribe(wave, Hint(words=True, prompt="Well,"))

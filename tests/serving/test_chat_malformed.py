@@ -49,6 +49,15 @@ def body(rng: random.Random) -> bytes:
     return (text[: rng.randrange(len(text))] if rng.random() < 0.1 else text).encode()
 
 
+def test_a_large_body_of_many_values_is_refused_unread() -> None:
+    with chatting() as server:
+        content = b'{"messages": [' + b"1," * (7 * 2**20) + b"1]}"
+        answer = server.http.post(PATH, content=content, headers={"content-type": "application/json"})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (400, "invalid_json")
+        assert "too many values" in error["message"]
+
+
 def test_malformed_requests() -> None:
     rng = random.Random(3)
     statuses: list[int] = []

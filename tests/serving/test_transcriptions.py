@@ -153,6 +153,14 @@ def test_kinds_of_files(server: Running, kind: str) -> None:
     assert ears(server).heard_s == pytest.approx(2.0, abs=0.06)
 
 
+def test_it_is_counted(server: Running) -> None:
+    before, before_s = (server.metric(f"speech_mtp_{name}_total") for name in ("recordings", "heard_seconds"))
+    assert post(server).status_code == 200
+    assert server.http.post(PATH, files={"file": ("a.wav", b"noise")}).status_code == 400
+    assert server.metric("speech_mtp_recordings_total") == before + 2
+    assert server.metric("speech_mtp_heard_seconds_total") == pytest.approx(before_s + 1.5)
+
+
 def test_it_is_listed(client: openai.OpenAI) -> None:
     assert {"fake", "whisper-1", "gpt-4o-transcribe"} <= {model.id for model in client.models.list()}
     assert client.models.retrieve("whisper-1").id == "whisper-1"
@@ -311,6 +319,21 @@ def test_the_service_lends_its_ears() -> None:
     asyncio.run(ask_the_deaf(VoiceService(tiny_model(), Settings())))
 
 
+def test_a_server_that_ends_does_not_wait_for_the_whole_recording() -> None:
+    hearing = FakeRecogniser(*SAID, "x", "y", held_after=1)
+    with serving(Settings(drain_s=0.1), recogniser=hearing) as server:
+        asked = ThreadPoolExecutor(1).submit(post, server)
+        until(lambda: hearing.segments_given == 1)
+        server.server.handle_exit(2, None)
+        answer = asked.result(20)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (503, "server_error")
+        hearing.go.set()
+        until(lambda: not server.service.ears.busy)
+        assert server.metric("speech_mtp_recordings_total") == 1
+    assert hearing.segments_given == 2, "the one that was being heard, and no more"
+    assert not server.service.listening
+
+
 def test_a_recogniser_that_fails_is_a_fault_of_ours(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(FakeRecogniser):
         def segments(self, wave: Any, hint: Hint = NO_HINT) -> Iterator[Segment]:
@@ -322,3 +345,9 @@ def test_a_recogniser_that_fails_is_a_fault_of_ours(caplog: pytest.LogCaptureFix
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
         assert post(server).status_code == 500, "the worker lives on"
     assert "what was said" not in caplog.text
+
+
+def test_it_is_loaded_before_the_first_recording() -> None:
+    recogniser = FakeRecogniser("Hello.")
+    with serving(recogniser=recogniser):
+        until(lambda: recogniser.is_warm)

@@ -14,6 +14,7 @@ from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
 
+from speech_mtp.frontends.base import Hint
 from speech_mtp.serving.bodies import strict_json
 from speech_mtp.serving.errors import ApiError, told
 from speech_mtp.serving.realtime import events
@@ -252,7 +253,7 @@ class Session:
         await self.send(events.item("done", shape, previous))
 
     async def _words(self, sound: Samples) -> str:
-        return (await self.service.transcribe(sound, HEARING_RATE)).text.strip()
+        return (await self.service.transcribe(sound, HEARING_RATE, Hint(quick=True), self.client)).text.strip()
 
     async def _transcribe(self, item: Item, words: asyncio.Task[str], seconds: float) -> None:
         """Wait for the words of ``item``, and tell them to those who want to know."""

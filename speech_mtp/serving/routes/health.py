@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 
 from speech_mtp.serving.errors import ApiError
 from speech_mtp.serving.metrics import CONTENT_TYPE
@@ -27,7 +28,7 @@ async def ready(service: Service) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(service: Service) -> Response:
     """Figures for Prometheus."""
     return Response(service.figures(), media_type=CONTENT_TYPE)

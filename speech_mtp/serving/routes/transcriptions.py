@@ -7,13 +7,13 @@ from collections.abc import AsyncGenerator
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.sse import format_sse_event
 
 from speech_mtp.frontends.base import SAMPLE_RATE, Hint, Segment, Transcript, joined
 from speech_mtp.serving import transcripts
-from speech_mtp.serving.bodies import FORM_LIMITS, StrictRoute
+from speech_mtp.serving.bodies import FORM_LIMITS, StrictRoute, multipart
 from speech_mtp.serving.errors import ApiError, told
 from speech_mtp.serving.forms import TranscriptionForm, content
 from speech_mtp.serving.listening import Listening
@@ -29,7 +29,7 @@ LIVE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 @router.post("/v1/audio/transcriptions", response_class=Response, form_limits=FORM_LIMITS)
 async def transcriptions(
-    body: Annotated[TranscriptionForm, Form()], request: Request, service: Service, client: Client
+    body: Annotated[TranscriptionForm, multipart()], request: Request, service: Service, client: Client
 ) -> Response:
     """Recognise speech. See docs/serving.md for the fields and the shapes of the answer."""
     service.check_recogniser()
@@ -62,7 +62,10 @@ async def _begun(service: VoiceService, client: str, body: TranscriptionForm, da
 
 async def _finished(listening: Listening) -> Transcript:
     async with listening:
-        return await listening.transcript()
+        try:
+            return await listening.transcript()
+        except Exception as error:
+            raise told(error) from None
 
 
 def _whole(body: TranscriptionForm, transcript: Transcript) -> Response:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Query
+from fastapi import APIRouter, Query
 
-from speech_mtp.serving.bodies import FORM_LIMITS, StrictRoute
+from speech_mtp.serving.bodies import FORM_LIMITS, StrictRoute, multipart
 from speech_mtp.serving.errors import ApiError
 from speech_mtp.serving.forms import ConsentForm, ConsentName, VoiceForm, content
 from speech_mtp.serving.routes.shared import Client, Service
@@ -24,7 +24,7 @@ FEW_VOICES = 8
 
 # -- voices -----------------------------------------------------------------------------------------------------------
 @router.post("/v1/audio/voices", form_limits=FORM_LIMITS)
-async def make_voice(body: Annotated[VoiceForm, Form()], service: Service, client: Client) -> dict[str, Any]:
+async def make_voice(body: Annotated[VoiceForm, multipart()], service: Service, client: Client) -> dict[str, Any]:
     """Make a voice of a recording."""
     voices, owner = service.check_voices(), owner_of(client)
     if service.names.knows_voice(body.name) or voices.find(owner, body.name) is not None:
@@ -81,7 +81,7 @@ async def forget_voice(voice_id: str, service: Service, client: Client) -> dict[
 
 # -- consents ---------------------------------------------------------------------------------------------------------
 @router.post("/v1/audio/voice_consents", form_limits=FORM_LIMITS)
-async def make_consent(body: Annotated[ConsentForm, Form()], service: Service, client: Client) -> dict[str, Any]:
+async def make_consent(body: Annotated[ConsentForm, multipart()], service: Service, client: Client) -> dict[str, Any]:
     """Keep the recording of a consent."""
     voices = service.check_voices()
     data = await content(body.recording, MOST_BYTES, "recording")

@@ -1,0 +1,59 @@
+"""``bench service``: its clients hear what a server says, and how late."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from speech_mtp.serving.load import Load, Playback, mixed, rows
+from tests.cli.running import run
+from tests.serving.chatting import chatting
+from tests.serving.running import Running
+
+
+def test_every_kind_of_client_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with chatting() as server:
+        out, plot = tmp_path / "load.json", tmp_path / "load.png"
+        arguments = ["bench", "service", "--url", server.url, "--streams", "3", "--seconds", "1", "--json", str(out)]
+        assert run(monkeypatch, *arguments, "--mix", "speech,chat,realtime", "--plot", str(plot)) == 0
+    found = {row["kind"]: row for row in json.loads(out.read_text())["rows"]}
+    assert set(found) == {"speech", "chat", "realtime"}
+    for row in found.values():
+        assert row["errors"] == 0
+        assert row["sound_s"] > 0
+        assert row["first_audio_ms_p95"] >= row["first_audio_ms_p50"] > 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert "first_audio_ms_p50" in capsys.readouterr().out
+
+
+def test_a_refusal_is_an_error(server: Running) -> None:
+    load = Load(server.url)
+    asyncio.run(load.run(["chat"], 0.1))
+    (played,) = load.played
+    assert played.error == "RuntimeError: status 400"  # no language model
+    (row,) = [row for row in rows(1, 0.1, load.played) if row["answers"]]
+    assert (row["errors"], row["first_audio_ms_p50"]) == (1, None)
+
+
+def test_gaps_are_what_a_player_would_hear(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    playback = Playback("speech", 99.5)
+    for at, num_bytes in ((100.0, 4800), (100.1, 4800), (100.27, 4800), (100.5, 4800)):
+        now = at
+        playback.hear(num_bytes)
+    # 80 ms of cushion and 100 ms of sound each: all is played at 100.38, so the last came late.
+    assert (playback.first_s, playback.gaps) == (0.5, 1)
+    assert playback.heard_s == pytest.approx(0.4)
+
+
+def test_an_unknown_kind_of_client() -> None:
+    assert mixed(["speech", "chat"], 3) == ["speech", "chat", "speech"]
+    with pytest.raises(ValueError, match="realtime"):
+        mixed(["realtim"], 1)
