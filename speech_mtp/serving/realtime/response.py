@@ -128,6 +128,8 @@ class Response:
                 await self._tell_sound(piece, sender.push(piece.wave), sender)
             await self._tell_extensions(figures, False)
         await self._tell_sound(None, sender.close(), sender)
+        assert self.item.track is not None
+        self.item.track.complete = True
         await self._tell_extensions(figures, True)
 
     async def _tell_text(self, piece: str) -> None:
