@@ -13,6 +13,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from speech_mtp.decoding import catalogue
+from speech_mtp.serving.realtime.session import Session
 from speech_mtp.serving.settings import Settings
 from speech_mtp.streaming.chat import Chat
 from tests.serving.chatting import LM, chatting
@@ -477,3 +478,27 @@ def test_a_server_that_stops_lets_the_answer_end(monkeypatch: pytest.MonkeyPatch
             talk.next()
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1012
+
+
+def test_half_a_sample_before_the_buffer_was_cleared_is_gone(server: Running, talk: Talk) -> None:
+    talk.update(audio={"input": {"turn_detection": None}})
+    talk.send("input_audio_buffer.append", audio=base64.b64encode(bytes(4801)).decode())
+    talk.send("input_audio_buffer.clear")
+    talk.send("input_audio_buffer.append", audio=pcm(tone(1.0)))
+    talk.say("Heard?")
+    (session,) = server.service.sessions
+    assert isinstance(session, Session)
+    assert np.abs(session.ear.sound()).max() == pytest.approx(0.3, abs=0.02)
+
+
+def test_half_duplex_hears_nothing_while_an_answer_sounds_and_all_behind_it(server: Running, talk: Talk) -> None:
+    talk.update(speech_mtp={"half_duplex": True})
+    (session,) = server.service.sessions
+    assert isinstance(session, Session)
+    session._sounded(60.0)
+    talk.send("input_audio_buffer.append", audio=speech(0.5, 0.0))  # the first that is sent since
+    talk.say("Heard?")
+    assert not talk.of("input_audio_buffer.speech_started")
+    session._plays_until = 0.0
+    talk.send("input_audio_buffer.append", audio=speech(0.5, 0.0))
+    talk.until("input_audio_buffer.speech_started")

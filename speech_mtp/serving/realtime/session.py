@@ -139,6 +139,7 @@ class Session:
                 await self._commit_by_hand()
             case "input_audio_buffer.clear":
                 self.ear.clear()
+                self.ear.begin_anew(wire(self.config.input_format))
                 await self.send(events.cleared())
             case "conversation.item.create":
                 await self._create_item(event)
@@ -180,14 +181,19 @@ class Session:
 
     # -- what is heard --------------------------------------------------------------------------------------------
     async def _hear(self, data: bytes) -> None:
+        self._guard()
         for number, noticed in enumerate(self.ear.push(data)):
-            playing = time.monotonic() < self._plays_until + ECHO_S
-            self.ear.guarded, self.ear.muted = playing, playing and self.config.extension["half_duplex"]
             if noticed is not None:
                 await self._notice(noticed)
             if number % STEPS_AT_A_TIME == STEPS_AT_A_TIME - 1:
                 await asyncio.sleep(0)
+                self._guard()
         await self._look_whether_idle()
+
+    def _guard(self) -> None:
+        """Speech must be clearer, or is not heard, while what comes may be our own."""
+        playing = time.monotonic() < self._plays_until + ECHO_S
+        self.ear.guarded, self.ear.muted = playing, playing and self.config.extension["half_duplex"]
 
     async def _notice(self, noticed: Noticed) -> None:
         match noticed.change:
