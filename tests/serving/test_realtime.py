@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
@@ -13,6 +14,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from speech_mtp.decoding import catalogue
+from speech_mtp.serving.realtime.response import Asked
 from speech_mtp.serving.realtime.session import Session
 from speech_mtp.serving.settings import Settings
 from speech_mtp.streaming.chat import Chat
@@ -502,3 +504,33 @@ def test_half_duplex_hears_nothing_while_an_answer_sounds_and_all_behind_it(serv
     session._plays_until = 0.0
     talk.send("input_audio_buffer.append", audio=speech(0.5, 0.0))
     talk.until("input_audio_buffer.speech_started")
+
+
+def test_an_item_has_no_more_sound_than_a_turn(server: Running, talk: Talk) -> None:
+    talk.update(audio={"input": {"format": {"type": "audio/pcmu"}}})
+    part = {"type": "input_audio", "audio": base64.b64encode(bytes(8000 * 601)).decode()}
+    talk.send("conversation.item.create", item={"type": "message", "role": "user", "content": [part]})
+    assert "600 s" in talk.refused()["message"]
+
+
+def test_two_who_wait_for_the_end_of_an_answer_do_not_both_begin_one(server: Running, talk: Talk) -> None:
+    talk.update(max_output_tokens=200)
+    talk.say("Tell me something long.")
+    talk.send("response.create")
+    talk.until("response.output_audio.delta")
+    (session,) = server.service.sessions
+    assert isinstance(session, Session)
+
+    async def both() -> None:
+        asked = [Asked(session.config.copied(), session.conversation.items, session.conversation) for _ in range(2)]
+        await asyncio.gather(*(session._respond(one) for one in asked))
+
+    asyncio.run_coroutine_threadsafe(both(), next(iter(session._tasks)).get_loop()).result(20)
+    running: set[str] = set()
+    while len(talk.of("response.done")) < 3:
+        event = talk.next()
+        if event["type"] == "response.created":
+            running.add(event["response"]["id"])
+        elif event["type"] == "response.done":
+            running.discard(event["response"]["id"])
+        assert len(running) < 2

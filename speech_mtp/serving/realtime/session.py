@@ -19,7 +19,7 @@ from speech_mtp.serving.bodies import strict_json
 from speech_mtp.serving.errors import ApiError, told
 from speech_mtp.serving.realtime import events
 from speech_mtp.serving.realtime.config import SessionConfig
-from speech_mtp.serving.realtime.ear import HEARING_RATE, Ear, Noticed, VoiceActivity
+from speech_mtp.serving.realtime.ear import HEARING_RATE, MOST_S, Ear, Noticed, VoiceActivity
 from speech_mtp.serving.realtime.items import Conversation, Item, item_of
 from speech_mtp.serving.realtime.response import Asked, Response
 from speech_mtp.serving.realtime.sound import Receiver, Samples, unpacked, wire
@@ -83,8 +83,13 @@ class Session:
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: whoever still wants the result is told of it, and nobody else
 
     async def send(self, event: events.Event) -> None:
         """One event, unless the client does not read."""
@@ -301,13 +306,18 @@ class Session:
         item, data = item_of(event.get("item"))
         sound = None
         if data is not None:
-            receiver = Receiver(wire(self.config.input_format), HEARING_RATE)
-            sound = receiver.push(unpacked(data, "item.content"))
+            sound = self._sound_of(unpacked(data, "item.content"))
         previous = event.get("previous_item_id")
         before = self.conversation.add(item, previous if isinstance(previous, str) else None)
         if sound is not None:
             self._listen(item, self._spawn(self._words(sound)), len(sound))
         await self._tell_item(item, before)
+
+    def _sound_of(self, data: bytes) -> Samples:
+        receiver = Receiver(wire(self.config.input_format), HEARING_RATE)
+        if len(data) > MOST_S * receiver.format.rate * receiver.format.bytes_per_sample:
+            raise ApiError(400, f"The sound of an item has at most {MOST_S} s; send less.", "item.content")
+        return receiver.push(data)
 
     async def _truncate(self, event: dict[str, Any]) -> None:
         code = "item_truncate_invalid_item_id"
@@ -352,7 +362,7 @@ class Session:
     async def _respond(self, asked: Asked) -> None:
         """Begin a response, once the one before it has told its end."""
         in_band = asked.conversation is not None
-        if in_band and self._active_task is not None:
+        while in_band and self._active_task is not None:  # again: somebody else may have waited for the same end
             if self.active is not None:
                 self.active.cancel("turn_detected")
             await asyncio.wait({self._active_task})
