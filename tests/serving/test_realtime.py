@@ -534,3 +534,31 @@ def test_two_who_wait_for_the_end_of_an_answer_do_not_both_begin_one(server: Run
         elif event["type"] == "response.done":
             running.discard(event["response"]["id"])
         assert len(running) < 2
+
+
+def test_noise_does_not_swallow_the_question_before_it(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = iter(["Hello there!", ""])
+
+    async def words(session: Session, sound: Any) -> str:
+        text = next(heard)
+        await asyncio.sleep(0.3 if text else 0.0)
+        return text
+
+    monkeypatch.setattr(Session, "_words", words)
+    talk.update(max_output_tokens=5)
+    talk.send("input_audio_buffer.append", audio=speech(0.5, 0.8))
+    talk.send("input_audio_buffer.append", audio=speech(0.3, 0.8))
+    assert talk.until("response.done")["response"]["status"] == "incomplete"
+    assert len(talk.of("input_audio_buffer.committed")) == 2
+
+
+def test_without_interruption_the_next_answer_waits(
+    server: Running, talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowed(server, monkeypatch)
+    talk.update(max_output_tokens=30, audio={"input": {"turn_detection": {"interrupt_response": False}}})
+    talk.say("Tell me something long.")
+    talk.send("response.create")
+    talk.until("response.output_audio.delta")
+    talk.send("input_audio_buffer.append", audio=speech(0.5, 0.8))
+    assert [talk.until("response.done")["response"]["status"] for _ in range(2)] == ["incomplete"] * 2

@@ -87,6 +87,11 @@ class Response:
         """Whether it ends because it was told to."""
         return self._reason is not None
 
+    @property
+    def told_anything(self) -> bool:
+        """Whether its client has text or sound of it."""
+        return bool(self.item.text)
+
     async def _answer(self) -> None:
         service = self._service
         manner = self._manner() if self.config.spoken else None

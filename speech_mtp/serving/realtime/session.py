@@ -52,6 +52,7 @@ class Session:
         self._answer_soon: asyncio.Task[None] | None = None  # when a turn's words are known
         self._tasks: set[asyncio.Task[Any]] = set()
         self._turn_item: str | None = None  # of the turn that is spoken
+        self._owed = False  # a turn was not answered, because somebody went on
         self._early: asyncio.Task[str] | None = None  # the words of a turn that has perhaps ended
         self._plays_until = 0.0
         self._idle_since_ms: int | None = 0  # None: has been told already
@@ -221,9 +222,10 @@ class Session:
         await self.send(events.speech_started(self._turn_item, at_ms))
         turns = self.config.turn_detection or {}
         if turns.get("interrupt_response"):
-            if self._answer_soon is not None:
-                self._answer_soon.cancel()
+            if self._answer_soon is not None and self._answer_soon.cancel():
+                self._owed = True
             if self.active is not None:
+                self._owed |= not self.active.told_anything
                 self.active.cancel("turn_detected")
             self._plays_until = 0.0
 
@@ -279,11 +281,15 @@ class Session:
                 await self.send(event)
 
     async def _answer_when_heard(self, item: Item) -> None:
-        """Respond to what was said; noise without a word is not answered."""
+        """Respond to what was said; noise without a word is not answered, but what it interrupted is. Without
+        ``interrupt_response`` the answer that is being made is heard to its end before."""
         assert item.hearing is not None
         await asyncio.wait({item.hearing})
-        if item.text:
-            await self._respond(Asked(self.config.copied(), self.conversation.items, self.conversation))
+        if not (item.text or self._owed):
+            return
+        while self._active_task is not None and not (self.config.turn_detection or {}).get("interrupt_response"):
+            await asyncio.wait({self._active_task})
+        await self._respond(Asked(self.config.copied(), self.conversation.items, self.conversation))
 
     async def _look_whether_idle(self) -> None:
         """After a long silence, which is told once, the assistant goes on by itself."""
@@ -369,7 +375,7 @@ class Session:
         response = Response(self.service, self.client, asked, self.send, self._sounded)
         task = self._spawn(self._run(response))
         if in_band:
-            self.active, self._active_task = response, task
+            self.active, self._active_task, self._owed = response, task, False
 
     async def _run(self, response: Response) -> None:
         try:
