@@ -59,8 +59,10 @@ class DrainingServer(uvicorn.Server):
 
 
 def careful_protocol(settings: Settings) -> type[H11Protocol]:
-    """HTTP/1.1 of uvicorn that hangs up on connections beyond ``max_connections``, on a request's head that does not
-    come within ``head_s`` (slow loris), and on clients that do not read for ``stall_s``."""
+    """HTTP/1.1 of uvicorn that hangs up on a request's head that does not come within ``head_s`` (slow loris), and on
+    clients that do not read for ``stall_s``. With ``max_connections`` open, whoever has waited longest without having
+    asked for anything makes room for the next, so that silent connections keep nobody out."""
+    waiting: dict[CarefulProtocol, None] = {}  # whose request's head has not come, the oldest first
 
     class CarefulProtocol(H11Protocol):
         _head: asyncio.TimerHandle | None = None
@@ -70,9 +72,12 @@ def careful_protocol(settings: Settings) -> type[H11Protocol]:
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             if len(self.connections) > settings.max_connections:
-                transport.abort()
-            else:
-                self._await_head()
+                silent = next(iter(waiting), self)
+                silent._head_came()
+                silent.transport.abort()
+                if silent is self:
+                    return
+            self._await_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
@@ -116,11 +121,13 @@ def careful_protocol(settings: Settings) -> type[H11Protocol]:
 
         def _await_head(self) -> None:
             self._head = self.loop.call_later(settings.head_s, self.transport.abort)
+            waiting[self] = None
 
         def _head_came(self) -> None:
             if self._head is not None:
                 self._head.cancel()
                 self._head = None
+                del waiting[self]
 
         def _unstall(self) -> None:
             if self._stall is not None:

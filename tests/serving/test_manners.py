@@ -209,6 +209,24 @@ def test_slow_requests_and_too_many_connections_are_hung_up_on() -> None:
             one.close()
 
 
+@pytest.mark.parametrize("connections", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_silent_connections_keep_nobody_out(connections: int) -> None:
+    """Whoever has waited longest without asking makes room; a stream that runs is not cut."""
+    with serving(Settings(head_s=2, max_connections=50)) as server:
+        with server.http.stream(
+            "POST", "/v1/audio/speech", json={"input": LONG[:400], "response_format": "pcm"}
+        ) as answer:
+            parts = answer.iter_raw()
+            sound = next(parts)
+            many = [raw(server.port, "") for _ in range(connections)]
+            assert httpx2.get(f"{server.url}/health", timeout=20).status_code == 200
+            sound += b"".join(parts)
+        assert len(sound) > 48_000
+        until(lambda: len(server.server.server_state.connections) <= 2, 10)
+        for one in many:
+            one.close()
+
+
 def test_no_http_is_refused_in_the_shape_too(server: Running) -> None:
     one = raw(server.port, "\x00\x01 nonsense\n\n")
     one.settimeout(5)
