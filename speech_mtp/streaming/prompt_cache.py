@@ -50,7 +50,7 @@ class PromptCache:
         return longest if LEAST <= longest < len(whole) and whole[:longest] not in self._rows else 0
 
     def keep(self, tokens: Sequence[int], row: Any) -> None:
-        """A copy of ``row``, which has read ``tokens``, as large as these: the room that it had among others would stay."""
+        """A copy of ``row``, which has read ``tokens``, without the room that it had among others."""
         whole = tuple(tokens)
         if LEAST <= len(whole) <= self.most_tokens and whole not in self._rows:
             self._rows[whole] = trimmed(_copied(row))

@@ -195,7 +195,6 @@ class Stream:
         """The settings of the sentence that begins now."""
         rate = self.model.codec.spec.frame_rate_hz
         self._track = WordTrack(self.frames / rate, rate, self.model.lm.layout.frames_per_group)
-        self._pointer = 0
         seed = self.sampling.seed + _NEXT_SENTENCE * self._sentence
         seed = (seed + 2**63) % 2**64 - 2**63  # as 64-bit numbers add
         self._sentence += 1
@@ -220,6 +219,7 @@ class Stream:
         self._worst = max(self._worst, finish, key=lambda f: _SEVERITY.index(f.reason))
         self._left_behind = self.reading is not None and not self.reading.finished
         self.reading = self._whole = None
+        self._pointer = 0  # else the beginning of the next sentence would not be worth reading
         if self._left_behind:
             self._leave_behind()
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from speech_mtp.serving.errors import ApiError
 from speech_mtp.serving.realtime.config import SessionConfig
 from speech_mtp.serving.realtime.ear import HEARING_RATE, Ear, silero
+from speech_mtp.serving.realtime.items import item_of
 from speech_mtp.serving.realtime.sound import WIRE, Receiver
 from speech_mtp.serving.realtime.transcript import SpokenTranscript
 from speech_mtp.serving.realtime.turns import STEP_MS, TurnDetector
@@ -148,3 +150,13 @@ def test_settings_of_a_wrong_type_are_left_out() -> None:
     config.update({"max_output_tokens": True, "audio": {"input": {"turn_detection": turns}}})
     assert config.turn_detection is not None
     assert (config.max_output_tokens, config.turn_detection["eagerness"]) == (None, "auto")
+
+
+def test_what_is_only_kept_is_not_kept_at_any_size() -> None:
+    large = "x" * 2**20
+    config = SessionConfig("alto")
+    for session in ({"tools": [large]}, {"audio": {"input": {"transcription": {"prompt": large}}}}):
+        with pytest.raises(ApiError, match="characters"):
+            config.update(session)
+    with pytest.raises(ApiError, match="characters"):
+        item_of({"type": "function_call_output", "call_id": "a", "output": large})

@@ -725,3 +725,17 @@ def test_an_error_of_the_codec_ends_its_stream_alone(codec_thread: bool, monkeyp
     assert good.finish is not None
     assert good.finish.reason == "stop"
     torch.testing.assert_close(wave(good.take()), wave(alone(TEXTS[0], "high", MODEL.sampling)), atol=1e-5, rtol=0)
+
+
+def test_the_next_sentence_is_read_as_soon_as_the_first_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How much of a sentence is worth reading does not depend on how far the one before it went."""
+    monkeypatch.setattr("speech_mtp.lm.reader.ReadingState.block_is_full", False)
+    scheduler = Scheduler(tiny_model())
+    stream = scheduler.speak()
+    for _ in range(2):
+        for word in ["The", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "and"]:
+            stream.push(word + " ")
+            run_to_end(scheduler)
+        assert stream.row is not None, "it waits, although the talker could begin"
+        stream.push("it is so, and it is good to be here with all of you. ")
+        run_to_end(scheduler)

@@ -6,6 +6,7 @@ clients end at the first error. Only a value of the wrong JSON type is an error.
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from typing import Any
 
@@ -24,6 +25,8 @@ SERVER_VAD: dict[str, Any] = {
 EAGER_SILENCE_MS = {"low": 1000, "medium": 600, "high": 300, "auto": 600}
 """Semantic turn detection is silence of a length by its eagerness."""
 MOST_INSTRUCTIONS = 16_384
+MOST_KEPT = 2**18
+"""Characters, as JSON, of a setting that is only kept and told back."""
 EXTENSIONS = ("speech_mtp.words", "speech_mtp.drafting", "speech_mtp.figures")
 FORMATS = ("audio/pcm", "audio/pcmu", "audio/pcma")
 STORED = ("tools", "tool_choice", "tracing", "truncation", "prompt", "parallel_tool_calls", "reasoning")
@@ -82,7 +85,7 @@ class SessionConfig:
         if isinstance(asked.get("speech_mtp"), dict):
             ours = {k: v for k, v in asked["speech_mtp"].items() if k in self.extension and isinstance(v, bool)}
             self.extension = {**self.extension, **ours}
-        self.stored |= {name: asked[name] for name in STORED if name in asked}
+        self.stored |= {name: _kept(asked[name], name) for name in STORED if name in asked}
 
     def _update_answers(self, asked: dict[str, Any]) -> None:
         """What is said, and how much of it; also of a ``response``."""
@@ -102,9 +105,9 @@ class SessionConfig:
             return
         self.input_format = _format(asked.get("format"), self.input_format)
         if "noise_reduction" in asked:
-            self.noise_reduction = _object_or_none(asked["noise_reduction"])
+            self.noise_reduction = _kept(_object_or_none(asked["noise_reduction"]), "noise_reduction")
         if "transcription" in asked:
-            self.transcription = _object_or_none(asked["transcription"])
+            self.transcription = _kept(_object_or_none(asked["transcription"]), "transcription")
         if "turn_detection" in asked:
             self.turn_detection = _turn_detection(asked["turn_detection"])
 
@@ -163,6 +166,14 @@ def _text(value: Any, where: str, most: int) -> str:
         raise ApiError(
             400, f"{where} must be a text of at most {most} characters.", f"session.{where}", "invalid_value"
         )
+    return value
+
+
+def _kept(value: Any, where: str) -> Any:
+    """``value``, which is told back with every update. Raises ApiError 400 if it is too large for that."""
+    if len(json.dumps(value)) > MOST_KEPT:
+        message = f"{where} has more than {MOST_KEPT} characters as JSON."
+        raise ApiError(400, message, f"session.{where}", "invalid_value")
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +146,8 @@ def item_of(asked: Any) -> tuple[Item, str | None]:
         raise _wrong("The id of an item is a text of at most 128 characters.", "item.id")
     kind = asked.get("type", "message")
     if kind in OTHERS:
+        if len(json.dumps(asked)) > MOST_TEXT:
+            raise _wrong(f"An item of a tool has at most {MOST_TEXT} characters.", "item")
         return Item(item_id, "tool", other={k: v for k, v in asked.items() if k != "object"}), None
     if kind != "message":
         raise _wrong("An item is a message, a function_call or a function_call_output.", "item.type")
