@@ -1,18 +1,14 @@
-"""Two replicas on this machine: streams spread over them, slots come back, a replica leaves without cutting a stream."""
+"""Two replicas on this machine: streams spread over them, slots come back, a replica ends without cutting one."""
 
 from __future__ import annotations
 
 import base64
 import json
-import os
 import secrets
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,11 +17,9 @@ import httpx2
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
-os.environ.setdefault("RAY_AUTH_MODE", "token")  # nobody else on the network; Ray reads both when it is imported
-os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-ray = pytest.importorskip("ray", reason="needs the ray extra")
 pytest.importorskip("ray.serve", reason="needs the ray extra")
 
+import ray
 from ray import serve
 
 from recipes.serve_ray.app import Scaling, Streams, application, longest_s, most_requests
@@ -52,55 +46,27 @@ class Fleet:
         return {str(getattr(state, "value", state)): number for state, number in states.items() if number}
 
 
-def free_ports(number: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(number)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-@contextmanager
-def ray_head(folder: Path) -> Iterator[None]:
-    """Ray on this machine alone. Its ports are given, because a slow machine does not find them in Ray's time."""
-    names = ("port", "dashboard-agent-grpc-port", "runtime-env-agent-port", "dashboard-agent-listen-port")
-    ports = dict(zip((*names, "metrics-export-port"), free_ports(5), strict=True))
-    limits = {"num-cpus": 2, "object-store-memory": 2**27, "include-dashboard": False, "temp-dir": folder}
-    written = [f"--{name}={value}" for name, value in {**ports, **limits}.items()]
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"]
-    head = subprocess.Popen([*command, *written], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until(lambda: listens(ports["port"]), WAIT_S)
-        ray.init(address=f"127.0.0.1:{ports['port']}", log_to_driver=False)
-        yield
-    finally:
-        ray.shutdown()
-        head.terminate()
-        head.wait(60)
-
-
-def listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-    except OSError:
-        return False
-    return True
-
-
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray") as folder:
+        patch.delenv("RAY_AUTH_MODE", raising=False)  # by default a token is asked for: nobody else may come in
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        patch.setenv("RAY_agent_register_timeout_ms", "90000")  # a slow machine may take long
+        patch.setenv("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
         patch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'demo'}")
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
-        with ray_head(Path(folder)):
-            (port,) = free_ports(1)
+        limits = {"num_cpus": 2, "object_store_memory": 2**27, "include_dashboard": False}
+        ray.init(**limits, log_to_driver=False, _temp_dir=folder)
+        try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             serve.run(application(tiny_app, SERVICE, SCALING, num_cpus=0.5), name="voice")
             yield Fleet(port)
+        finally:
             serve.shutdown()
+            ray.shutdown()
 
 
 class Listener:
