@@ -8,6 +8,7 @@ import secrets
 import socket
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,8 +34,8 @@ HEADERS = {"authorization": f"Bearer {KEY}"}
 SCALING = Scaling(max_replicas=2, upscale_delay_s=0, downscale_delay_s=1, look_back_period_s=2)
 WAIT_S = 120
 BYTES_PER_S = 48_000
-MINUTE = f"{LONG} {LONG}"
-"""A text that the tiny model speaks for nearly a minute."""
+LONGEST = f"{LONG} {LONG}"[: SERVICE.max_input]
+"""The tiny model speaks for most of a minute."""
 
 
 class Fleet:
@@ -77,8 +78,8 @@ def fleet() -> Iterator[Fleet]:
 class Listener:
     """Hears one long utterance, paced as for a player. ``end`` tells how it ended."""
 
-    def __init__(self, fleet: Fleet, text: str) -> None:
-        body = {"input": text, "response_format": "pcm", "stream_format": "audio"}
+    def __init__(self, fleet: Fleet) -> None:
+        body = {"input": LONGEST, "response_format": "pcm", "stream_format": "audio"}
         self._answer = fleet.http.stream("POST", "/v1/audio/speech", json=body)
         answer = self._answer.__enter__()
         self.status, self.replica = answer.status_code, answer.headers.get("x-replica", "")
@@ -109,12 +110,12 @@ class Listener:
         assert not self._thread.is_alive()
 
 
-def admitted(fleet: Fleet, text: str = f"{MINUTE} {MINUTE}") -> Listener:
+def admitted(fleet: Fleet) -> Listener:
     """A listener, as soon as there is a slot."""
     found: list[Listener] = []
 
     def try_it() -> bool:
-        found.append(Listener(fleet, text))
+        found.append(Listener(fleet))
         return found[-1].status == 200
 
     until(try_it)
@@ -130,23 +131,28 @@ def first_event(talk: ClientConnection) -> dict[str, Any]:
 def test_streams_spread_and_a_replica_leaves_without_cutting_one(fleet: Fleet) -> None:
     """Streams make the second replica start; when few are left, it ends, and those go on to their end."""
     assert fleet.replicas() == {"RUNNING": 1}
-    listeners = [admitted(fleet) for _ in range(SERVICE.max_streams)]
-    first = listeners[0].replica
-    assert {listener.replica for listener in listeners} == {first}
-    until(lambda: fleet.replicas() == {"RUNNING": 2}, WAIT_S)
+    listeners: list[Listener] = []
 
-    listeners += [admitted(fleet) for _ in range(SERVICE.max_streams)]
-    others = [listener for listener in listeners if listener.replica != first]
-    assert len(others) == SERVICE.max_streams, "both replicas speak"
+    def speak(number: int) -> list[Listener]:
+        listeners[:] = [listener for listener in listeners if not listener.end]
+        listeners.extend(admitted(fleet) for _ in range(number - len(listeners)))
+        return listeners
+
+    first = speak(SERVICE.max_streams)[0].replica
+    assert {listener.replica for listener in listeners} == {first}
+    until(lambda: bool(speak(SERVICE.max_streams)) and fleet.replicas() == {"RUNNING": 2}, WAIT_S)
+
+    speakers = Counter(listener.replica for listener in speak(2 * SERVICE.max_streams))
+    assert list(speakers.values()) == [SERVICE.max_streams] * 2, "both replicas speak, as much as they may"
     refused = fleet.http.post("/v1/audio/speech", json={"input": "Hello."})
     assert refused.status_code == 429
     assert refused.json()["error"]["message"]
     assert int(refused.headers["retry-after"]) >= 1
 
     newcomers = []
-    for leaver in (others[0], listeners[0]):
+    for leaver in [next(one for one in listeners if one.replica == replica) for replica in speakers]:
         leaver.leave()
-        newcomers.append(admitted(fleet, MINUTE))
+        newcomers.append(admitted(fleet))
         assert newcomers[-1].replica == leaver.replica, "the slot of who leaves is free, where it was"
     secrets_hold_everywhere(fleet)
 

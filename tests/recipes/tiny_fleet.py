@@ -10,7 +10,7 @@ from tests.serving.chatting import own
 from tests.tiny import tiny_model
 
 KEY = "a-key-of-the-fleet"
-SERVICE = Settings(keys=(KEY,), allowed_hosts=("*",), max_streams=3, max_queue=0, max_input=20_000, session_s=300.0)
+SERVICE = Settings(keys=(KEY,), allowed_hosts=("*",), max_streams=3, max_queue=0, session_s=300.0)
 
 
 def tiny_app() -> Any:
