@@ -15,31 +15,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy, BackpressureConfig
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from speech_mtp import config
 from speech_mtp.cli.serve import LOG_FORMAT, load_author, load_recogniser
 from speech_mtp.cli.shared import load_model
-from speech_mtp.serving.admission import SECONDS_A_CHARACTER
 from speech_mtp.serving.app import create_app
-from speech_mtp.serving.service import VoiceService
 from speech_mtp.serving.settings import Settings, read_keys
 
+STRICT = ConfigDict(extra="forbid", frozen=True)
 BUSY = 0.7
 """Share of a replica's slots that streams may take, on average, before there is another replica."""
 SPARE_REQUESTS = 64
 """For lists, health, text sockets that are silent, and for those who are told to come back."""
-SLOWEST = 0.25
-"""The lowest ``speed`` of a stream."""
+LONGEST_TEXT_S = 1200.0
+"""For which the longest text that a request may hold can be spoken, at the slowest speed."""
 LAST_BYTES_S = 30.0
 
 
-class Scaling(config.Settings):
+class Scaling(BaseModel):
     """How many replicas, and how soon that changes; Ray's own names."""
+
+    model_config = STRICT
 
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(4, ge=1)
@@ -48,7 +48,7 @@ class Scaling(config.Settings):
     look_back_period_s: float = 20.0
 
 
-class Fleet(config.Settings):
+class Fleet(BaseModel):
     """``args`` of ``serve.yaml``: what ``speech-mtp serve`` is told by its options, and the replicas.
 
     ``num_cpus`` of a replica are for Ray's book-keeping; its ``threads`` are what torch uses. ``service`` are the
@@ -56,6 +56,7 @@ class Fleet(config.Settings):
     shows.
     """
 
+    model_config = STRICT
     model: str = "tiny-en"
     threads: int = 1
     llm: str | None = None
@@ -81,23 +82,18 @@ class Streams:
 class Replica:
     """What Ray asks of a replica; :func:`serve.ingress` gives it ``app``."""
 
-    app: Any
-
-    @property
-    def _service(self) -> VoiceService:
-        service: VoiceService = self.app.state.service
-        return service
+    app: Any  # of create_app, whose state.service is the VoiceService
 
     async def check_health(self) -> None:
         """Return when the engine is warm: Ray sends nothing to a replica before. Raises RuntimeError when it has
         ended: Ray starts another replica."""
-        await self._service.warm.wait()
-        if not self._service.engine.alive:
+        await self.app.state.service.warm.wait()
+        if not self.app.state.service.engine.alive:
             raise RuntimeError("The engine has ended; the log of this replica tells why.")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What :class:`Streams` counts."""
-        admission = self._service.admission
+        admission = self.app.state.service.admission
         return {"streams": admission.taken + admission.waiting}
 
 
@@ -151,7 +147,7 @@ def most_requests(service: Settings) -> int:
 
 def longest_s(service: Settings) -> float:
     """For how long a stream of a text that is known, or a session, may go on."""
-    return max(service.session_s, service.max_input * SECONDS_A_CHARACTER / SLOWEST)
+    return max(service.session_s, LONGEST_TEXT_S)
 
 
 def build(args: dict[str, Any]) -> serve.Application:

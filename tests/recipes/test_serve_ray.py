@@ -31,7 +31,7 @@ from tests.serving.running import LONG, until
 
 ROOT = Path(__file__).parents[2]
 HEADERS = {"authorization": f"Bearer {KEY}"}
-SCALING = Scaling(max_replicas=2, upscale_delay_s=0, downscale_delay_s=1, look_back_period_s=2)
+SCALING = Scaling(max_replicas=2, upscale_delay_s=0, downscale_delay_s=1, look_back_period_s=11)
 WAIT_S = 120
 BYTES_PER_S = 48_000
 LONGEST = f"{LONG} {LONG}"[: SERVICE.max_input]
