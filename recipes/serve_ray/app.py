@@ -160,6 +160,6 @@ def build(args: dict[str, Any]) -> serve.Application:
 def _app(fleet: Fleet, service: Settings) -> Any:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     recogniser = load_recogniser(fleet.asr, None)
-    author, make_writer = load_author(fleet.llm, None, None, None, fleet.threads)
+    author, make_writer = load_author(fleet.llm, None, None, None, fleet.threads, always_drafts=False)
     model = load_model(fleet.model, None, None, fleet.threads, None)
     return create_app(model, service, make_writer, author=author, recogniser=recogniser)

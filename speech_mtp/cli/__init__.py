@@ -1,5 +1,5 @@
-"""The command line: ``say``, ``tokenize``, ``generate``, ``serve``, ``corpus``, ``train``, ``eval``, ``bench`` and
-``export``.
+"""The command line: ``say``, ``tokenize``, ``generate``, ``serve``, ``demo``, ``corpus``, ``train``, ``eval``,
+``bench`` and ``export``.
 
 A wrong input ends with one sentence on stderr and exit code 2, and leaves no half-written file. Heavy modules are
 imported by the commands that need them, so that ``--help`` is fast.
@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from speech_mtp.cli import bench, evaluate
+from speech_mtp.cli.demo import demo
 from speech_mtp.cli.export import export
 from speech_mtp.cli.serve import serve
 from speech_mtp.cli.speech import say, tokenize
@@ -22,7 +23,7 @@ from speech_mtp.plugins import MissingExtra
 
 UsageError: Any = typer.BadParameter.__base__
 app = typer.Typer(rich_markup_mode=None, add_completion=False, help="Speech language models on decoupled codec tokens.")
-for command in (say, tokenize, generate, serve, corpus, train, export):
+for command in (say, tokenize, generate, serve, demo, corpus, train, export):
     app.command()(command)
 app.add_typer(evaluate.group, name="eval")
 app.add_typer(bench.group, name="bench")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "SPEECH_MTP_API_KEY"
 LLM_KEY_VARIABLE = "SPEECH_MTP_LLM_KEY"
 USUAL_ASR = "faster_whisper"
+log = logging.getLogger("speech_mtp.serving")
 LOCAL = ("127.0.0.1", "localhost", "::1")
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
@@ -41,7 +42,8 @@ def serve(
         typer.Option(help="Folder or hub id of a language model that answers chats; `packaged`: the packaged one."),
     ] = None,
     llm_head: Annotated[
-        str | None, typer.Option(help="Its head, as for generate; none: no drafting; by default what fits.")
+        str | None,
+        typer.Option(help="Its head, as for generate; none: no drafting. By default what fits, if it pays here."),
     ] = None,
     llm_url: Annotated[
         str | None,
@@ -77,9 +79,11 @@ def serve(
     demo: Annotated[bool, typer.Option("--demo", help="Serve the web page of the demo at /demo.")] = False,
 ) -> None:
     """Serve speech over HTTP and WebSockets, in the shapes of OpenAI's API."""
+    from speech_mtp.plugins import require
     from speech_mtp.serving import check_extra
 
     check_extra()
+    page = require("speech_mtp_demo", "demo") if demo else None
     from speech_mtp.hub import cache_folder
     from speech_mtp.serving.app import create_app
     from speech_mtp.serving.server import make_server
@@ -104,22 +108,20 @@ def serve(
         needs_consent=not without_consent,
     )
     recogniser = load_recogniser(asr, asr_model)
-    author, make_writer = load_author(llm, llm_head, llm_url, llm_model, threads)
-    loaded = load_model(model, backbone, None, threads, lexicon)
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    author, make_writer = load_author(llm, llm_head, llm_url, llm_model, threads, always_drafts=demo)
+    loaded = load_model(model, backbone, None, threads, lexicon)
     app = create_app(loaded, settings, make_writer, author=author, recogniser=recogniser)
-    if demo:
-        from speech_mtp.plugins import require
-
-        require("speech_mtp_demo", "demo").mount(app)
+    if page is not None:
+        page.mount(app)
     make_server(app, host, port).run()
 
 
 def load_author(
-    llm: str | None, head: str | None, url: str | None, name: str | None, threads: int | None
+    llm: str | None, head: str | None, url: str | None, name: str | None, threads: int | None, always_drafts: bool
 ) -> tuple[Author | None, Callable[[], Writer] | None]:
     """What answers chats, and the writer that it is, if it is our own. Loaded before the speech model, whose threads
-    count."""
+    count. A head that was not asked for drafts only where that is faster, unless it ``always_drafts``."""
     if llm is not None and url is not None:
         raise ValueError("Give either --llm or --llm-url: one of them answers chats.")
     if (url is None) != (name is None):
@@ -136,11 +138,20 @@ def load_author(
     from speech_mtp.decoding import catalogue
     from speech_mtp.streaming.authors import OwnAuthor
     from speech_mtp.streaming.conversation import Writer
+    from speech_mtp.streaming.pays import drafting_pays
 
     lm = load_text_lm(None if llm == "packaged" else llm, "fp32", "cpu", keep_layers=False, threads=threads)
     found = head or hub.default_head(lm.fingerprint) or "none"
     drafter = None if found == "none" else load_head(found, lm)
     spec = catalogue.default(drafter)
+    if (
+        head is None
+        and drafter is not None
+        and not always_drafts
+        and not drafting_pays(lm, catalogue.build(spec, drafter))
+    ):
+        log.info("drafting with %s is slower than none on this processor; --llm-head %s drafts anyway", found, found)
+        spec, drafter = catalogue.default(None), None
     return OwnAuthor(llm, lm.tokenizer, lm.max_positions), lambda: Writer(lm, catalogue.build(spec, drafter))
 
 

@@ -23,12 +23,13 @@ Wave = NDArray[np.float32]
 class Hint:
     """What a client knows of its recording. ``language``: its ISO-639-1 code (None: find out); ``prompt``: text that
     stands before it, or words that occur; ``words``: times of words are wanted; ``temperature`` of what is drawn (0:
-    the likeliest)."""
+    the likeliest); ``quick``: somebody waits for the words of one utterance, which may cost a little accuracy."""
 
     language: str | None = None
     prompt: str | None = None
     words: bool = False
     temperature: float = 0.0
+    quick: bool = False
 
 
 NO_HINT = Hint()
@@ -95,6 +96,10 @@ class Recogniser(ABC):
 
         Nothing for silence and for a wave without samples. Raises ``ValueError`` for a language that it does not know.
         """
+
+    @abstractmethod
+    def warm_up(self) -> None:
+        """Load what the first recording would wait for."""
 
     def transcribe(self, wave: Wave, hint: Hint = NO_HINT) -> Transcript:
         """All that is said in ``wave [S]``; see :meth:`segments`."""

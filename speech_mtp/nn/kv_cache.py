@@ -171,6 +171,12 @@ class KVCache:
         """The rows ``rows [N]`` in that order, in buffers of their own."""
         return KVCache(self.keys[:, rows], self.values[:, rows], self.lengths[rows], self._bound)
 
+    def trimmed(self) -> KVCache:
+        """The same entries without the room behind those of the longest row."""
+        longest = int(self.lengths.max())
+        keys, values = (x[:, :, :, :longest].clone() for x in (self.keys, self.values))
+        return KVCache(keys, values, self.lengths, longest)
+
     def put(self, row: int, other: KVCache) -> KVCache:
         """Row ``row`` holds what the only row of ``other`` holds: written in place, buffers grow if they must."""
         count = int(other.lengths)

@@ -40,6 +40,11 @@ def widen(value: Value, rows: int) -> Value:
     return _each(lambda x: _widened(x, rows), "widen", (rows,), value)
 
 
+def trimmed(value: Value) -> Value:
+    """The same rows, where caches among them have no room that is not used."""
+    return _each(lambda x: x, "trimmed", (), value)
+
+
 def _each(change: Callable[..., Tensor], name: str, arguments: tuple[Any, ...], *values: Any) -> Any:
     """``change`` of all tensors of the first value (of both at once, where there are two), or the method ``name``."""
     first = values[0]

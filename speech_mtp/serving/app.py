@@ -14,7 +14,8 @@ from speech_mtp.decoding.base import DecodingRule
 from speech_mtp.frontends.base import Recogniser
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.serving import errors
-from speech_mtp.serving.door import Door
+from speech_mtp.serving.door import Door, Pages
+from speech_mtp.serving.passes import Passes
 from speech_mtp.serving.routes import batch, chat, health, lists, realtime, speech, stream, transcriptions, voices
 from speech_mtp.serving.service import VoiceService
 from speech_mtp.serving.settings import Settings
@@ -48,7 +49,8 @@ def create_app(
     """The service of ``model`` as an ASGI app; its engine lives as long as the app's lifespan.
 
     ``app.state.service`` is the :class:`VoiceService` that every route asks; more ``routers`` may stand on it, and
-    other apps may be mounted beside them.
+    other apps may be mounted beside them: web pages tell ``app.state.pages`` how a browser enters, and have
+    ``app.state.passes`` give it a pass.
     """
     settings = settings or Settings()
     service = VoiceService(model, settings, make_writer, rule, codec_thread, author, recogniser)
@@ -69,9 +71,17 @@ def create_app(
         **shown,
     )
     app.state.service = service
+    app.state.pages, app.state.passes = Pages(), Passes(settings.keys)
     for router in routers:
         app.include_router(router)
     errors.install(app)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings hold bytes that clients sent
-    app.add_middleware(Door, settings=settings, metrics=service.metrics, secrets=service.secrets)
+    app.add_middleware(
+        Door,
+        settings=settings,
+        metrics=service.metrics,
+        secrets=service.secrets,
+        passes=app.state.passes,
+        pages=app.state.pages,
+    )
     return app

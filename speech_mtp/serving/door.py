@@ -1,29 +1,31 @@
 """The door of the service: who may come in, under which id, and what the log says of it.
 
 One ASGI middleware for HTTP and WebSockets alike, because the framework's own see HTTP only. In this order: request id,
-``Host`` (against DNS rebinding), ``Origin`` (against pages of others), key, and, behind the routes, faults of ours. A
-WebSocket is refused before it is opened. Log lines hold the id, the route's pattern and the status; nothing that a
-client wrote.
+``Host`` (against DNS rebinding), ``Origin`` (against pages of others), key or pass, and, behind the routes, faults of
+ours. A WebSocket is refused before it is opened. Log lines hold the id, the route's pattern and the status; nothing
+that a client wrote.
 """
 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import logging
 import re
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from speech_mtp.serving.client_secrets import ClientSecrets
 from speech_mtp.serving.errors import REQUEST_ID, ApiError, internal, where
 from speech_mtp.serving.metrics import Metrics
+from speech_mtp.serving.passes import COOKIE, Passes
 from speech_mtp.serving.responses import StalledClientError
 from speech_mtp.serving.settings import Settings
 from speech_mtp.serving.voices import OF_A_KEY
@@ -38,13 +40,31 @@ SECRETS_OPEN = "/v1/realtime"
 LISTS = ("/v1/audio/voices", "/v1/audio/models")
 
 
+@dataclass
+class Pages:
+    """What a web page that is mounted beside the API adds: paths that are ``open`` without a key, and the ``entrance``,
+    where a browser that wants a page below ``prefix`` and has no pass is sent to show a key."""
+
+    open: set[str] = field(default_factory=set)
+    prefix: str | None = None
+    entrance: str = ""
+
+
 class Door:
     """Lets requests through to ``app``, or answers why not."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, secrets: ClientSecrets) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        metrics: Metrics,
+        secrets: ClientSecrets,
+        passes: Passes,
+        pages: Pages,
+    ) -> None:
         self.app, self.settings, self.metrics, self.client_secrets = app, settings, metrics, secrets
-        self._keys = [key.encode() for key in settings.keys]
-        self._clients = [OF_A_KEY + hashlib.sha256(key).hexdigest()[:32] for key in self._keys]
+        self.passes, self.pages = passes, pages
+        self._clients = [OF_A_KEY + hashlib.sha256(key.encode()).hexdigest()[:32] for key in settings.keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -89,16 +109,16 @@ class Door:
         """Who asks: a name for fairness and for what somebody leaves here; a key has the same one after a restart.
         Raises ApiError 401 for whoever has no key and needs one."""
         address = scope["client"][0] if scope.get("client") else "local"
-        path, sent = scope["path"], next(_keys_sent(headers), "")
-        secret = self.client_secrets.read(sent) if path == SECRETS_OPEN else None
+        path, sent = scope["path"], next(_keys_sent(headers), None)
+        secret = self.client_secrets.read(sent or "") if path == SECRETS_OPEN else None
         if secret is not None:
             client, scope["state"]["session"] = secret
             return client
-        matches = [hmac.compare_digest(sent.encode(), key) for key in self._keys]
-        if any(matches):
-            return self._clients[matches.index(True)]
+        number = self.passes.number_of(sent) if sent is not None else self.passes.holder(_pass_sent(headers))
+        if number is not None:
+            return self._clients[number]
         listed = self.settings.public_lists and path in LISTS and scope.get("method") == "GET"
-        if not self._keys or path in OPEN_PATHS or listed:
+        if not self.settings.keys or path in OPEN_PATHS or path in self.pages.open or listed:
             return f"address {address}"
         message = "Send a valid API key in the header, as in Authorization: Bearer KEY."
         raise ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
@@ -125,7 +145,9 @@ class Door:
     async def _refuse(self, error: ApiError, scope: Scope, receive: Receive, visit: Visit) -> None:
         if visit.status is not None:
             return
-        response = error.response()
+        response: Response = error.response()
+        if error.status_code == 401 and _wants_page(scope, self.pages.prefix):
+            response = RedirectResponse(self.pages.entrance, 303)
         if scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
             await response(scope, receive, visit.send)
         else:
@@ -171,3 +193,18 @@ def _keys_sent(headers: Headers) -> Iterator[str]:
     for protocol in headers.get("sec-websocket-protocol", "").split(","):
         if protocol.strip().startswith(KEY_PROTOCOL):
             yield protocol.strip().removeprefix(KEY_PROTOCOL)
+
+
+def _pass_sent(headers: Headers) -> str:
+    try:
+        cookies = SimpleCookie(headers.get("cookie", ""))
+    except CookieError:
+        return ""
+    return cookies[COOKIE].value if COOKIE in cookies else ""
+
+
+def _wants_page(scope: Scope, prefix: str | None) -> bool:
+    """Whether a browser is on its way to a page below ``prefix``."""
+    if prefix is None or scope["type"] != "http" or scope["method"] != "GET":
+        return False
+    return str(scope["path"]).startswith(prefix) and "text/html" in Headers(scope=scope).get("accept", "")

@@ -83,10 +83,7 @@ class Engine:
         try:
             self.scheduler = self._build()
             if self._warm_up:
-                stream = self.scheduler.speak()
-                stream.push(self._warm_up)
-                stream.finish_text()
-                run_to_end(self.scheduler)
+                _warm_up(self.scheduler, self._warm_up)
         except Exception as error:  # told by whoever asks whether it is ready
             self.error = error
             self._on_ready()
@@ -152,3 +149,16 @@ class Engine:
         with contextlib.suppress(Exception):  # it is broken already
             self.scheduler.close()
         self.scheduler = self._build()
+
+
+def _warm_up(scheduler: Scheduler, text: str) -> None:
+    """Speak ``text``; if there is a writer, answer twice, so that it keeps what all chats begin with."""
+    stream = scheduler.speak()
+    stream.push(text)
+    stream.finish_text()
+    run_to_end(scheduler)
+    for question in (text, "And this is another.") if scheduler.writer is not None else ():
+        conversation = scheduler.chat(max_new_tokens=4)
+        conversation.ask(question)
+        run_to_end(scheduler)
+        conversation.close()

@@ -99,6 +99,8 @@ class VoiceService:
                 loop.call_soon_threadsafe(self.warm.set)
 
         self.engine.start(tell)
+        if self.recogniser is not None:
+            self._loading = asyncio.ensure_future(self.ears.run("", self.recogniser.warm_up))
 
     async def stop(self) -> None:
         """End the engine; whoever is still being spoken to is cut off."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from speech_mtp.nn.row_values import select
+from speech_mtp.nn.row_values import select, trimmed
 
 LEAST = 16
 """Tokens that are worth a copy."""
@@ -50,10 +50,10 @@ class PromptCache:
         return longest if LEAST <= longest < len(whole) and whole[:longest] not in self._rows else 0
 
     def keep(self, tokens: Sequence[int], row: Any) -> None:
-        """A copy of ``row``, which has read ``tokens``."""
+        """A copy of ``row``, which has read ``tokens``, as large as these: the room that it had among others would stay."""
         whole = tuple(tokens)
         if LEAST <= len(whole) <= self.most_tokens and whole not in self._rows:
-            self._rows[whole] = _copied(row)
+            self._rows[whole] = trimmed(_copied(row))
             while sum(map(len, self._rows)) > self.most_tokens:
                 self._rows.popitem(last=False)
 

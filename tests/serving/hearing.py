@@ -25,6 +25,10 @@ class FakeRecogniser(Recogniser):
         self.segments_given = 0
         self.thread = ""
         self.go = threading.Event()
+        self.is_warm = False
+
+    def warm_up(self) -> None:
+        self.is_warm = True
 
     def segments(self, wave: Wave, hint: Hint = NO_HINT) -> Iterator[Segment]:
         if hint.language not in (None, "en"):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx2
+from fastapi import FastAPI
 
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.serving.app import create_app
@@ -44,9 +45,16 @@ class Running:
 
 
 @contextmanager
-def serving(settings: Settings | None = None, model: SpeechModel | None = None, **more: Any) -> Iterator[Running]:
-    """Warm when it is handed out, gone afterwards."""
+def serving(
+    settings: Settings | None = None,
+    model: SpeechModel | None = None,
+    mounting: Callable[[FastAPI], None] | None = None,
+    **more: Any,
+) -> Iterator[Running]:
+    """Warm when it is handed out, gone afterwards. ``mounting`` adds something beside the API."""
     app = create_app(model or tiny_model(), settings or Settings(), **more)
+    if mounting is not None:
+        mounting(app)
     server = make_server(app, "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -53,6 +53,7 @@ def test_the_commands_run(server: Running, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "voice.json").read_text())["name"] == "ann"
     assert (tmp_path / "by-ann.wav").read_bytes()[:4] == b"RIFF"
     assert json.loads((tmp_path / "deleted.json").read_text())["deleted"]
+    assert json.loads((tmp_path / "secret.json").read_text())["value"].startswith("ek_")
 
 
 @pytest.mark.parametrize("block", PYTHON)

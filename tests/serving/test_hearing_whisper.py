@@ -6,10 +6,13 @@ import base64
 import io
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import soundfile
+import soxr
 
 from speech_mtp import audio, hub, plugins
+from speech_mtp.frontends.base import SAMPLE_RATE, Hint
 from speech_mtp.streaming.pipeline import speak
 from tests.serving.chatting import PATH, chatting
 from tests.serving.running import Running
@@ -59,3 +62,17 @@ def test_a_spoken_question_is_answered_as_the_written_one_is(server: Running, sa
         for content in ([part], heard)
     )
     assert spoken == written
+
+
+def test_in_a_hurry_it_hears_the_same(server: Running, said: bytes) -> None:
+    recogniser = server.service.recogniser
+    assert recogniser is not None
+    wave, rate = soundfile.read(io.BytesIO(said), dtype="float32")
+    wave = soxr.resample(wave, rate, SAMPLE_RATE)
+    quick, usual = (recogniser.transcribe(wave, Hint(quick=hurry)) for hurry in (True, False))
+    assert words(quick.text) == words(usual.text) == words(SENTENCE)
+    assert len(quick.segments) == 1
+    noise = np.random.default_rng(0).normal(0, 1e-3, SAMPLE_RATE).astype(np.float32)
+    assert not any(c.isalpha() for c in recogniser.transcribe(noise, Hint(quick=True)).text)
+    long = np.concatenate([wave] * 6)  # longer than is heard in a hurry: as usual
+    assert recogniser.transcribe(long, Hint(quick=True)) == recogniser.transcribe(long)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
@@ -13,6 +14,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from speech_mtp.decoding import catalogue
+from speech_mtp.serving.realtime.response import Asked
+from speech_mtp.serving.realtime.session import Session
 from speech_mtp.serving.settings import Settings
 from speech_mtp.streaming.chat import Chat
 from tests.serving.chatting import LM, chatting
@@ -477,3 +480,85 @@ def test_a_server_that_stops_lets_the_answer_end(monkeypatch: pytest.MonkeyPatch
             talk.next()
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1012
+
+
+def test_half_a_sample_before_the_buffer_was_cleared_is_gone(server: Running, talk: Talk) -> None:
+    talk.update(audio={"input": {"turn_detection": None}})
+    talk.send("input_audio_buffer.append", audio=base64.b64encode(bytes(4801)).decode())
+    talk.send("input_audio_buffer.clear")
+    talk.send("input_audio_buffer.append", audio=pcm(tone(1.0)))
+    talk.say("Heard?")
+    (session,) = server.service.sessions
+    assert isinstance(session, Session)
+    assert np.abs(session.ear.sound()).max() == pytest.approx(0.3, abs=0.02)
+
+
+def test_half_duplex_hears_nothing_while_an_answer_sounds_and_all_behind_it(server: Running, talk: Talk) -> None:
+    talk.update(speech_mtp={"half_duplex": True})
+    (session,) = server.service.sessions
+    assert isinstance(session, Session)
+    session._sounded(60.0)
+    talk.send("input_audio_buffer.append", audio=speech(0.5, 0.0))  # the first that is sent since
+    talk.say("Heard?")
+    assert not talk.of("input_audio_buffer.speech_started")
+    session._plays_until = 0.0
+    talk.send("input_audio_buffer.append", audio=speech(0.5, 0.0))
+    talk.until("input_audio_buffer.speech_started")
+
+
+def test_an_item_has_no_more_sound_than_a_turn(server: Running, talk: Talk) -> None:
+    talk.update(audio={"input": {"format": {"type": "audio/pcmu"}}})
+    part = {"type": "input_audio", "audio": base64.b64encode(bytes(8000 * 601)).decode()}
+    talk.send("conversation.item.create", item={"type": "message", "role": "user", "content": [part]})
+    assert "600 s" in talk.refused()["message"]
+
+
+def test_two_who_wait_for_the_end_of_an_answer_do_not_both_begin_one(server: Running, talk: Talk) -> None:
+    talk.update(max_output_tokens=200)
+    talk.say("Tell me something long.")
+    talk.send("response.create")
+    talk.until("response.output_audio.delta")
+    (session,) = server.service.sessions
+    assert isinstance(session, Session)
+
+    async def both() -> None:
+        asked = [Asked(session.config.copied(), session.conversation.items, session.conversation) for _ in range(2)]
+        await asyncio.gather(*(session._respond(one) for one in asked))
+
+    asyncio.run_coroutine_threadsafe(both(), next(iter(session._tasks)).get_loop()).result(20)
+    running: set[str] = set()
+    while len(talk.of("response.done")) < 3:
+        event = talk.next()
+        if event["type"] == "response.created":
+            running.add(event["response"]["id"])
+        elif event["type"] == "response.done":
+            running.discard(event["response"]["id"])
+        assert len(running) < 2
+
+
+def test_noise_does_not_swallow_the_question_before_it(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = iter(["Hello there!", ""])
+
+    async def words(session: Session, sound: Any) -> str:
+        text = next(heard)
+        await asyncio.sleep(0.3 if text else 0.0)
+        return text
+
+    monkeypatch.setattr(Session, "_words", words)
+    talk.update(max_output_tokens=5)
+    talk.send("input_audio_buffer.append", audio=speech(0.5, 0.8))
+    talk.send("input_audio_buffer.append", audio=speech(0.3, 0.8))
+    assert talk.until("response.done")["response"]["status"] == "incomplete"
+    assert len(talk.of("input_audio_buffer.committed")) == 2
+
+
+def test_without_interruption_the_next_answer_waits(
+    server: Running, talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowed(server, monkeypatch)
+    talk.update(max_output_tokens=30, audio={"input": {"turn_detection": {"interrupt_response": False}}})
+    talk.say("Tell me something long.")
+    talk.send("response.create")
+    talk.until("response.output_audio.delta")
+    talk.send("input_audio_buffer.append", audio=speech(0.5, 0.8))
+    assert [talk.until("response.done")["response"]["status"] for _ in range(2)] == ["incomplete"] * 2

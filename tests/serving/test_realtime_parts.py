@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from speech_mtp.serving.realtime.config import SessionConfig
 from speech_mtp.serving.realtime.ear import HEARING_RATE, Ear, silero
 from speech_mtp.serving.realtime.sound import WIRE, Receiver
 from speech_mtp.serving.realtime.transcript import SpokenTranscript
@@ -129,6 +130,21 @@ def test_words_that_are_written_otherwise_than_spoken() -> None:
     assert spoken("In 1999", ("In", 0, 0.2), ("nineteen", 0.2, 0.5)).until(600) == "In 1999"
 
 
+def test_what_is_written_ahead_of_a_number_that_sounds_is_not_heard() -> None:
+    track = spoken("In 1999, when we were young, it rained.", ("In", 0, 0.2), ("nineteen", 0.2, 0.5))
+    assert track.until(600) == "In 1999,"
+    track.complete = True
+    assert [track.until(ms) for ms in (200, 600)] == ["In", track.text]
+
+
 def test_times_are_those_of_the_sound_that_is_sent() -> None:
     track = spoken("One two.", ("One", 0, 0.4), ("two.", 0.4, 0.8), speed=2.0)
     assert (track.words[1].start_ms, track.words[1].end_ms) == (200, 400)
+
+
+def test_settings_of_a_wrong_type_are_left_out() -> None:
+    config = SessionConfig("alto")
+    turns = {"type": "semantic_vad", "eagerness": ["high"]}
+    config.update({"max_output_tokens": True, "audio": {"input": {"turn_detection": turns}}})
+    assert config.turn_detection is not None
+    assert (config.max_output_tokens, config.turn_detection["eagerness"]) == (None, "auto")

@@ -16,7 +16,10 @@ import pytest
 from speech_mtp import hub
 from speech_mtp.serving.encoding import FORMATS
 from speech_mtp.serving.settings import Settings
+from tests.serving.chatting import chatting
+from tests.serving.hearing import FakeRecogniser
 from tests.serving.running import LONG, TEXT, Running, serving, until
+from tests.serving.talking import Loudness, speech, talking
 from tests.serving.test_speech import alike, spoken
 from tests.serving.test_stream_socket import send, socket
 
@@ -67,6 +70,48 @@ def test_a_thousand_requests_leave_nothing_behind() -> None:
         assert server.service.sessions == set()
         assert server.service.engine.failures == 0
         assert alike(server.post(input=TEXT, voice="low", response_format="pcm").content, spoken())
+
+
+@pytest.mark.slow
+def test_a_hundred_turns_of_voice_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conversations of twenty turns, spoken, written, interrupted, cancelled; voices made and deleted between them."""
+    monkeypatch.setattr("speech_mtp.serving.routes.realtime.silero", Loudness)
+    rng = random.Random(2)
+    with chatting(recogniser=FakeRecogniser("Hello there!")) as server:
+        converse(server, rng)
+        before = resident_mb()
+        for _ in range(5):
+            converse(server, rng)
+        until(lambda: not server.service.sessions)
+        until(lambda: server.service.chats.taken == server.service.admission.taken == 0)
+        grown = resident_mb() - before
+        print(f"resident memory {before:.1f} MB, grown by {grown:.1f} MB over 100 turns")
+        assert grown < 50
+        assert not server.service.speaking
+        assert not server.service.answering
+        assert server.service.engine.failures == 0
+
+
+def converse(server: Running, rng: random.Random, turns: int = 20) -> None:
+    with talking(server) as talk:
+        talk.update(max_output_tokens=40)
+        for _ in range(turns):
+            if rng.random() < 0.5:
+                talk.send("input_audio_buffer.append", audio=speech(0.5))
+            else:
+                talk.say("Hello there!")
+                talk.send("response.create")
+            created = talk.until("response.created")["response"]
+            if rng.random() < 0.3:
+                talk.send("response.cancel", response_id=created["id"])
+            done = talk.until("response.done")["response"]
+            failure = (done["status_details"] or {}).get("error", {}).get("message", "")
+            assert done["status"] != "failed" or "cannot be read" in failure, done  # a tiny model writes any letters
+            for item in done["output"]:
+                if rng.random() < 0.3:
+                    end_ms = rng.randint(0, 500)
+                    talk.send("conversation.item.truncate", item_id=item["id"], content_index=0, audio_end_ms=end_ms)
+                    talk.until("conversation.item.truncated")
 
 
 @pytest.mark.slow

@@ -345,3 +345,9 @@ def test_a_recogniser_that_fails_is_a_fault_of_ours(caplog: pytest.LogCaptureFix
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
         assert post(server).status_code == 500, "the worker lives on"
     assert "what was said" not in caplog.text
+
+
+def test_it_is_loaded_before_the_first_recording() -> None:
+    recogniser = FakeRecogniser("Hello.")
+    with serving(recogniser=recogniser):
+        until(lambda: recogniser.is_warm)

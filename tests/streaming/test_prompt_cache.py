@@ -116,6 +116,16 @@ def test_no_more_is_kept_than_there_is_room_for() -> None:
     assert cache.find([2] * 40) == (0, None)  # something must be left to read
 
 
+def test_a_kept_row_takes_no_more_room_than_its_tokens() -> None:
+    writer = fresh()
+    long = asked(writer, "word " * 25, tokens=2)
+    answered(long, close=False)  # among whose rows those of others are as wide
+    answered(asked(writer, "Hello there!"))
+    assert len(writer._cache._rows) >= 2
+    for tokens, row in writer._cache._rows.items():
+        assert row.cache.size == len(tokens) - 1  # the newest is not in it yet
+
+
 def test_the_longest_beginning_is_found() -> None:
     cache = PromptCache()
     for length in (20, 30, 60):

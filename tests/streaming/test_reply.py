@@ -282,3 +282,14 @@ def test_leaving_hangs_up_on_the_endpoint(remote: Callable[..., tuple[Endpoint, 
     items.close()  # type: ignore[attr-defined]
     going_on.set()
     assert script.left.wait(20)
+
+
+def test_drafting_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    from speech_mtp.streaming import pays
+
+    rule = catalogue.build("chain", tiny_head(LM))
+    for drafted_s, plain_s, expected in ((1.0, 2.0, True), (2.0, 1.0, False)):
+        monkeypatch.setattr(pays, "_seconds", lambda w, d=drafted_s, p=plain_s: d if w.rule is rule else p)
+        assert pays.drafting_pays(LM, rule) is expected
+    monkeypatch.undo()
+    assert pays._seconds(Writer(LM, rule)) > 0

@@ -94,7 +94,7 @@ class SessionConfig:
         longest = asked.get("max_output_tokens")
         if longest == "inf":
             self.max_output_tokens = None
-        elif isinstance(longest, int) and longest > 0:
+        elif isinstance(longest, int) and not isinstance(longest, bool) and longest > 0:
             self.max_output_tokens = longest
 
     def _update_input(self, asked: Any) -> None:
@@ -188,7 +188,7 @@ def _turn_detection(asked: Any) -> dict[str, Any] | None:
         eagerness = asked.get("eagerness")
         return {
             "type": "semantic_vad",
-            "eagerness": eagerness if eagerness in EAGER_SILENCE_MS else "auto",
+            "eagerness": eagerness if isinstance(eagerness, str) and eagerness in EAGER_SILENCE_MS else "auto",
             **switches,
         }
     found = {**SERVER_VAD, **switches}

@@ -15,6 +15,8 @@ from speech_mtp.serving.realtime.turns import LEAST_SPEECH_GUARDED_MS, STEP_MS, 
 
 HEARING_RATE = 16_000
 STEP = HEARING_RATE * STEP_MS // 1000
+SLICE = 2**16
+"""Bytes that are made samples at a time."""
 MOST_S = 600
 """Seconds that one turn may have."""
 
@@ -78,19 +80,24 @@ class Ear:
     def change_format(self, wire_format: WireFormat) -> None:
         """From now on the bytes are of another format."""
         if wire_format != self._receiver.format:
-            self._receiver = Receiver(wire_format, HEARING_RATE)
+            self.begin_anew(wire_format)
+
+    def begin_anew(self, wire_format: WireFormat) -> None:
+        """What comes now does not go on with what came before: half a sample of that is dropped."""
+        self._receiver = Receiver(wire_format, HEARING_RATE)
 
     def push(self, data: bytes) -> Iterator[Noticed | None]:
         """More sound; None between steps, where others may have their turn. Raises ApiError 400 when a turn is longer
         than can be kept."""
-        samples = self._receiver.push(data)
-        if self.muted:
-            samples = np.zeros_like(samples)
-        samples = np.concatenate([self._unjudged, samples])
-        whole = len(samples) - len(samples) % STEP
-        self._unjudged = samples[whole:]
-        for begin in range(0, whole, STEP):
-            yield self._step(samples[begin : begin + STEP])
+        for at in range(0, len(data), SLICE):
+            samples = self._receiver.push(data[at : at + SLICE])
+            if self.muted:
+                samples = np.zeros_like(samples)
+            samples = np.concatenate([self._unjudged, samples])
+            whole = len(samples) - len(samples) % STEP
+            self._unjudged = samples[whole:]
+            for begin in range(0, whole, STEP):
+                yield self._step(samples[begin : begin + STEP])
 
     def _step(self, piece: npt.NDArray[np.float32]) -> Noticed | None:
         self._heard_samples += STEP

@@ -66,7 +66,8 @@ class Item:
         """Only ``audio_end_ms`` of its sound were heard; how much that is, at most what there is."""
         self.heard_ms = min(audio_end_ms, self.audio_ms)
         if self.track is not None:
-            self.text = self.track.until(self.heard_ms)
+            whole = self.track.complete and audio_end_ms >= self.audio_ms  # also where speech has no times of words
+            self.text = self.track.text if whole else self.track.until(self.heard_ms)
         return round(self.heard_ms)
 
 

@@ -87,6 +87,11 @@ class Response:
         """Whether it ends because it was told to."""
         return self._reason is not None
 
+    @property
+    def told_anything(self) -> bool:
+        """Whether its client has text or sound of it."""
+        return bool(self.item.text)
+
     async def _answer(self) -> None:
         service = self._service
         manner = self._manner() if self.config.spoken else None
@@ -128,6 +133,8 @@ class Response:
                 await self._tell_sound(piece, sender.push(piece.wave), sender)
             await self._tell_extensions(figures, False)
         await self._tell_sound(None, sender.close(), sender)
+        assert self.item.track is not None
+        self.item.track.complete = True
         await self._tell_extensions(figures, True)
 
     async def _tell_text(self, piece: str) -> None:

@@ -14,11 +14,12 @@ from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
 
+from speech_mtp.frontends.base import Hint
 from speech_mtp.serving.bodies import strict_json
 from speech_mtp.serving.errors import ApiError, told
 from speech_mtp.serving.realtime import events
 from speech_mtp.serving.realtime.config import SessionConfig
-from speech_mtp.serving.realtime.ear import HEARING_RATE, Ear, Noticed, VoiceActivity
+from speech_mtp.serving.realtime.ear import HEARING_RATE, MOST_S, Ear, Noticed, VoiceActivity
 from speech_mtp.serving.realtime.items import Conversation, Item, item_of
 from speech_mtp.serving.realtime.response import Asked, Response
 from speech_mtp.serving.realtime.sound import Receiver, Samples, unpacked, wire
@@ -51,6 +52,7 @@ class Session:
         self._answer_soon: asyncio.Task[None] | None = None  # when a turn's words are known
         self._tasks: set[asyncio.Task[Any]] = set()
         self._turn_item: str | None = None  # of the turn that is spoken
+        self._owed = False  # a turn was not answered, because somebody went on
         self._early: asyncio.Task[str] | None = None  # the words of a turn that has perhaps ended
         self._plays_until = 0.0
         self._idle_since_ms: int | None = 0  # None: has been told already
@@ -82,8 +84,13 @@ class Session:
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: whoever still wants the result is told of it, and nobody else
 
     async def send(self, event: events.Event) -> None:
         """One event, unless the client does not read."""
@@ -138,6 +145,7 @@ class Session:
                 await self._commit_by_hand()
             case "input_audio_buffer.clear":
                 self.ear.clear()
+                self.ear.begin_anew(wire(self.config.input_format))
                 await self.send(events.cleared())
             case "conversation.item.create":
                 await self._create_item(event)
@@ -179,14 +187,19 @@ class Session:
 
     # -- what is heard --------------------------------------------------------------------------------------------
     async def _hear(self, data: bytes) -> None:
+        self._guard()
         for number, noticed in enumerate(self.ear.push(data)):
-            playing = time.monotonic() < self._plays_until + ECHO_S
-            self.ear.guarded, self.ear.muted = playing, playing and self.config.extension["half_duplex"]
             if noticed is not None:
                 await self._notice(noticed)
             if number % STEPS_AT_A_TIME == STEPS_AT_A_TIME - 1:
                 await asyncio.sleep(0)
+                self._guard()
         await self._look_whether_idle()
+
+    def _guard(self) -> None:
+        """Speech must be clearer, or is not heard, while what comes may be our own."""
+        playing = time.monotonic() < self._plays_until + ECHO_S
+        self.ear.guarded, self.ear.muted = playing, playing and self.config.extension["half_duplex"]
 
     async def _notice(self, noticed: Noticed) -> None:
         match noticed.change:
@@ -209,9 +222,10 @@ class Session:
         await self.send(events.speech_started(self._turn_item, at_ms))
         turns = self.config.turn_detection or {}
         if turns.get("interrupt_response"):
-            if self._answer_soon is not None:
-                self._answer_soon.cancel()
+            if self._answer_soon is not None and self._answer_soon.cancel():
+                self._owed = True
             if self.active is not None:
+                self._owed |= not self.active.told_anything
                 self.active.cancel("turn_detected")
             self._plays_until = 0.0
 
@@ -252,7 +266,7 @@ class Session:
         await self.send(events.item("done", shape, previous))
 
     async def _words(self, sound: Samples) -> str:
-        return (await self.service.transcribe(sound, HEARING_RATE)).text.strip()
+        return (await self.service.transcribe(sound, HEARING_RATE, Hint(quick=True), self.client)).text.strip()
 
     async def _transcribe(self, item: Item, words: asyncio.Task[str], seconds: float) -> None:
         """Wait for the words of ``item``, and tell them to those who want to know."""
@@ -267,11 +281,15 @@ class Session:
                 await self.send(event)
 
     async def _answer_when_heard(self, item: Item) -> None:
-        """Respond to what was said; noise without a word is not answered."""
+        """Respond to what was said; noise without a word is not answered, but what it interrupted is. Without
+        ``interrupt_response`` the answer that is being made is heard to its end before."""
         assert item.hearing is not None
         await asyncio.wait({item.hearing})
-        if item.text:
-            await self._respond(Asked(self.config.copied(), self.conversation.items, self.conversation))
+        if not (item.text or self._owed):
+            return
+        while self._active_task is not None and not (self.config.turn_detection or {}).get("interrupt_response"):
+            await asyncio.wait({self._active_task})
+        await self._respond(Asked(self.config.copied(), self.conversation.items, self.conversation))
 
     async def _look_whether_idle(self) -> None:
         """After a long silence, which is told once, the assistant goes on by itself."""
@@ -294,13 +312,18 @@ class Session:
         item, data = item_of(event.get("item"))
         sound = None
         if data is not None:
-            receiver = Receiver(wire(self.config.input_format), HEARING_RATE)
-            sound = receiver.push(unpacked(data, "item.content"))
+            sound = self._sound_of(unpacked(data, "item.content"))
         previous = event.get("previous_item_id")
         before = self.conversation.add(item, previous if isinstance(previous, str) else None)
         if sound is not None:
             self._listen(item, self._spawn(self._words(sound)), len(sound))
         await self._tell_item(item, before)
+
+    def _sound_of(self, data: bytes) -> Samples:
+        receiver = Receiver(wire(self.config.input_format), HEARING_RATE)
+        if len(data) > MOST_S * receiver.format.rate * receiver.format.bytes_per_sample:
+            raise ApiError(400, f"The sound of an item has at most {MOST_S} s; send less.", "item.content")
+        return receiver.push(data)
 
     async def _truncate(self, event: dict[str, Any]) -> None:
         code = "item_truncate_invalid_item_id"
@@ -345,14 +368,14 @@ class Session:
     async def _respond(self, asked: Asked) -> None:
         """Begin a response, once the one before it has told its end."""
         in_band = asked.conversation is not None
-        if in_band and self._active_task is not None:
+        while in_band and self._active_task is not None:  # again: somebody else may have waited for the same end
             if self.active is not None:
                 self.active.cancel("turn_detected")
             await asyncio.wait({self._active_task})
         response = Response(self.service, self.client, asked, self.send, self._sounded)
         task = self._spawn(self._run(response))
         if in_band:
-            self.active, self._active_task = response, task
+            self.active, self._active_task, self._owed = response, task, False
 
     async def _run(self, response: Response) -> None:
         try:

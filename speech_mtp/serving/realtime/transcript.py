@@ -29,10 +29,11 @@ class SpokenWord:
 
 
 class SpokenTranscript:
-    """An answer's text as it is written, and its words as they are spoken."""
+    """An answer's text as it is written, and its words as they are spoken; ``complete`` when all of it has been."""
 
     def __init__(self) -> None:
         self.text = ""
+        self.complete = False
         self.words: list[SpokenWord] = []
         self._at = 0
 
@@ -53,17 +54,19 @@ class SpokenTranscript:
         """The text whose words had sounded whole at ``audio_end_ms``, with the marks behind them.
 
         A word counts as heard when less than a quarter of it is missing. Behind a word that is not written as it was
-        spoken the text goes up to the next one that is.
+        spoken the text goes up to the next one that is; where none has been spoken yet, it is one word of the text.
         """
         heard = [w for w in self.words if audio_end_ms >= w.end_ms - (w.end_ms - w.start_ms) / 4]
         if not heard:
             return ""
-        if len(heard) == len(self.words) and self.words[-1].end_char is None:
+        if len(heard) == len(self.words) and self.complete:
             return self.text
         after = next((w.start_char for w in self.words[len(heard) :] if w.start_char is not None), None)
         last = next((w.end_char for w in reversed(heard) if w.end_char is not None), 0)
         if heard[-1].end_char is None and after is not None:
             return self.text[:after].rstrip()
+        if heard[-1].end_char is None and (written := re.compile(r"\W*\w\S*").match(self.text, last)):
+            return self.text[: written.end()]
         return self.text[: self._marks_behind(last)]
 
     def _marks_behind(self, char: int) -> int:
