@@ -107,9 +107,9 @@ def serve(
         voices_dir=voices_dir or cache_folder() / "voices",
         needs_consent=not without_consent,
     )
-    recogniser = _recogniser(asr, asr_model)
+    recogniser = load_recogniser(asr, asr_model)
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
-    author, make_writer = _author(llm, llm_head, llm_url, llm_model, threads, always_drafts=demo)
+    author, make_writer = load_author(llm, llm_head, llm_url, llm_model, threads, always_drafts=demo)
     loaded = load_model(model, backbone, None, threads, lexicon)
     app = create_app(loaded, settings, make_writer, author=author, recogniser=recogniser)
     if page is not None:
@@ -117,7 +117,7 @@ def serve(
     make_server(app, host, port).run()
 
 
-def _author(
+def load_author(
     llm: str | None, head: str | None, url: str | None, name: str | None, threads: int | None, always_drafts: bool
 ) -> tuple[Author | None, Callable[[], Writer] | None]:
     """What answers chats, and the writer that it is, if it is our own. Loaded before the speech model, whose threads
@@ -155,7 +155,7 @@ def _author(
     return OwnAuthor(llm, lm.tokenizer, lm.max_positions), lambda: Writer(lm, catalogue.build(spec, drafter))
 
 
-def _recogniser(name: str | None, folder: Path | None) -> Recogniser | None:
+def load_recogniser(name: str | None, folder: Path | None) -> Recogniser | None:
     """What recognises speech, its model not yet loaded."""
     from speech_mtp import plugins
 

@@ -12,7 +12,7 @@ import typer
 
 from speech_mtp import plugins
 from speech_mtp.cli import app
-from speech_mtp.cli.serve import _recogniser
+from speech_mtp.cli.serve import load_recogniser
 from tests.cli.running import refused
 
 
@@ -58,7 +58,7 @@ def test_what_clients_leave_lies_where_it_was_said(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setenv("SPEECH_MTP_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SPEECH_MTP_API_KEY", raising=False)
-    monkeypatch.setitem(_recogniser.__globals__, "load_model", lambda *_: None)
+    monkeypatch.setitem(load_recogniser.__globals__, "load_model", lambda *_: None)
     monkeypatch.setattr("speech_mtp.serving.app.create_app", create_app)
     monkeypatch.setattr("speech_mtp.serving.server.make_server", lambda *_: Server())
     for options in ([], ["--voices-dir", str(tmp_path), "--without-consent", "--asr", "none"]):
@@ -110,10 +110,10 @@ def test_speech_is_recognised_by_what_is_installed(monkeypatch: pytest.MonkeyPat
         return spec
 
     monkeypatch.setattr(plugins, "build", build)
-    assert _recogniser(None, None) == {"name": "faster_whisper"}
-    assert _recogniser("faster_whisper", Path("x")) == {"name": "faster_whisper", "folder": "x"}
-    assert _recogniser("none", None) is None
+    assert load_recogniser(None, None) == {"name": "faster_whisper"}
+    assert load_recogniser("faster_whisper", Path("x")) == {"name": "faster_whisper", "folder": "x"}
+    assert load_recogniser("none", None) is None
     with pytest.raises(plugins.MissingExtra, match=r"speech-mtp\[asr\]"):
-        _recogniser("absent", None)
-    monkeypatch.setitem(_recogniser.__globals__, "USUAL_ASR", "absent")
-    assert _recogniser(None, None) is None
+        load_recogniser("absent", None)
+    monkeypatch.setitem(load_recogniser.__globals__, "USUAL_ASR", "absent")
+    assert load_recogniser(None, None) is None

@@ -44,7 +44,9 @@ BASES = {RECIPES / "text_mtp/common.yaml"}
 """Files that only others begin with."""
 PROMPTS = RECIPES / "corpus/prompts.yaml"
 CORPORA = {path for path in (RECIPES / "corpus").glob("*.yaml") if path != PROMPTS}
-STAGES = [path for path in FILES if path not in BASES | CORPORA | {PROMPTS}]
+SERVED = {RECIPES / "serve_ray/serve.yaml"}
+"""Files of Ray Serve; ``test_serve_ray.py`` reads them."""
+STAGES = [path for path in FILES if path not in BASES | CORPORA | SERVED | {PROMPTS}]
 CODES = json.loads((RECIPES / "tiny_en/codes/codec.json").read_text("utf-8"))
 TRUNK = TrunkShape(576, 49152, 30, 9, 3, 64, 1536)
 
