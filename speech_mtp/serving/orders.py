@@ -31,9 +31,9 @@ def order(service: VoiceService, client: str, speech: Speech, paced: bool) -> Or
     sampling = service.model.sampling
     if speech.seed is not None:
         sampling = replace(sampling, seed=speech.seed)
-    ahead_s = settings.ahead_s * speech.speed if paced else inf
+    ahead_s = settings.ahead_s if paced else inf
     voice = service.voice(client, speech.voice_name)
-    manner = Manner(voice, sampling, ahead_s=ahead_s, backlog_s=settings.backlog_s)
+    manner = Manner(voice, sampling, ahead_s=ahead_s, backlog_s=settings.backlog_s, speed=speech.speed)
     return Order(manner, speech.response_format, speech.speed, _readings(service, speech))
 
 

@@ -30,13 +30,15 @@ CUSHION_S = 0.08
 
 @dataclass(frozen=True)
 class Manner:
-    """How somebody wants to be spoken to. ``ahead_s``: infinite for a file that is wanted as fast as it goes.
+    """How somebody wants to be spoken to. ``ahead_s``, seconds of a listener who hears it ``speed``
+    times as fast: infinite for a file that is wanted as fast as it goes.
     ``is_reply``: its text is written meanwhile. ``voice``: a name of the model's, or a timbre vector ``[E]``."""
 
     voice: str | Tensor | None = None
     sampling: Sampling | None = None
     ramp: Ramp = RAMP
     ahead_s: float = inf
+    speed: float = 1.0
     backlog_s: float = 8.0
     max_chars: int = 4096
     is_reply: bool = False
@@ -132,7 +134,8 @@ class Speaking(Arrivals[Chunk]):
         self._plays_until = time.monotonic()
         try:
             self._stream = scheduler.speak(manner.voice, manner.sampling, manner.ramp, max_total=manner.max_chars)
-            self._stream.ahead_s, self._stream.is_reply = manner.ahead_s, manner.is_reply
+            self._stream.ahead_s, self._stream.speed = manner.ahead_s, manner.speed
+            self._stream.is_reply = manner.is_reply
         except ValueError as error:
             self._tell([], error, True)
 
@@ -199,7 +202,7 @@ class Speaking(Arrivals[Chunk]):
             elif seconds and now > self._plays_until:
                 tally.underruns += 1
             if seconds:
-                self._plays_until = max(self._plays_until, now) + seconds
+                self._plays_until = max(self._plays_until, now) + seconds / self.manner.speed
             self._given_s += seconds
             tally.audio_s = self._given_s
             tally.steps, tally.frames = chunk.steps, chunk.frames

@@ -78,6 +78,7 @@ class Stream:
         self.timbre = model.timbre(voice)
         self.row: int | None = None  # its place in the talker's run
         self.reading: UnitStream | None = None  # of the sentence that is read piece by piece
+        self.speed = 1.0  # so many times faster it is played than it is spoken
         self.ahead_s = inf  # with more sound than this left to play, it need not be talked on
         self.held = False  # whoever takes its sound does not keep up: it is not talked on
         self.is_reply = False  # the writer writes its text, which it does not hold up
@@ -278,7 +279,8 @@ class Stream:
         if self.finish is not None:
             return
         if wave.numel():
-            self._runs_out = max(self._runs_out, self.clock()) + len(wave) / self.model.codec.spec.sample_rate
+            seconds = len(wave) / self.model.codec.spec.sample_rate
+            self._runs_out = max(self._runs_out, self.clock()) + seconds / self.speed
         if last:
             self._end(wave, self._worst)
         else:

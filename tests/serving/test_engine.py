@@ -114,20 +114,22 @@ def test_an_engine_without_work_sleeps() -> None:
     assert asyncio.run(run()) < 0.1
 
 
-def test_a_paced_stream_is_made_as_it_is_heard() -> None:
+@pytest.mark.parametrize("speed", [0.5, 1.0, 2.0])
+def test_a_paced_stream_is_made_as_it_is_heard(speed: float) -> None:
     async def run() -> None:
         async with started() as service:
-            speaking = await asked(service, LONG[:900], Manner("low", ahead_s=0.5))
+            text = LONG[: int(900 * speed)]
+            speaking = await asked(service, text, Manner("low", ahead_s=0.5, speed=speed))
             began, audio_s, ahead = time.monotonic(), 0.0, []
             async with speaking:
                 await speaking.begun()
                 assert speaking.tally.first_audio_s is not None
                 first = speaking.tally.began + speaking.tally.first_audio_s  # as the engine saw it
                 async for chunk in speaking:
-                    audio_s += len(chunk.wave) / service.sample_rate
+                    audio_s += len(chunk.wave) / service.sample_rate / speed
                     ahead.append(audio_s - (time.monotonic() - first))
-            assert max(ahead) < 0.5 + 0.5  # a chunk more at most
-            assert time.monotonic() - began > audio_s - 1.0
+            assert max(ahead) < 0.5 + 0.5 / min(speed, 1)  # a chunk more at most
+            assert time.monotonic() - began > audio_s - 0.5 - 1 / min(speed, 1)
             assert audio_s > 2
             assert speaking.tally.rested_s > 1
 

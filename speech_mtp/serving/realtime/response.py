@@ -110,7 +110,7 @@ class Response:
         voice = self.config.voice if self._service.knows_voice(self._client, self.config.voice) else None
         speech = Speech(voice=voice, response_format="pcm", speed=self.config.speed)
         manner = order(self._service, self._client, speech, paced=True).manner
-        return replace(manner, ahead_s=self._service.settings.realtime_ahead_s * self.config.speed)
+        return replace(manner, ahead_s=self._service.settings.realtime_ahead_s)
 
     # -- what is told ---------------------------------------------------------------------------------------------
     async def _begin(self) -> None:
