@@ -14,6 +14,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from speech_mtp.decoding import catalogue
+from speech_mtp.serving.errors import ApiError
 from speech_mtp.serving.realtime.response import Asked
 from speech_mtp.serving.realtime.session import Session
 from speech_mtp.serving.settings import Settings
@@ -562,3 +563,30 @@ def test_without_interruption_the_next_answer_waits(
     talk.until("response.output_audio.delta")
     talk.send("input_audio_buffer.append", audio=speech(0.5, 0.8))
     assert [talk.until("response.done")["response"]["status"] for _ in range(2)] == ["incomplete"] * 2
+
+
+def test_exactly_as_much_as_a_turn_must_have(talk: Talk) -> None:
+    talk.update(audio={"input": {"turn_detection": None}})
+    talk.send("input_audio_buffer.append", audio=pcm(tone(0.1)))
+    talk.send("input_audio_buffer.commit")
+    assert talk.until("input_audio_buffer.committed")
+
+
+def test_words_that_were_not_found_in_the_pause_are_looked_for_again(
+    server: Running, talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hear = server.service.transcribe
+    asked: list[int] = []
+
+    async def once_refused(wave: Any, *more: Any) -> Any:
+        asked.append(len(wave))
+        if len(asked) == 1:
+            raise ApiError(429, "Too many recordings wait.")
+        return await hear(wave, *more)
+
+    monkeypatch.setattr(server.service, "transcribe", once_refused)
+    talk.update(max_output_tokens=5)
+    talk.send("input_audio_buffer.append", audio=speech())
+    assert talk.until("response.done")["response"]["status"] == "incomplete"
+    assert len(asked) == 2
+    assert asked[1] > asked[0]

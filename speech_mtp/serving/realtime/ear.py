@@ -61,6 +61,7 @@ class Ear:
         self._kept_samples = 0
         self._unjudged = np.zeros(0, np.float32)
         self._heard_samples = 0
+        self._came_s = 0.0  # since the buffer was empty
 
     @property
     def now_ms(self) -> int:
@@ -71,6 +72,11 @@ class Ear:
     def kept_ms(self) -> int:
         """How much is kept."""
         return self._kept_samples * 1000 // HEARING_RATE
+
+    @property
+    def held_ms(self) -> int:
+        """How much of what has come would be a turn's that ended now; the resampler gives some of it only later."""
+        return round(1000 * self._came_s) if self.detector is None else self.kept_ms
 
     @property
     def speaking(self) -> bool:
@@ -90,7 +96,9 @@ class Ear:
         """More sound; None between steps, where others may have their turn. Raises ApiError 400 when a turn is longer
         than can be kept."""
         for at in range(0, len(data), SLICE):
-            samples = self._receiver.push(data[at : at + SLICE])
+            part = data[at : at + SLICE]
+            self._came_s += self._receiver.format.seconds(part)
+            samples = self._receiver.push(part)
             if self.muted:
                 samples = np.zeros_like(samples)
             samples = np.concatenate([self._unjudged, samples])
@@ -136,6 +144,7 @@ class Ear:
     def clear(self) -> None:
         """Forget what has come."""
         self._kept, self._kept_samples, self._unjudged = [], 0, np.zeros(0, np.float32)
+        self._came_s = 0.0
         if self.detector is not None:
             self.detector.reset()
         self._vad.reset()

@@ -56,7 +56,7 @@ class Response:
         self._part = events.Part(self.id, self.item.id, self.config.spoken)
         self._status = "in_progress"
         self._details: dict[str, Any] | None = None
-        self._begun = False
+        self._begun = self._part_begun = False
         self._answering: Answering | None = None
         self._reason: str | None = None
         self._work: asyncio.Task[None] | None = None
@@ -120,8 +120,8 @@ class Response:
         if conversation is not None:
             previous = conversation.add(self.item)
             await self._send(events.item("added", self.item.shape(), previous))
+        self._part_begun, self.item.empty = True, False
         await self._send(self._part.added())
-        self.item.empty = False
 
     async def _tell(self, answering: Answering) -> None:
         sender = Sender(wire(self.config.output_format), self._service.sample_rate, self.config.speed)
@@ -147,7 +147,7 @@ class Response:
     async def _tell_sound(self, chunk: Chunk | None, data: bytes, sender: Sender) -> None:
         assert self.item.track is not None
         if data:
-            seconds = sender.seconds(data)
+            seconds = sender.format.seconds(data)
             self.item.audio_ms += 1000 * seconds
             self._sounded(seconds)
             await self._send(self._part.audio(base64.b64encode(data).decode("ascii")))
@@ -195,7 +195,7 @@ class Response:
         await self._send(events.response("done", self._shape()))
 
     async def _end_item(self) -> None:
-        for event in self._part.done(self.item.text or ""):
+        for event in self._part.done(self.item.text or "") if self._part_begun else ():
             await self._send(event)
         if self.asked.conversation is not None:
             with contextlib.suppress(ApiError):  # it may have been deleted meanwhile

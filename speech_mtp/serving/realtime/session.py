@@ -33,6 +33,8 @@ STEPS_AT_A_TIME = 16
 ECHO_S = 0.3
 """For which a loudspeaker may still be heard."""
 LEAST_COMMIT_MS = 100
+MOST_EARLY_MS = 15_000
+"""Of sound whose words are looked for in every pause: of a longer turn at its end."""
 
 
 class Session:
@@ -67,16 +69,15 @@ class Session:
         reader = self._spawn(self._read())
         stopping = self._spawn(self.service.draining.wait())
         try:
-            async with asyncio.timeout(self.service.settings.session_s):
-                await asyncio.wait({reader, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            session_s = self.service.settings.session_s
+            await asyncio.wait({reader, stopping}, timeout=session_s, return_when=asyncio.FIRST_COMPLETED)
             if reader.done():
                 reader.result()
+            if not stopping.done():
+                await self.send(events.error(ApiError(408, "The session has lasted as long as one may.")))
             elif self._active_task is not None:
                 await asyncio.wait({self._active_task})
-            await self.websocket.close(1012)
-        except TimeoutError:
-            await self.send(events.error(ApiError(408, "The session has lasted as long as one may.")))
-            await self.websocket.close(1001)
+            await self.websocket.close(1012 if stopping.done() else 1001)
         finally:
             for task in list(self._tasks):
                 task.cancel()
@@ -205,7 +206,7 @@ class Session:
         match noticed.change:
             case "started":
                 await self._turn_began(noticed.at_ms)
-            case "paused":
+            case "paused" if self.ear.kept_ms < MOST_EARLY_MS:
                 self._early = self._spawn(self._words(self.ear.sound()))
             case "resumed":
                 self._forget_early()
@@ -239,7 +240,7 @@ class Session:
             self._answer_soon = self._spawn(self._answer_when_heard(item))
 
     async def _commit_by_hand(self) -> None:
-        found = self.ear.kept_ms >= LEAST_COMMIT_MS and (self.ear.detector is None or self.ear.speaking)
+        found = self.ear.held_ms >= LEAST_COMMIT_MS and (self.ear.detector is None or self.ear.speaking)
         if not found:
             message = f"The input buffer holds less than {LEAST_COMMIT_MS} ms of speech; append more first."
             raise ApiError(400, message, None, "input_audio_buffer_commit_empty")
@@ -253,7 +254,8 @@ class Session:
         item = Item(item_id, "user", None, spoken=True)
         previous = self.conversation.add(item)
         await self.send(events.committed(item_id, previous))
-        self._listen(item, early or self._spawn(self._words(sound)), len(sound))
+        words = self._spawn(self._words(sound) if early is None else self._words_after(early, sound))
+        self._listen(item, words, len(sound))
         await self._tell_item(item, previous)
         return item
 
@@ -267,6 +269,13 @@ class Session:
 
     async def _words(self, sound: Samples) -> str:
         return (await self.service.transcribe(sound, HEARING_RATE, Hint(quick=True), self.client)).text.strip()
+
+    async def _words_after(self, early: asyncio.Task[str], sound: Samples) -> str:
+        """The words that were looked for in the pause; where that went wrong, they are looked for again."""
+        try:
+            return await early
+        except ApiError:
+            return await self._words(sound)
 
     async def _transcribe(self, item: Item, words: asyncio.Task[str], seconds: float) -> None:
         """Wait for the words of ``item``, and tell them to those who want to know."""

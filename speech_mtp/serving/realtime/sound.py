@@ -37,6 +37,10 @@ class WireFormat:
         samples: Samples = found
         return samples
 
+    def seconds(self, data: bytes) -> float:
+        """How long ``data`` sounds."""
+        return len(data) / self.bytes_per_sample / self.rate
+
     def write(self, samples: Samples) -> bytes:
         """``samples [S]`` -> bytes."""
         file = io.BytesIO()
@@ -104,7 +108,3 @@ class Sender:
         if self._rate is not None:
             samples = self._rate.resample_chunk(samples, last=last)
         return self.format.write(np.clip(samples, -1, 1)) if len(samples) else b""
-
-    def seconds(self, data: bytes) -> float:
-        """How long ``data`` sounds."""
-        return len(data) / self.format.bytes_per_sample / self.format.rate

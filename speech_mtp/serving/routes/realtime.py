@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from typing import Annotated, Any, Literal
 
@@ -23,6 +22,7 @@ router = APIRouter()
 secrets_router = APIRouter(route_class=StrictRoute)
 MODELS = ("gpt-realtime", "gpt-4o-realtime", "gpt-4o-mini-realtime")
 """What the names of OpenAI's realtime models begin with."""
+UNKNOWN_MODEL = ApiError(404, "There is no such model here; leave it out.", "model", "model_not_found")
 
 
 @router.websocket("/v1/realtime")
@@ -35,15 +35,14 @@ async def realtime(websocket: WebSocket, model: str | None = None) -> None:
         raise ApiError(429, message, code="session_limit_reached", headers={"Retry-After": "10"})
     config = _config(service)
     config.update(getattr(websocket.state, "session", {}))
-    await accept(websocket)
-    if not _means_ours(service, model):
-        refusal = ApiError(404, "There is no such model here; leave it out.", "model", "model_not_found")
-        await websocket.send_text(json.dumps({"event_id": events.new_id("event"), **events.error(refusal)}))
-        await websocket.close(1008)
-        return
     session = Session(websocket, service, client_of(websocket), config, silero())
-    service.sessions.add(session)
+    service.sessions.add(session)  # before anything is waited for: a burst does not get past the limit
     try:
+        await accept(websocket)
+        if not _means_ours(service, model):
+            await session.send(events.error(UNKNOWN_MODEL))
+            await websocket.close(1008)
+            return
         with contextlib.suppress(WebSocketDisconnect, TimeoutError):  # it has left, or does not read
             await session.run()
     finally:
