@@ -126,7 +126,6 @@ def test_strange_events_are_told_and_the_session_goes_on(monkeypatch: pytest.Mon
         errors = [event["error"] for one in told for event in one if event["type"] == "error"]
         assert len(errors) > 300
         assert [error for error in errors if error["type"] == "server_error"] == []
-        assert any(event["type"] == "response.output_audio.delta" for one in told for event in one)
         until(lambda: server.service.admission.taken == 0 and server.service.chats.taken == 0)
         assert server.service.engine.failures == 0
         with talking(server) as talk:
