@@ -126,10 +126,10 @@ def test_a_paced_stream_is_made_as_it_is_heard(speed: float) -> None:
                 assert speaking.tally.first_audio_s is not None
                 first = speaking.tally.began + speaking.tally.first_audio_s  # as the engine saw it
                 async for chunk in speaking:
+                    ahead.append(audio_s - (time.monotonic() - first))  # when the chunk was made, at the latest
                     audio_s += len(chunk.wave) / service.sample_rate / speed
-                    ahead.append(audio_s - (time.monotonic() - first))
-            assert max(ahead) < 0.5 + 0.5 / min(speed, 1)  # a chunk more at most
-            assert time.monotonic() - began > audio_s - 0.5 - 1 / min(speed, 1)
+            assert max(ahead) < 0.5 + 0.8 / min(speed, 1)  # a chunk or two more
+            assert time.monotonic() - began > audio_s - 0.8 - 1 / min(speed, 1)
             assert audio_s > 2
             assert speaking.tally.rested_s > 1
 
