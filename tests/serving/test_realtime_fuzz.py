@@ -112,6 +112,7 @@ def test_the_same_seed_makes_the_same_events() -> None:
     assert len({str(event) for event in made[0]}) > 40
 
 
+@pytest.mark.slow
 def test_strange_events_are_told_and_the_session_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(realtime, "silero", Loudness)
     told: list[list[dict[str, Any]]] = [[] for _ in range(5)]
