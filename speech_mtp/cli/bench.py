@@ -218,8 +218,9 @@ def bench_service(
     api_key_file: Annotated[Path | None, typer.Option(help="A file whose first key is sent.")] = None,
     streams: Annotated[str, typer.Option(help="How many clients at once: 1,2,4.")] = "1,2,4,8,16",
     mix: Annotated[
-        str, typer.Option(help="What they are in turn, of speech, chat and realtime: speech,chat.")
+        str, typer.Option(help="What they are in turn, of speech, chat, realtime and spoken: speech,chat.")
     ] = "speech",
+    question: Annotated[Path | None, typer.Option(help="A recording of a question, for spoken.")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="For which each number of clients asks.")] = 30.0,
     plot: Annotated[Path | None, typer.Option(help="A PNG of the first sounds and gaps.")] = None,
 ) -> None:
@@ -231,12 +232,15 @@ def bench_service(
     from speech_mtp.serving import check_extra
 
     check_extra()
-    from speech_mtp.serving.load import Load, measure, mixed
+    from speech_mtp.serving.load import Load, measure, mixed, recording
     from speech_mtp.serving.settings import read_keys
 
     kinds, counts = mix.split(","), _counts(streams)
     mixed(kinds, 1)
-    load = Load(url.rstrip("/"), read_keys(api_key_file)[0] if api_key_file is not None else None)
+    if ("spoken" in kinds) != (question is not None):
+        raise ValueError("--question is the recording that spoken clients ask with; give both or neither.")
+    key = read_keys(api_key_file)[0] if api_key_file is not None else None
+    load = Load(url.rstrip("/"), key, recording(question) if question is not None else b"")
     rows = asyncio.run(measure(load, kinds, counts, seconds))
     print(aligned(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
     write_report(out, {"settings": {"mix": kinds, "seconds": seconds}, "rows": rows})

@@ -24,32 +24,37 @@ log = logging.getLogger("speech_mtp.serving")
 LOCAL = ("127.0.0.1", "localhost", "::1")
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
+# Options that the commands with a server share.
+Host = Annotated[str, typer.Option(help="Address to listen at.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")]
+ApiKeyFile = Annotated[Path | None, typer.Option(help=f"A file of API keys, one a line; or one key in {KEY_VARIABLE}.")]
+Llm = Annotated[
+    str | None,
+    typer.Option(help="Folder or hub id of a language model that answers chats; `packaged`: the packaged one."),
+]
+LlmUrl = Annotated[
+    str | None, typer.Option(help=f"Or an endpoint of OpenAI's shape, http://HOST/v1; its key in {LLM_KEY_VARIABLE}.")
+]
+LlmModel = Annotated[str | None, typer.Option(help="The name of the model at that endpoint.")]
+
 
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
-    api_key_file: Annotated[
-        Path | None, typer.Option(help=f"A file of API keys, one a line; or one key in {KEY_VARIABLE}.")
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    api_key_file: ApiKeyFile = None,
     max_streams: Annotated[int, typer.Option(min=1, help="Streams that speak at a time; others wait.")] = 8,
     max_queue: Annotated[int, typer.Option(min=0, help="Streams that may wait; others are told to come back.")] = 16,
     model: Model = "tiny-en",
     backbone: Backbone = None,
     lexicon: Lexicon = None,
     threads: Threads = None,
-    llm: Annotated[
-        str | None,
-        typer.Option(help="Folder or hub id of a language model that answers chats; `packaged`: the packaged one."),
-    ] = None,
+    llm: Llm = None,
     llm_head: Annotated[
         str | None,
         typer.Option(help="Its head, as for generate; none: no drafting. By default what fits, if it pays here."),
     ] = None,
-    llm_url: Annotated[
-        str | None,
-        typer.Option(help=f"Or an endpoint of OpenAI's shape, http://HOST/v1; its key in {LLM_KEY_VARIABLE}."),
-    ] = None,
-    llm_model: Annotated[str | None, typer.Option(help="The name of the model at that endpoint.")] = None,
+    llm_url: LlmUrl = None,
+    llm_model: LlmModel = None,
     max_chats: Annotated[int, typer.Option(min=1, help="Answers that are written at a time; others wait.")] = 8,
     asr: Annotated[
         str | None,

@@ -4,14 +4,17 @@ text come to the loop."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
-from speech_mtp.serving.arrivals import Arrivals
+from speech_mtp.serving.arrivals import Arrivals, merged
 from speech_mtp.serving.engine import Engine
-from speech_mtp.serving.errors import EngineFailedError
+from speech_mtp.serving.errors import ApiError, EngineFailedError
 from speech_mtp.serving.speaking import Speaking
 from speech_mtp.streaming.authors import Author, AuthorError, Outcome, Question, Writing
+from speech_mtp.streaming.reply import has_words
 from speech_mtp.streaming.scheduler import Scheduler
+from speech_mtp.streaming.stream import Chunk
 
 
 class Answering(Arrivals[str]):
@@ -56,6 +59,25 @@ class Answering(Arrivals[str]):
         """The tokens that each forward of the language model has made sure since the last call."""
         steps, self._steps = self._steps, []
         return steps
+
+    async def pieces(self) -> AsyncIterator[str | Chunk]:
+        """Text and sound as they come, text first; an answer without a word has no sound. Raises what broke it off:
+        AuthorError, and ApiError 422 behind the whole text when that cannot be spoken."""
+        sources: list[AsyncIterator[Any]] = [aiter(self)]
+        if self.speaking is not None:
+            sources.append(aiter(self.speaking))
+        text = ""
+        async for piece in merged(sources):
+            if isinstance(piece, Exception):
+                if not isinstance(piece, ValueError):
+                    raise piece
+                if has_words(text):
+                    message = f"The answer was written, but cannot be spoken: {piece}"
+                    raise ApiError(422, message, "modalities", "answer_not_speakable")
+                continue
+            if isinstance(piece, str):
+                text += piece
+            yield piece
 
     async def begun(self) -> None:
         """Wait for the first text, or the end. Raises what kept it from being written."""

@@ -23,15 +23,9 @@ def told(error: Exception) -> ApiError:
         return ApiError(400, str(error), "messages", "context_length_exceeded")
     if isinstance(error, AuthorError):
         return ApiError(502, str(error))
-    if isinstance(error, UnspeakableError):
-        return ApiError(422, str(error), "modalities", "answer_not_speakable")
     if isinstance(error, ValueError):
         return ApiError(400, str(error), "messages")
     return errors.told(error)
-
-
-class UnspeakableError(Exception):
-    """The answer was written, but cannot be spoken."""
 
 
 class Completion:

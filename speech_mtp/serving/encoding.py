@@ -93,7 +93,7 @@ class Encoder:
             return b""
         if self._stream is None:
             header, self._header = self._header, b""
-            return header + _levels(samples).tobytes()
+            return header + levels(samples).tobytes()
         frame = av.AudioFrame.from_ndarray(np.clip(samples, -1, 1)[None], format="flt", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = RATE, self._pts, Fraction(1, RATE)
         self._pts += len(samples)
@@ -181,7 +181,7 @@ class Tempo:
             parts.append(frame.to_ndarray()[0].astype(np.float32))
 
 
-def _levels(samples: Samples) -> npt.NDArray[np.int16]:
+def levels(samples: Samples) -> npt.NDArray[np.int16]:
     """16-bit samples, as :func:`speech_mtp.audio.pcm16` makes them; torch belongs to the engine's thread."""
     return np.rint(samples * 32768).clip(-32768, 32767).astype("<i2")
 
@@ -195,5 +195,5 @@ def whole(name: str, waves: Iterable[torch.Tensor], sample_rate: int, speed: flo
         encoder = Encoder(name, RATE)
         return encoder.push(torch.from_numpy(samples)) + encoder.close()
     file = io.BytesIO()
-    soundfile.write(file, _levels(samples), RATE, format=made_by[0], subtype=made_by[1])
+    soundfile.write(file, levels(samples), RATE, format=made_by[0], subtype=made_by[1])
     return file.getvalue()

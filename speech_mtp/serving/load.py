@@ -13,14 +13,20 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from speech_mtp import plugins
-from speech_mtp.serving.encoding import RATE
-from speech_mtp.serving.speaking import CUSHION_S
+import soundfile
+import soxr
 
-KINDS = ("speech", "chat", "realtime")
+from speech_mtp import plugins
+from speech_mtp.serving.encoding import RATE, levels
+from speech_mtp.serving.speaking import CUSHION_S
+from speech_mtp.streaming.playback import Playback
+
+KINDS = ("speech", "chat", "realtime", "spoken")
+"""``realtime`` asks in writing, ``spoken`` with a recording, at the pace of a microphone."""
 TEXTS = (
     "Good morning, did you sleep well? The train to the city leaves at nine from platform three, so there is no hurry.",
     "The library has moved to the old town hall. It opens at ten, and on Fridays it stays open until eight.",
@@ -34,44 +40,45 @@ QUESTIONS = (
 )
 LONGEST = 60
 """Tokens of an answer."""
+ANSWER_S = 120
+"""Within which one must have come."""
+PIECE_MS = 40
+"""Of a recording that are sent at a time."""
 
 
 @dataclass
-class Playback:
-    """One answer as a player hears it. Seconds; ``first_s`` from the request to the first sound."""
+class Answer:
+    """One answer as a player hears it. It was ``asked`` for at that time (``time.monotonic``); a question that is
+    spoken, when the server noticed its end."""
 
     kind: str
     asked: float
-    first_s: float | None = None
-    heard_s: float = 0.0
-    gaps: int = 0
+    playback: Playback = field(default_factory=lambda: Playback(CUSHION_S))
     error: str | None = None
-    _until: float = 0.0
 
     def hear(self, num_bytes: int) -> None:
         """So many bytes of pcm have come."""
-        now = time.monotonic()
-        if self.first_s is None:
-            self.first_s = now - self.asked
-            self._until = now + CUSHION_S
-        elif now > self._until:
-            self.gaps += 1
-        seconds = num_bytes / 2 / RATE
-        self._until = max(self._until, now) + seconds
-        self.heard_s += seconds
+        self.playback.hear(time.monotonic(), num_bytes / 2 / RATE)
+
+    @property
+    def first_s(self) -> float | None:
+        """From asking to the first sound."""
+        return None if self.playback.first is None else self.playback.first - self.asked
 
     async def play_out(self) -> None:
         """Wait until all of it has been played."""
-        await asyncio.sleep(max(0.0, self._until - time.monotonic()))
+        await asyncio.sleep(max(0.0, self.playback.until - time.monotonic()))
 
 
 @dataclass
 class Load:
-    """``url`` of a service as in ``http://127.0.0.1:8000``, and a ``key``, if it wants one."""
+    """``url`` of a service as in ``http://127.0.0.1:8000``, and a ``key``, if it wants one; ``question`` is what is
+    spoken to it: pcm."""
 
     url: str
     key: str | None = None
-    played: list[Playback] = field(default_factory=list)
+    question: bytes = b""
+    answers: list[Answer] = field(default_factory=list)
 
     async def run(self, kinds: Sequence[str], seconds: float) -> None:
         """A client of each of ``kinds``; they begin within a second, and ask for no second answer after ``seconds``."""
@@ -86,33 +93,35 @@ class Load:
 
     async def _client(self, http: Any, kind: str, number: int, delay_s: float, end: float) -> None:
         await asyncio.sleep(delay_s)
-        sound: Callable[[Any, int], AsyncIterator[int]] = {
+        sound: Callable[[Any, int, Answer], AsyncIterator[int]] = {
             "speech": self._speech,
             "chat": self._chat,
             "realtime": self._realtime,
+            "spoken": self._spoken,
         }[kind]
         for turn in count(number):
             if turn > number and time.monotonic() >= end:
                 return
-            playback = Playback(kind, time.monotonic())
-            self.played.append(playback)
+            answer = Answer(kind, time.monotonic())
+            self.answers.append(answer)
             try:
-                async for num_bytes in sound(http, turn):
-                    playback.hear(num_bytes)
-                await playback.play_out()
+                async with asyncio.timeout(ANSWER_S):
+                    async for num_bytes in sound(http, turn, answer):
+                        answer.hear(num_bytes)
+                await answer.play_out()
             except Exception as error:
-                playback.error = f"{type(error).__name__}: {error}"
+                answer.error = f"{type(error).__name__}: {error}"
                 await asyncio.sleep(1)
 
-    async def _speech(self, http: Any, turn: int) -> AsyncIterator[int]:
+    async def _speech(self, http: Any, turn: int, answer: Answer) -> AsyncIterator[int]:
         body = {"input": TEXTS[turn % len(TEXTS)], "response_format": "pcm", "stream_format": "audio"}
-        async with http.stream("POST", "/v1/audio/speech", json=body) as answer:
-            if answer.status_code != 200:
-                raise RuntimeError(f"status {answer.status_code}")
-            async for data in answer.aiter_raw():
+        async with http.stream("POST", "/v1/audio/speech", json=body) as response:
+            if response.status_code != 200:
+                raise RuntimeError(f"status {response.status_code}")
+            async for data in response.aiter_raw():
                 yield len(data)
 
-    async def _chat(self, http: Any, turn: int) -> AsyncIterator[int]:
+    async def _chat(self, http: Any, turn: int, answer: Answer) -> AsyncIterator[int]:
         body = {
             "messages": [{"role": "user", "content": QUESTIONS[turn % len(QUESTIONS)]}],
             "modalities": ["text", "audio"],
@@ -120,10 +129,10 @@ class Load:
             "stream": True,
             "max_completion_tokens": LONGEST,
         }
-        async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
-            if answer.status_code != 200:
-                raise RuntimeError(f"status {answer.status_code}")
-            async for line in answer.aiter_lines():
+        async with http.stream("POST", "/v1/chat/completions", json=body) as response:
+            if response.status_code != 200:
+                raise RuntimeError(f"status {response.status_code}")
+            async for line in response.aiter_lines():
                 if not line.startswith("data: {"):
                     continue
                 chunk = json.loads(line.removeprefix("data: "))
@@ -134,24 +143,56 @@ class Load:
                     if data:
                         yield len(base64.b64decode(data))
 
-    async def _realtime(self, http: Any, turn: int) -> AsyncIterator[int]:
-        websockets: Any = plugins.require("websockets.asyncio.client", "serve")
-        url = self.url.replace("http", "ws", 1) + "/v1/realtime"
+    async def _realtime(self, http: Any, turn: int, answer: Answer) -> AsyncIterator[int]:
         content = [{"type": "input_text", "text": QUESTIONS[turn % len(QUESTIONS)]}]
         item = {"type": "message", "role": "user", "content": content}
-        async with websockets.connect(url, additional_headers=self._headers(), max_size=None) as socket:
+        async with self._session() as socket:
             await socket.send(json.dumps({"type": "conversation.item.create", "item": item}))
             await socket.send(json.dumps({"type": "response.create", "response": {"max_output_tokens": LONGEST}}))
-            async for message in socket:
-                event = json.loads(message)
+            async for event in _until_done(socket):
                 if event["type"] == "response.output_audio.delta":
                     yield len(base64.b64decode(event["delta"]))
-                elif event["type"] == "error":
-                    raise RuntimeError(event["error"]["message"])
-                elif event["type"] == "response.done":
-                    if event["response"]["status"] == "failed":
-                        raise RuntimeError(event["response"]["status_details"]["error"]["message"])
-                    return
+
+    async def _spoken(self, http: Any, turn: int, answer: Answer) -> AsyncIterator[int]:
+        async with self._session() as socket:
+            session = {"type": "realtime", "max_output_tokens": LONGEST}
+            await socket.send(json.dumps({"type": "session.update", "session": session}))
+            speaking = asyncio.ensure_future(self._speak(socket))
+            try:
+                async for event in _until_done(socket):
+                    if event["type"] == "input_audio_buffer.speech_stopped":
+                        answer.asked = time.monotonic()
+                    elif event["type"] == "response.output_audio.delta":
+                        yield len(base64.b64decode(event["delta"]))
+            finally:
+                speaking.cancel()
+
+    async def _speak(self, socket: Any) -> None:
+        """The question, then silence, as they would come from a microphone."""
+        began, silence = time.monotonic(), bytes(2 * RATE * PIECE_MS // 1000)
+        for number in count():
+            piece = self.question[number * len(silence) : (number + 1) * len(silence)] or silence
+            audio = base64.b64encode(piece).decode("ascii")
+            await socket.send(json.dumps({"type": "input_audio_buffer.append", "audio": audio}))
+            await asyncio.sleep(began + (number + 1) * PIECE_MS / 1000 - time.monotonic())
+
+    def _session(self) -> Any:
+        websockets: Any = plugins.require("websockets.asyncio.client", "serve")
+        url = self.url.replace("http", "ws", 1) + "/v1/realtime"
+        return websockets.connect(url, additional_headers=self._headers(), max_size=None)
+
+
+async def _until_done(socket: Any) -> AsyncIterator[dict[str, Any]]:
+    """The events of a session up to the end of a response. Raises RuntimeError for what the server refuses."""
+    async for message in socket:
+        event = json.loads(message)
+        yield event
+        if event["type"] == "error":
+            raise RuntimeError(event["error"]["message"])
+        if event["type"] == "response.done":
+            if event["response"]["status"] == "failed":
+                raise RuntimeError(event["response"]["status_details"]["error"]["message"])
+            return
 
 
 def mixed(mix: Sequence[str], streams: int) -> list[str]:
@@ -162,22 +203,22 @@ def mixed(mix: Sequence[str], streams: int) -> list[str]:
     return [mix[i % len(mix)] for i in range(streams)]
 
 
-def rows(streams: int, seconds: float, played: Sequence[Playback]) -> list[dict[str, Any]]:
+def rows(streams: int, seconds: float, answers: Sequence[Answer]) -> list[dict[str, Any]]:
     """What ``streams`` clients heard, by kind: milliseconds to the first sound, gaps, seconds of sound."""
-    return [_row(streams, seconds, kind, [p for p in played if p.kind == kind]) for kind in KINDS]
+    return [_row(streams, seconds, kind, [one for one in answers if one.kind == kind]) for kind in KINDS]
 
 
-def _row(streams: int, seconds: float, kind: str, played: list[Playback]) -> dict[str, Any]:
-    first = sorted(1000 * p.first_s for p in played if p.first_s is not None)
+def _row(streams: int, seconds: float, kind: str, answers: list[Answer]) -> dict[str, Any]:
+    first = sorted(1000 * one.first_s for one in answers if one.first_s is not None)
     return {
         "streams": streams,
         "kind": kind,
-        "answers": len(played),
-        "errors": sum(p.error is not None for p in played),
+        "answers": len(answers),
+        "errors": sum(one.error is not None for one in answers),
         "first_audio_ms_p50": _quantile(first, 50),
         "first_audio_ms_p95": _quantile(first, 95),
-        "gaps": sum(p.gaps for p in played),
-        "sound_s": round(sum(p.heard_s for p in played), 1),
+        "gaps": sum(one.playback.gaps for one in answers),
+        "sound_s": round(sum(one.playback.heard_s for one in answers), 1),
         "seconds": seconds,
     }
 
@@ -192,7 +233,16 @@ async def measure(load: Load, mix: Sequence[str], counts: Sequence[int], seconds
     """Rows for each number of clients, one number after the other."""
     found = []
     for streams in counts:
-        load.played = []
+        load.answers = []
         await load.run(mixed(mix, streams), seconds)
-        found += [row for row in rows(streams, seconds, load.played) if row["answers"]]
+        found += [row for row in rows(streams, seconds, load.answers) if row["answers"]]
     return found
+
+
+def recording(path: Path) -> bytes:
+    """A file of sound as pcm. Raises ValueError for what is none."""
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{path} is no sound that can be read: {error}") from None
+    return levels(soxr.resample(samples.mean(1), rate, RATE)).tobytes()

@@ -149,7 +149,11 @@ class VoiceService:
             self.speaking.discard(speaking)
             self.metrics.spoke(speaking)
 
-        speaking = Speaking(self.engine, manner, self.sample_rate, ended)
+        try:
+            speaking = Speaking(self.engine, manner, self.sample_rate, ended)
+        except BaseException:
+            slot.leave()
+            raise
         self.speaking.add(speaking)
         return speaking
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from speech_mtp.serving.arrivals import Arrivals
 from speech_mtp.serving.engine import Engine
 from speech_mtp.serving.errors import EngineFailedError
+from speech_mtp.streaming.playback import Playback
 from speech_mtp.streaming.scheduler import Scheduler
 from speech_mtp.streaming.stream import RAMP, Chunk, Ramp, Stream
 from speech_mtp.types import Finish, Sampling
@@ -75,7 +76,7 @@ class Speaking(Arrivals[Chunk]):
         self._stream: Stream | None = None
         self._slices: deque[str] = deque()
         self._text_ended = self._over = False
-        self._given_s = self._plays_until = 0.0
+        self._playback = Playback(CUSHION_S, manner.speed)
         self._rests_since: float | None = None
         engine.do(self._open)
         engine.add(self)
@@ -111,9 +112,9 @@ class Speaking(Arrivals[Chunk]):
             yield chunk
 
     def _take(self, chunk: Chunk) -> None:
-        was_full = self._given_s - self._taken_s > self.manner.backlog_s
+        was_full = self._playback.heard_s - self._taken_s > self.manner.backlog_s
         self._taken_s += len(chunk.wave) / self._rate
-        if was_full and self._given_s - self._taken_s <= self.manner.backlog_s:
+        if was_full and self._playback.heard_s - self._taken_s <= self.manner.backlog_s:
             self._engine.do(lambda _: None)  # it may sleep because of this
 
     def _arrive(self, chunks: list[Chunk], error: Exception | None, over: bool) -> None:
@@ -131,7 +132,6 @@ class Speaking(Arrivals[Chunk]):
     # -- the engine's side ----------------------------------------------------------------------------------------
     def _open(self, scheduler: Scheduler) -> None:
         manner = self.manner
-        self._plays_until = time.monotonic()
         try:
             self._stream = scheduler.speak(manner.voice, manner.sampling, manner.ramp, max_total=manner.max_chars)
             self._stream.ahead_s, self._stream.speed = manner.ahead_s, manner.speed
@@ -196,21 +196,16 @@ class Speaking(Arrivals[Chunk]):
         tally = self.tally
         for chunk in chunks:
             seconds = len(chunk.wave) / self._rate
+            self._playback.hear(now, seconds)
             if seconds and tally.first_audio_s is None:
                 tally.first_audio_s = now - tally.began
-                self._plays_until = now + CUSHION_S
-            elif seconds and now > self._plays_until:
-                tally.underruns += 1
-            if seconds:
-                self._plays_until = max(self._plays_until, now) + seconds / self.manner.speed
-            self._given_s += seconds
-            tally.audio_s = self._given_s
+            tally.audio_s, tally.underruns = self._playback.heard_s, self._playback.gaps
             tally.steps, tally.frames = chunk.steps, chunk.frames
             tally.finish = chunk.finish or tally.finish
 
     def _hold(self, stream: Stream, now: float) -> bool:
         """Hold the stream while its listener does not take what there is; whether it is let go now."""
-        was_held, stream.held = stream.held, self._given_s - self._taken_s > self.manner.backlog_s
+        was_held, stream.held = stream.held, self._playback.heard_s - self._taken_s > self.manner.backlog_s
         rests = stream.held or stream.buffered_s(now) > stream.ahead_s
         if rests and self._rests_since is None:
             self._rests_since = now

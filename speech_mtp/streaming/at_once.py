@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 from statistics import quantiles
 
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.streaming.conversation import Writer
+from speech_mtp.streaming.playback import Playback
 from speech_mtp.streaming.scheduler import Pace, Scheduler
 from speech_mtp.streaming.stream import Stream
 
@@ -23,30 +24,25 @@ AHEAD_S = 1.5
 
 @dataclass
 class Listener:
-    """Plays one stream: ``heard_s`` of sound have come, ``gaps`` times it ran dry before more came."""
+    """Plays one stream, which it joined at ``joined_s``."""
 
     stream: Stream
     joined_s: float
-    first_s: float | None = None
-    heard_s: float = 0.0
-    gaps: int = 0
-    end_s: float = 0.0  # when what has come will have been played
+    playback: Playback = field(default_factory=Playback)
+
+    @property
+    def first_s(self) -> float | None:
+        """How long it waited for the first sound."""
+        return None if self.playback.first is None else self.playback.first - self.joined_s
 
     def listen(self, now: float) -> None:
         """Take what has come by ``now``."""
-        seconds = sum(len(chunk.wave) for chunk in self.stream.take()) / self.stream.model.codec.spec.sample_rate
-        if not seconds:
-            return
-        if self.first_s is None:
-            self.first_s, self.end_s = now - self.joined_s, now
-        elif now > self.end_s:
-            self.gaps += 1
-        self.heard_s += seconds
-        self.end_s = max(self.end_s, now) + seconds
+        rate = self.stream.model.codec.spec.sample_rate
+        self.playback.hear(now, sum(len(chunk.wave) for chunk in self.stream.take()) / rate)
 
     def listens(self, now: float) -> bool:
         """Whether there is more to hear."""
-        return not self.stream.done or now < self.end_s
+        return not self.stream.done or now < self.playback.until
 
 
 def streams_at_once(
@@ -77,14 +73,14 @@ def streams_at_once(
     total_s = time.monotonic() - began
     scheduler.close()
     first = sorted(1000 * one.first_s if one.first_s is not None else inf for one in listeners)
-    heard_s = sum(one.heard_s for one in listeners)
+    heard_s = sum(one.playback.heard_s for one in listeners)
     return {
         "streams": count,
         "rtf": round(worked_s / heard_s, 4),
         "load": round(worked_s / total_s, 3),
         "first_audio_ms_p50": round(_quantile(first, 50), 1),
         "first_audio_ms_p95": round(_quantile(first, 95), 1),
-        "underruns": sum(one.gaps for one in listeners),
+        "underruns": sum(one.playback.gaps for one in listeners),
         "seconds": round(heard_s, 2),
     }
 
@@ -117,7 +113,7 @@ def text_beside_speech(
         "text_tokens_per_s": round(beside, 2),
         "text_slowdown": round(alone / beside, 3) if beside else inf,
         "first_audio_ms_p95": round(_quantile(first, 95), 1),
-        "underruns": sum(one.gaps for one in listeners),
+        "underruns": sum(one.playback.gaps for one in listeners),
         "joined": len(listeners),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import threading
 from collections.abc import Iterator
 
@@ -52,3 +53,12 @@ def recording(seconds: float = 1.5, kind: str = "wav", rate_hz: int = 24_000, su
     file = io.BytesIO()
     soundfile.write(file, tone(seconds, rate_hz), rate_hz, format=kind.upper(), subtype=subtype)
     return file.getvalue()
+
+
+def spoiled(good: bytes, rng: random.Random) -> bytes:
+    """A body as a broken client might send it: cut off, or with other bytes in places, most of them at its head."""
+    content = bytearray(good[: rng.randrange(len(good))] if rng.random() < 0.3 else good)
+    for _ in range(rng.choice((1, 3, 30))):
+        if content:
+            content[rng.randrange(min(len(content), rng.choice((400, len(content)))))] = rng.randrange(256)
+    return bytes(content)

@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -246,18 +248,32 @@ server.run()
 """
 
 
-def test_sigterm_lets_streams_end_and_the_exit_code_is_0() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+@contextmanager
+def process_of_a_server(port: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     process = subprocess.Popen([sys.executable, "-c", SERVER, str(port)], cwd=root, env=environment)
     try:
         url = f"http://127.0.0.1:{port}"
         until(lambda: _ready(url), 60)
-        body = {"input": LONG[:600], "voice": "low", "response_format": "pcm", "stream_format": "audio"}
-        with httpx2.stream("POST", f"{url}/v1/audio/speech", json=body, timeout=30) as answer:
+        yield process, url
+    finally:
+        process.kill()
+        process.wait(20)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+BODY = {"input": LONG[:600], "voice": "low", "response_format": "pcm", "stream_format": "audio"}
+
+
+def test_sigterm_lets_streams_end_and_the_exit_code_is_0() -> None:
+    with process_of_a_server(free_port()) as (process, url):
+        with httpx2.stream("POST", f"{url}/v1/audio/speech", json=BODY, timeout=30) as answer:
             parts = answer.iter_raw()
             data = next(parts)
             process.send_signal(signal.SIGTERM)
@@ -268,8 +284,24 @@ def test_sigterm_lets_streams_end_and_the_exit_code_is_0() -> None:
             data += b"".join(parts)
         assert alike(data, spoken(LONG[:600]))
         assert process.wait(20) == 0
-    finally:
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_a_stream_and_started_again_it_serves() -> None:
+    """The stream breaks off, which its client notices; the next server has the same port, and the same sound."""
+    port = free_port()
+    with (
+        process_of_a_server(port) as (process, url),
+        httpx2.stream("POST", f"{url}/v1/audio/speech", json=BODY, timeout=30) as answer,
+    ):
+        parts = answer.iter_raw()
+        next(parts)
         process.kill()
+        with pytest.raises(httpx2.RemoteProtocolError):
+            b"".join(parts)
+    with process_of_a_server(port) as (_, url):
+        answer = httpx2.post(f"{url}/v1/audio/speech", json=BODY, timeout=30)
+        assert alike(answer.content, spoken(LONG[:600]))
 
 
 def _ready(url: str) -> bool:

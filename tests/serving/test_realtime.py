@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from speech_mtp.decoding import catalogue
 from speech_mtp.serving.errors import ApiError
+from speech_mtp.serving.realtime.hearing import Hearing
 from speech_mtp.serving.realtime.response import Asked
 from speech_mtp.serving.realtime.session import Session
 from speech_mtp.serving.settings import Settings
@@ -483,6 +484,26 @@ def test_a_server_that_stops_lets_the_answer_end(monkeypatch: pytest.MonkeyPatch
         assert closed.value.rcvd.code == 1012
 
 
+def test_sound_that_a_response_shall_answer_is_heard(talk: Talk) -> None:
+    talk.update(max_output_tokens=12)
+    part = {"type": "input_audio", "audio": pcm(tone(0.5))}
+    question = {"type": "message", "role": "user", "content": [part]}
+    talk.send("response.create", response={"conversation": "none", "input": [question]})
+    done = talk.until("response.done")["response"]
+    plain = "".join(Chat(LM, catalogue.build("vanilla"), max_new_tokens=12).ask(HEARD))
+    assert done["output"][0]["content"][0]["transcript"] == plain
+
+
+def test_what_was_cut_off_does_not_come_back(talk: Talk) -> None:
+    talk.update(max_output_tokens=40)
+    talk.say("Hello there!")
+    talk.send("response.create")
+    item = talk.until("response.done")["response"]["output"][0]
+    for end_ms, expected in ((200, 200), (10**6, 200), (100, 100)):
+        talk.send("conversation.item.truncate", item_id=item["id"], content_index=0, audio_end_ms=end_ms)
+        assert talk.until("conversation.item.truncated")["audio_end_ms"] == expected
+
+
 def test_half_a_sample_before_the_buffer_was_cleared_is_gone(server: Running, talk: Talk) -> None:
     talk.update(audio={"input": {"turn_detection": None}})
     talk.send("input_audio_buffer.append", audio=base64.b64encode(bytes(4801)).decode())
@@ -491,18 +512,18 @@ def test_half_a_sample_before_the_buffer_was_cleared_is_gone(server: Running, ta
     talk.say("Heard?")
     (session,) = server.service.sessions
     assert isinstance(session, Session)
-    assert np.abs(session.ear.sound()).max() == pytest.approx(0.3, abs=0.02)
+    assert np.abs(session.hearing.ear.sound()).max() == pytest.approx(0.3, abs=0.02)
 
 
 def test_half_duplex_hears_nothing_while_an_answer_sounds_and_all_behind_it(server: Running, talk: Talk) -> None:
     talk.update(speech_mtp={"half_duplex": True})
     (session,) = server.service.sessions
     assert isinstance(session, Session)
-    session._sounded(60.0)
+    session.answers._sounded(60.0)
     talk.send("input_audio_buffer.append", audio=speech(0.5, 0.0))  # the first that is sent since
     talk.say("Heard?")
     assert not talk.of("input_audio_buffer.speech_started")
-    session._plays_until = 0.0
+    session.answers.playback.until = 0.0
     talk.send("input_audio_buffer.append", audio=speech(0.5, 0.0))
     talk.until("input_audio_buffer.speech_started")
 
@@ -524,9 +545,9 @@ def test_two_who_wait_for_the_end_of_an_answer_do_not_both_begin_one(server: Run
 
     async def both() -> None:
         asked = [Asked(session.config.copied(), session.conversation.items, session.conversation) for _ in range(2)]
-        await asyncio.gather(*(session._respond(one) for one in asked))
+        await asyncio.gather(*(session.answers.begin(one) for one in asked))
 
-    asyncio.run_coroutine_threadsafe(both(), next(iter(session._tasks)).get_loop()).result(20)
+    asyncio.run_coroutine_threadsafe(both(), next(iter(session.tasks._running)).get_loop()).result(20)
     running: set[str] = set()
     while len(talk.of("response.done")) < 3:
         event = talk.next()
@@ -540,12 +561,12 @@ def test_two_who_wait_for_the_end_of_an_answer_do_not_both_begin_one(server: Run
 def test_noise_does_not_swallow_the_question_before_it(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     heard = iter(["Hello there!", ""])
 
-    async def words(session: Session, sound: Any) -> str:
+    async def words(hearing: Hearing, sound: Any) -> str:
         text = next(heard)
         await asyncio.sleep(0.3 if text else 0.0)
         return text
 
-    monkeypatch.setattr(Session, "_words", words)
+    monkeypatch.setattr(Hearing, "_words", words)
     talk.update(max_output_tokens=5)
     talk.send("input_audio_buffer.append", audio=speech(0.5, 0.8))
     talk.send("input_audio_buffer.append", audio=speech(0.3, 0.8))

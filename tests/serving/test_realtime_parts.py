@@ -108,7 +108,7 @@ def test_a_transcript_is_cut_behind_the_last_word_that_was_heard() -> None:
     track = spoken(
         "Well, it is good. It is.", ("Well,", 0, 0.4), ("it", 0.5, 0.6), ("is", 0.6, 0.8), ("good.", 0.8, 1.2)
     )
-    assert [track.until(ms) for ms in (0, 350, 420, 620, 1300)] == [
+    assert [track.until(ms, 2000) for ms in (0, 350, 420, 620, 1300)] == [
         "",
         "Well,",
         "Well,",
@@ -128,15 +128,15 @@ def test_words_that_are_written_otherwise_than_spoken() -> None:
         ("today", 1.1, 1.5),
     )
     assert track.words[2].start_char is None
-    assert [track.until(ms) for ms in (500, 1100, 1500)] == ["It costs", "It costs $3", "It costs $3 today."]
-    assert spoken("In 1999", ("In", 0, 0.2), ("nineteen", 0.2, 0.5)).until(600) == "In 1999"
+    assert [track.until(ms, 2000) for ms in (500, 1100, 1500)] == ["It costs", "It costs $3", "It costs $3 today."]
+    assert spoken("In 1999", ("In", 0, 0.2), ("nineteen", 0.2, 0.5)).until(600, 2000) == "In 1999"
 
 
 def test_what_is_written_ahead_of_a_number_that_sounds_is_not_heard() -> None:
     track = spoken("In 1999, when we were young, it rained.", ("In", 0, 0.2), ("nineteen", 0.2, 0.5))
-    assert track.until(600) == "In 1999,"
+    assert track.until(600, 2000) == "In 1999,"
     track.complete = True
-    assert [track.until(ms) for ms in (200, 600)] == ["In", track.text]
+    assert [track.until(ms, 2000) for ms in (200, 600)] == ["In", track.text]
 
 
 def test_times_are_those_of_the_sound_that_is_sent() -> None:
@@ -160,3 +160,9 @@ def test_what_is_only_kept_is_not_kept_at_any_size() -> None:
             config.update(session)
     with pytest.raises(ApiError, match="characters"):
         item_of({"type": "function_call_output", "call_id": "a", "output": large})
+
+
+def test_without_times_of_words_text_is_heard_at_an_even_pace() -> None:
+    track = SpokenTranscript(timed=False)
+    track.text = "One two three four."
+    assert [track.until(ms, 1000) for ms in (0, 500, 800)] == ["", "One two", "One two three"]

@@ -34,8 +34,8 @@ def test_a_gap_is_counted_when_sound_comes_after_it_ran_out(monkeypatch: pytest.
         chunks.append(Chunk(torch.zeros(int(seconds * rate))))
         listener.listen(now)
     assert listener.first_s == 1.0
-    assert listener.gaps == 1
-    assert listener.heard_s == pytest.approx(3.0)
+    assert listener.playback.gaps == 1
+    assert listener.playback.heard_s == pytest.approx(3.0)
 
 
 def test_text_is_written_beside_speech() -> None:

@@ -43,6 +43,7 @@ class Figures:
         tally = speaking.tally if speaking is not None else None
         found: dict[str, Any] = {
             "drafting": self._drafting,
+            "dropped_messages": self._answering.question.dropped,
             "forwards": self._forwards,
             "tokens": self._tokens,
             "tokens_per_forward": round(self._tokens / self._forwards, 3) if self._forwards else None,

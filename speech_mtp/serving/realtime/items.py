@@ -64,11 +64,13 @@ class Item:
         return {"type": TEXTS[self.role], "text": self.text or ""}
 
     def cut(self, audio_end_ms: float) -> int:
-        """Only ``audio_end_ms`` of its sound were heard; how much that is, at most what there is."""
-        self.heard_ms = min(audio_end_ms, self.audio_ms)
+        """Only ``audio_end_ms`` of its sound were heard; how much that is: at most what there is, and what was cut off
+        before does not come back."""
+        most_ms = self.audio_ms if self.heard_ms is None else self.heard_ms
+        self.heard_ms = min(audio_end_ms, most_ms)
         if self.track is not None:
             whole = self.track.complete and audio_end_ms >= self.audio_ms  # also where speech has no times of words
-            self.text = self.track.text if whole else self.track.until(self.heard_ms)
+            self.text = self.track.text if whole else self.track.until(self.heard_ms, self.audio_ms)
         return round(self.heard_ms)
 
 

@@ -6,12 +6,11 @@ import asyncio
 import base64
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from speech_mtp.serving.answering import Answering
-from speech_mtp.serving.arrivals import merged
 from speech_mtp.serving.bodies import Speech
 from speech_mtp.serving.errors import ApiError, told
 from speech_mtp.serving.orders import order
@@ -24,7 +23,6 @@ from speech_mtp.serving.realtime.transcript import SpokenTranscript
 from speech_mtp.serving.service import VoiceService
 from speech_mtp.serving.speaking import Manner
 from speech_mtp.streaming.authors import Wish
-from speech_mtp.streaming.reply import has_words
 from speech_mtp.streaming.stream import Chunk
 
 Send = Callable[[events.Event], Awaitable[None]]
@@ -51,7 +49,7 @@ class Response:
         self.id = events.new_id("response")
         self.asked, self.config = asked, asked.config
         self.item = Item(events.new_id("item"), "assistant", "", self.config.spoken, "in_progress", empty=True)
-        self.item.track = SpokenTranscript()
+        self.item.track = SpokenTranscript(timed=service.model.lm.layout.points)
         self._service, self._client, self._send, self._sounded = service, client, send, sounded
         self._part = events.Part(self.id, self.item.id, self.config.spoken)
         self._status = "in_progress"
@@ -83,9 +81,9 @@ class Response:
                 self._work.cancel()
 
     @property
-    def cancelled(self) -> bool:
-        """Whether it ends because it was told to."""
-        return self._reason is not None
+    def over(self) -> bool:
+        """Whether nothing more is made: it was told to stop, or tells its end."""
+        return self._reason is not None or self._status != "in_progress"
 
     @property
     def told_anything(self) -> bool:
@@ -126,7 +124,7 @@ class Response:
     async def _tell(self, answering: Answering) -> None:
         sender = Sender(wire(self.config.output_format), self._service.sample_rate, self.config.speed)
         figures = Figures(self._began, answering, self.config.extension["drafting"])
-        async for piece in self._made(answering):
+        async for piece in answering.pieces():
             if isinstance(piece, str):
                 await self._tell_text(piece)
             else:
@@ -162,17 +160,6 @@ class Response:
             await self._send(events.drafting(self.id, self.item.id, steps))
         if "speech_mtp.figures" in self.config.include and figures.due(last):
             await self._send(events.figures(self.id, figures.now(self.item.audio_ms / 1000)))
-
-    async def _made(self, answering: Answering) -> AsyncIterator[str | Chunk]:
-        """Text and sound as they come. An answer without a word has no sound."""
-        sources: list[AsyncIterator[Any]] = [aiter(answering)]
-        if answering.speaking is not None:
-            sources.append(aiter(answering.speaking))
-        async for piece in merged(sources):
-            if not isinstance(piece, Exception):
-                yield piece
-            elif not isinstance(piece, ValueError) or has_words(self.item.text or ""):
-                raise piece
 
     async def _end(self, work: asyncio.Task[None]) -> None:
         """How it ended, and the rest of the events, which are sent in any case."""

@@ -29,10 +29,13 @@ class SpokenWord:
 
 
 class SpokenTranscript:
-    """An answer's text as it is written, and its words as they are spoken; ``complete`` when all of it has been."""
+    """An answer's text as it is written, and its words as they are spoken; ``complete`` when all of it has been.
 
-    def __init__(self) -> None:
-        self.text = ""
+    Where speech does not point into its text (not ``timed``), no word has a time, and text is heard at an even pace.
+    """
+
+    def __init__(self, timed: bool = True) -> None:
+        self.text, self.timed = "", timed
         self.complete = False
         self.words: list[SpokenWord] = []
         self._at = 0
@@ -50,12 +53,15 @@ class SpokenTranscript:
         self.words.append(spoken)
         return spoken
 
-    def until(self, audio_end_ms: float) -> str:
+    def until(self, audio_end_ms: float, audio_ms: float) -> str:
         """The text whose words had sounded whole at ``audio_end_ms``, with the marks behind them.
 
         A word counts as heard when less than a quarter of it is missing. Behind a word that is not written as it was
         spoken the text goes up to the next one that is; where none has been spoken yet, it is one word of the text.
+        ``audio_ms``: how long all of its sound is.
         """
+        if not self.timed:
+            return self.text[: int(len(self.text) * min(1.0, audio_end_ms / max(audio_ms, 1)))].rpartition(" ")[0]
         heard = [w for w in self.words if audio_end_ms >= w.end_ms - (w.end_ms - w.start_ms) / 4]
         if not heard:
             return ""

@@ -16,10 +16,9 @@ from fastapi.responses import JSONResponse
 from fastapi.sse import format_sse_event
 
 from speech_mtp.serving.answering import Answering
-from speech_mtp.serving.arrivals import merged
 from speech_mtp.serving.bodies import Speech, StrictRoute
 from speech_mtp.serving.chat_bodies import ChatRequest, history
-from speech_mtp.serving.completion import Completion, UnspeakableError, told
+from speech_mtp.serving.completion import Completion, told
 from speech_mtp.serving.encoding import Encoder, whole
 from speech_mtp.serving.orders import order
 from speech_mtp.serving.responses import PacedResponse
@@ -27,7 +26,6 @@ from speech_mtp.serving.routes.shared import Client, ClientLeft, Service, unless
 from speech_mtp.serving.routes.speech import LIVE
 from speech_mtp.serving.service import VoiceService
 from speech_mtp.serving.speaking import Manner
-from speech_mtp.streaming.reply import has_words
 from speech_mtp.streaming.stream import Chunk
 
 router = APIRouter(route_class=StrictRoute)
@@ -115,20 +113,10 @@ async def _events(answer: Completion) -> AsyncGenerator[bytes]:
 
 
 async def _made(answer: Completion) -> AsyncIterator[str | Chunk]:
-    """Text and sound as they come; what was written is kept. An answer without a word has no sound."""
-    answering = answer.answering
-    sources: list[AsyncIterator[Any]] = [aiter(answering)]
-    if answering.speaking is not None:
-        sources.append(aiter(answering.speaking))
-    async for item in merged(sources):
-        if isinstance(item, Exception):
-            if not isinstance(item, ValueError):
-                raise item
-            if has_words(answer.text):
-                raise UnspeakableError(f"The answer was written, but cannot be spoken: {item}")
-            continue
-        answer.take(item)
-        yield item
+    """Text and sound as they come; what was written is kept."""
+    async for piece in answer.answering.pieces():
+        answer.take(piece)
+        yield piece
 
 
 def _data(value: dict[str, Any] | str) -> bytes:
