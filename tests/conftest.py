@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,6 +18,20 @@ from hypothesis import settings
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+CLOCKS = {"time.monotonic": time.monotonic, "time.perf_counter": time.perf_counter}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """A test may stop the clock of one module (its name ``time``), not that of the process: the loops of running
+    servers would sleep for hours."""
+    result = yield
+    now = {"time.monotonic": time.monotonic, "time.perf_counter": time.perf_counter}
+    changed = [name for name, clock in CLOCKS.items() if now[name] is not clock]
+    assert not changed, f"{changed[0]} of the whole process was replaced; replace the name time of one module."
+    return result
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -222,6 +222,7 @@ def bench_service(
     ] = "speech",
     question: Annotated[Path | None, typer.Option(help="A recording of a question, for spoken.")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="For which each number of clients asks.")] = 30.0,
+    leave: Annotated[float, typer.Option(min=0, max=1, help="The share of answers that are left in the middle.")] = 0.0,
     plot: Annotated[Path | None, typer.Option(help="A PNG of the first sounds and gaps.")] = None,
 ) -> None:
     """Clients of a running voice service, who listen as players do: first sound, gaps, errors."""
@@ -240,10 +241,10 @@ def bench_service(
     if ("spoken" in kinds) != (question is not None):
         raise ValueError("--question is the recording that spoken clients ask with; give both or neither.")
     key = read_keys(api_key_file)[0] if api_key_file is not None else None
-    load = Load(url.rstrip("/"), key, recording(question) if question is not None else b"")
+    load = Load(url.rstrip("/"), key, recording(question) if question is not None else b"", leave)
     rows = asyncio.run(measure(load, kinds, counts, seconds))
     print(aligned(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
-    write_report(out, {"settings": {"mix": kinds, "seconds": seconds}, "rows": rows})
+    write_report(out, {"settings": {"mix": kinds, "seconds": seconds, "leave": leave}, "rows": rows})
     if plot is not None:
         from speech_mtp.evaluation.plots import service_load
 

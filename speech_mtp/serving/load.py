@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ LONGEST = 60
 """Tokens of an answer."""
 ANSWER_S = 120
 """Within which one must have come."""
+LEAVE_S = 6.0
+"""After which a client that leaves has left."""
 PIECE_MS = 40
 """Of a recording that are sent at a time."""
 
@@ -49,12 +52,13 @@ PIECE_MS = 40
 @dataclass
 class Answer:
     """One answer as a player hears it. It was ``asked`` for at that time (``time.monotonic``); a question that is
-    spoken, when the server noticed its end."""
+    spoken, when the server noticed its end. ``left``: the client went away in the middle."""
 
     kind: str
     asked: float
     playback: Playback = field(default_factory=lambda: Playback(CUSHION_S))
     error: str | None = None
+    left: bool = False
 
     def hear(self, num_bytes: int) -> None:
         """So many bytes of pcm have come."""
@@ -73,11 +77,12 @@ class Answer:
 @dataclass
 class Load:
     """``url`` of a service as in ``http://127.0.0.1:8000``, and a ``key``, if it wants one; ``question`` is what is
-    spoken to it: pcm."""
+    spoken to it: pcm. Of the answers, ``leave`` (0 to 1) are left in the middle, at any time up to ``LEAVE_S``."""
 
     url: str
     key: str | None = None
     question: bytes = b""
+    leave: float = 0.0
     answers: list[Answer] = field(default_factory=list)
 
     async def run(self, kinds: Sequence[str], seconds: float) -> None:
@@ -99,17 +104,22 @@ class Load:
             "realtime": self._realtime,
             "spoken": self._spoken,
         }[kind]
+        luck = random.Random(number)
         for turn in count(number):
             if turn > number and time.monotonic() >= end:
                 return
             answer = Answer(kind, time.monotonic())
             self.answers.append(answer)
+            leaving = luck.random() < self.leave
             try:
-                async with asyncio.timeout(ANSWER_S):
+                async with asyncio.timeout(luck.uniform(0, LEAVE_S) if leaving else ANSWER_S):
                     async for num_bytes in sound(http, turn, answer):
                         answer.hear(num_bytes)
                 await answer.play_out()
             except Exception as error:
+                answer.left = leaving and isinstance(error, TimeoutError)
+                if answer.left:
+                    continue
                 answer.error = f"{type(error).__name__}: {error}"
                 await asyncio.sleep(1)
 
@@ -214,6 +224,7 @@ def _row(streams: int, seconds: float, kind: str, answers: list[Answer]) -> dict
         "streams": streams,
         "kind": kind,
         "answers": len(answers),
+        "left": sum(one.left for one in answers),
         "errors": sum(one.error is not None for one in answers),
         "first_audio_ms_p50": _quantile(first, 50),
         "first_audio_ms_p95": _quantile(first, 95),

@@ -38,6 +38,7 @@ from speech_mtp.training.base import Task
 from speech_mtp.training.codec_data import NOBODY, CodecBatch, CodecData, CodecTaskConfig, cut, warp_frequency
 from speech_mtp.training.device_data import DeviceAudio, DeviceCodecData
 from speech_mtp.training.distributed import Workers
+from speech_mtp.training.precision import mixed
 from speech_mtp.training.views import Change, equal_codes, perturbed_mel, view_terms
 
 
@@ -169,7 +170,7 @@ class CodecTask(Task):
         true pitch, 4. compare spectra.
         """
         codec, c = self.codec, self.config
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=c.amp):
+        with mixed(c.amp, self.device):
             reference, _, reference_mask = codec.features(batch.reference, batch.reference_lengths)
             timbre = codec.timbre(reference, reference_mask).float()
         terms: dict[str, Tensor] = {}
@@ -196,7 +197,7 @@ class CodecTask(Task):
         """
         c, codec = self.config, self.codec
         terms: dict[str, Tensor] = {}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=c.amp):
+        with mixed(c.amp, self.device):
             mel, low, mask = codec.features(batch.wave, batch.lengths)
             if c.views is None:
                 changed = torch.rand(len(mel), device=mel.device) < c.warp_share
@@ -229,7 +230,7 @@ class CodecTask(Task):
         ``voices`` are the labels ``[B]`` of each stream, ``NOBODY`` where it holds a voice that no speaker has.
         """
         codec = self.codec
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+        with mixed(self.config.amp, self.device):
             logits = codec.phonemes(content, mask).float()  # type: ignore[misc]
             guesses = {
                 "content": self.helpers["content"](content, mask),
@@ -254,7 +255,7 @@ class CodecTask(Task):
         lengths = torch.full((len(crop),), crop.shape[1], device=crop.device)
         encoder = self.codec.content
         still = {name: value.detach() for name, value in encoder.named_parameters()}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+        with mixed(self.config.amp, self.device):
             mel, _, mask = self.codec.features(crop, lengths)
             inner = torch.func.functional_call(encoder, still, (mel, mask), {"inner": True})
         return torch.as_tensor(inner).float()
@@ -290,7 +291,7 @@ class CodecTask(Task):
         state.f0 = truth.log_f0[:, 0].double().exp()
         lengths = torch.full((len(content),), frames, device=content.device)
         guided = torch.rand(len(content), device=content.device) >= self.config.predicted_share
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+        with mixed(self.config.amp, self.device):
             raw, guess = decoder(state, *values, lengths, truth, guided)
 
         fake = raw[:, decoder.delay_samples :][:, : n * size]

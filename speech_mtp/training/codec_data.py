@@ -83,7 +83,7 @@ class CodecTaskConfig:
     resample: float = 0.3
     warp: float = 0.12
     warp_share: float = 0.5
-    amp: bool = True
+    amp: bool | None = None
     keep_codes: bool = False
     critic_from: int = 0
     critics: CriticConfig = CriticConfig()

@@ -28,6 +28,7 @@ from speech_mtp.objectives.ntp import NTP
 from speech_mtp.text.phonemes import SYMBOLS, parse
 from speech_mtp.training.base import Task
 from speech_mtp.training.distributed import Workers
+from speech_mtp.training.precision import mixed
 from speech_mtp.types import Codes, Kind, Positions, TextUnits
 
 TALKER_WEIGHTS = {"control": 1.0, "stream0": 1.0, "stream1": 0.6}
@@ -46,7 +47,7 @@ class LMTaskConfig:
     timbre_noise: float = 0.05
     weights: dict[str, float] | None = None
     zero_hidden: bool = False
-    amp: bool = True
+    amp: bool | None = None
     grad_clip: float = 1.0
     weight_decay: float = 0.05
     seed: int = 0
@@ -285,7 +286,7 @@ class LMTask(Task):
         if noise:
             timbre = timbre + self.config.timbre_noise * torch.randn_like(timbre)
             positions.tokens = self.corrupt(positions, noise)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+        with mixed(self.config.amp, self.device):
             out = self.lm(positions, units, timbre)
             return dict(self.objective.terms(self.lm, out, positions))
 

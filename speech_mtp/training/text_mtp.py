@@ -35,6 +35,7 @@ from speech_mtp.training.base import Scalars, Task
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.kept_states import KeptStates
 from speech_mtp.training.lora import Adapters, LoRAConfig
+from speech_mtp.training.precision import mixed
 from speech_mtp.types import LMOutput, Positions
 
 
@@ -228,7 +229,7 @@ class TextMTPTask(Task):
         moved = {k: v.to(self.lm.device) for k, v in vars(positions).items() if isinstance(v, Tensor)}
         positions = replace(positions, **moved)
         kept = self.kept.find(rows, positions.segment.shape[1]) if rows else None
-        with torch.autocast(self.lm.device.type, torch.bfloat16, enabled=self.config.amp):
+        with mixed(self.config.amp, self.lm.device):
             with torch.set_grad_enabled(grad):
                 out = self._read(positions) if kept is None else LMOutput(kept)
             if kept is None and rows:

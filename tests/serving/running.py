@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,7 +70,18 @@ def serving(
         yield Running(server, app.state.service, url, client)
     server.should_exit = True
     thread.join(20)
-    assert not thread.is_alive(), "the server did not end"
+    assert not thread.is_alive(), f"the server did not end; it is here:\n{whereabouts(thread, server)}"
+
+
+def whereabouts(thread: threading.Thread, server: DrainingServer) -> str:
+    """The stack of ``thread`` and of every task of the server's loop."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    told = io.StringIO("".join(traceback.format_stack(frame)) if frame else "")
+    told.seek(0, io.SEEK_END)
+    if server._loop is not None:
+        for task in asyncio.all_tasks(server._loop):
+            task.print_stack(file=told)
+    return told.getvalue()
 
 
 def until(happens: Callable[[], bool], timeout_s: float = 20.0) -> None:

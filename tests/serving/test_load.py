@@ -14,7 +14,7 @@ from tests.cli.running import run
 from tests.serving.chatting import chatting
 from tests.serving.hearing import FakeRecogniser
 from tests.serving.hearing import recording as recorded
-from tests.serving.running import Running
+from tests.serving.running import Running, until
 from tests.serving.talking import Loudness
 
 
@@ -36,6 +36,18 @@ def test_every_kind_of_client_is_answered(
         assert row["first_audio_ms_p95"] >= row["first_audio_ms_p50"] > 0
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert "first_audio_ms_p50" in capsys.readouterr().out
+
+
+def test_clients_that_leave_are_no_errors_and_cost_the_server_nothing(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("speech_mtp.serving.load.LEAVE_S", 0.5)
+    load = Load(server.url, leave=1.0)
+    asyncio.run(load.run(["speech"] * 4, 2.0))
+    assert sum(answer.left for answer in load.answers) > 2
+    assert all(answer.error is None for answer in load.answers)
+    assert sum(row["left"] for row in rows(4, 2.0, load.answers)) == sum(answer.left for answer in load.answers)
+    until(lambda: not server.service.speaking)
 
 
 def test_a_question_that_is_no_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from speech_mtp.decoding import catalogue
@@ -68,7 +70,7 @@ def test_the_first_text_is_timed_when_it_comes(monkeypatch: pytest.MonkeyPatch) 
         now[0] += 1e-6
         return now[0]
 
-    monkeypatch.setattr("speech_mtp.streaming.conversation.time.perf_counter", clock)
+    monkeypatch.setattr("speech_mtp.streaming.conversation.time", SimpleNamespace(perf_counter=clock))
     talk = chat()
     pieces = 0
     for _ in talk.ask("Hello there!"):  # whoever shows the text takes a second for each piece

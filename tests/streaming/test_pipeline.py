@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -183,7 +184,7 @@ def test_an_unknown_voice_is_refused_by_name() -> None:
 
 def test_time_spent_waiting_for_text_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("speech_mtp.streaming.timed.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("speech_mtp.streaming.timed.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def slow() -> Iterator[str]:
         for word in TEXT.split():
@@ -203,7 +204,7 @@ def test_the_first_audio_is_timed_when_it_comes(monkeypatch: pytest.MonkeyPatch)
         now[0] += 1.0
         return push(*given)
 
-    monkeypatch.setattr("speech_mtp.streaming.timed.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("speech_mtp.streaming.timed.time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(MODEL.codec, "push", slow)
     spoken = speak_timed(MODEL, TEXT)
     assert spoken.first_audio_s == 1.0
