@@ -6,7 +6,8 @@ The total is a weighted sum of named terms (weights in the recipe):
 * ``mel``: L1 of log-mel spectra of that crop;
 * ``heard``: L1 of what the content encoder, held still, makes of the decoded and of the true crop, so that the decoder
   spends its effort on what tells phonemes apart;
-* ``ctc``: phonemes from the quantised content (Graves et al. 2006);
+* ``ctc``: phonemes from the quantised content (Graves et al. 2006); ``near``: the same from single frames of it, so
+  that a code says by itself which phoneme sounds;
 * ``pitch``, ``voicing``, ``energy``: what the prosody stream must carry; the decoder sees pitch nowhere else;
 * ``adversary``: a speaker classifier on both streams behind a gradient reversal (Ganin et al. 2016);
 * ``consistency``, ``codes``: two views of an utterance give the same content (:mod:`speech_mtp.training.views`);
@@ -29,8 +30,10 @@ from torch import Tensor, nn
 
 from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.corpus.store import AudioStore
+from speech_mtp.evaluation.code_usage import code_usage, count_codes
 from speech_mtp.nn.conv import Block
 from speech_mtp.nn.critics import SpectrogramCritics, critic_loss, generator_loss
+from speech_mtp.nn.ctc import Prior, ctc
 from speech_mtp.nn.source_filter import Pitch
 from speech_mtp.nn.spectral import MultiScaleMel, SpectralLoss
 from speech_mtp.training.averaging import average_of, update
@@ -66,6 +69,18 @@ class SpeakerAdversary(nn.Module):
     def forward(self, values: Tensor, mask: Tensor) -> Tensor:
         x = self.block(self.enter(ReverseGradient.apply(values)), mask)
         return self.leave((x * mask).sum(1) / mask.sum(1))
+
+
+class NearPhonemes(nn.Module):
+    """Content values of single frames -> log probabilities of phonemes, ``[B, F, D]`` -> ``[B, F, V]``."""
+
+    def __init__(self, dim_in: int, num_symbols: int, dim: int = 128) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(dim_in, dim), nn.GELU(), nn.Linear(dim, dim), nn.GELU())
+        self.leave = nn.Linear(dim, num_symbols)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.leave(self.net(values)).float().log_softmax(-1)
 
 
 class EnergyHead(nn.Module):
@@ -109,6 +124,11 @@ class CodecTask(Task):
             "prosody": SpeakerAdversary(dims[1], voices),
             "energy": EnergyHead(dims[1], codec.config.steps_per_frame),
         }
+        symbols = codec.config.num_symbols
+        if config.ctc_prior:
+            helpers |= {"ctc_prior": Prior(symbols), "near_prior": Prior(symbols)}
+        if config.weights.near:
+            helpers["near"] = NearPhonemes(dims[0], symbols)
         self.helpers = nn.ModuleDict(helpers).to(device)
         self.modules = {"codec": self.codec, "helpers": self.helpers}
         if config.keep_codes:
@@ -231,7 +251,9 @@ class CodecTask(Task):
         """
         codec = self.codec
         with mixed(self.config.amp, self.device):
-            logits = codec.phonemes(content, mask).float()  # type: ignore[misc]
+            said = {"ctc": codec.phonemes(content, mask).float().log_softmax(-1)}  # type: ignore[misc]
+            if self.config.weights.near:
+                said["near"] = self.helpers["near"](content)
             guesses = {
                 "content": self.helpers["content"](content, mask),
                 "prosody": self.helpers["prosody"](prosody, mask),
@@ -239,16 +261,20 @@ class CodecTask(Task):
             energy = self.helpers["energy"](prosody).float()
         fine = mask[..., 0].repeat_interleave(codec.config.steps_per_frame, 1)
         return {
-            "ctc": F.ctc_loss(
-                logits.log_softmax(-1).transpose(0, 1),
-                batch.phonemes,
-                batch.frames,
-                batch.phoneme_lengths,
-                zero_infinity=True,
-            ),
+            **{name: self._phonemes_said(name, log_probs, batch, mask) for name, log_probs in said.items()},
             "adversary": torch.stack([speaker_loss(g, voices[name]) for name, g in guesses.items()]).mean(),
             "energy": ((energy - loudness).abs() * fine).sum() / fine.sum(),
         }
+
+    def _phonemes_said(self, name: str, log_probs: Tensor, batch: CodecBatch, mask: Tensor) -> Tensor:
+        """The loss of the phonemes of the batch under ``log_probs [B, F, V]`` of the head ``name``."""
+        scores = None
+        if self.config.ctc_prior:
+            prior = cast(Prior, self.helpers[f"{name}_prior"])
+            if torch.is_grad_enabled():
+                prior.update(log_probs, mask)
+            scores = prior.scores(self.config.ctc_prior)
+        return ctc(log_probs, batch.phonemes, batch.frames, batch.phoneme_lengths, scores)
 
     def heard(self, crop: Tensor) -> Tensor:
         """The content encoder's inner vectors of ``crop [B, S]``, ``[B, F, D]``; its weights get no gradient."""
@@ -301,17 +327,22 @@ class CodecTask(Task):
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """The terms on fixed batches of sentences that are never trained on, and with ``views`` the share of content
-        codes that stay under fixed views of them."""
+        codes that stay under fixed views of them; and how many codes of each stream are in effective use."""
         torch.manual_seed(0)
         sums: dict[str, float] = {}
+        counts: list[list[Tensor]] = []
         trained, self.codec = self.codec, self._result()
         for number in range(4):
             batch = self.dev_data.batch(number).to(self.device)
             terms: dict[str, Any] = self.terms(batch)[0]
             if self.config.views is not None:
                 terms |= equal_codes(self.codec, batch.wave, batch.lengths, batch.pitch)
+            codes = self.codec.encode(batch.wave[:, None], batch.lengths)
+            counts.append(count_codes(codes, self.codec.spec.codebook_sizes))
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(value) / 4
+        for name, found in zip(self.codec.spec.streams, zip(*counts, strict=True), strict=True):
+            sums[f"{name}_perplexity"] = code_usage(torch.stack(found).sum(0)).perplexity
         self.codec = trained
         return sums
 

@@ -35,6 +35,7 @@ class CodecWeights:
     mel: float = 1.0
     heard: float = 2.0
     ctc: float = 0.25
+    near: float = 0.0
     pitch: float = 2.0
     voicing: float = 0.3
     energy: float = 0.3
@@ -68,6 +69,8 @@ class CodecTaskConfig:
     only the decoder learns, on the codes that ``encode`` gives (no warp, no other speed): codes made before stay good,
     and so does a talker trained on them.
 
+    ``ctc_prior`` is the power of the label priors of both phoneme losses (:mod:`speech_mtp.nn.ctc`; 0: plain CTC).
+
     With ``views`` there is no warp: every utterance is heard a second time as :class:`Views` perturb it, for the terms
     ``consistency`` and ``codes``, and the decoder hears a share of the utterances by that view alone. A voice is drawn
     with a probability that goes as its number of utterances to ``voice_power``. ``predicted_share`` of the crops are
@@ -84,6 +87,7 @@ class CodecTaskConfig:
     warp: float = 0.12
     warp_share: float = 0.5
     amp: bool | None = None
+    ctc_prior: float = 0.0
     keep_codes: bool = False
     critic_from: int = 0
     critics: CriticConfig = CriticConfig()
