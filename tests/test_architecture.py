@@ -129,6 +129,7 @@ def test_the_contract_names_the_layers_of_the_architecture() -> None:
         ["hub"],
         ["objectives", "decoding"],
         ["lm", "heads"],
+        ["voices"],
         ["codecs", "layouts"],
         ["types", "plugins", "files", "storage", "threads", "audio", "text", "nn"],
     ]

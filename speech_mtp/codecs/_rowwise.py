@@ -56,7 +56,7 @@ class RowwiseCodec(Codec):
         """``frames [1, K, F]`` with F > 0 -> the decoder's input ``[1, D, F]``."""
 
     @torch.no_grad()
-    def encode(self, wave: Tensor, lengths: Tensor | None = None) -> Codes:
+    def encode(self, wave: Tensor, lengths: Tensor | None = None, timbre: Tensor | None = None) -> Codes:
         """``wave [B, 1, S]`` float in [-1, 1], ``lengths [B]`` in samples -> codes, row by row.
 
         Raises ``ValueError`` for another shape or for lengths outside 0..S.
