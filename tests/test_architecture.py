@@ -48,6 +48,7 @@ OF_THE_DEMO = (
     "speech_mtp.lm.text_lm.",
     "speech_mtp.serving.",
     "speech_mtp.types.",
+    "speech_mtp.voices.",
 )
 
 
