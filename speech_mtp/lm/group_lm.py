@@ -69,6 +69,12 @@ class GroupLM(nn.Module, Trunk):
     reads_states = True
     """Whether the hidden states of text units are used; False for the backbone itself."""
 
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Of every channel the loss term that it counts in: ``control``, then the streams, frame by frame."""
+        streams = len(self.config.codebook_sizes)
+        return ("control", *(f"stream{c % streams}" for c in range(self.layout.num_channels - 1)))
+
     def to_config(self) -> dict[str, object]:
         return asdict(self.config)
 

@@ -11,6 +11,9 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+
+from speech_mtp.nn.visibility import Mask, block_attention
 
 
 class Attends(Protocol):
@@ -20,10 +23,13 @@ class Attends(Protocol):
         """New queries, keys and values ``[B, H, M, d]`` of one layer -> what they see ``[B, H, M, d]``."""
 
 
-def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, chain: bool = False) -> Tensor:
+def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Mask | None, chain: bool = False) -> Tensor:
     """Attention of ``[B, H, M, d]`` over ``[B, H', S, d]``, H' a divisor of H. ``mask`` is added to the
-    scores, or is bool (True: may look); ``chain``: M is S, and each sees those before it."""
+    scores, or is bool (True: may look), or what :func:`speech_mtp.nn.visibility.mask_of` makes, or None; ``chain``: M
+    is S, and each sees those before it."""
     grouped = queries.shape[1] != keys.shape[1]
+    if isinstance(mask, BlockMask):
+        return block_attention(queries, keys, values, mask, grouped)
     if grouped and mask is not None and queries.device.type == "cuda":
         return _side_by_side(queries, keys, values, mask)
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=chain, enable_gqa=grouped)

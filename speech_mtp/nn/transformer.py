@@ -3,8 +3,9 @@
 The package has this block three times, because the parameters are stored and multiplied in three ways. What does not
 depend on that is shared: :func:`rotate`, :func:`gated`, :func:`speech_mtp.nn.kv_cache.attention`.
 
-- :class:`LlamaBlock`, here: heads. Its parameters carry the names of ``transformers``' Llama layers, so that weights go
-  in and out unchanged, and its width may be another inside than outside (``dim_in``).
+- :class:`LlamaBlock`, here: heads, and small trunks (:mod:`speech_mtp.lm.causal_lm`). Its parameters carry the names
+  of ``transformers``' Llama layers, so that weights go in and out unchanged, and its width may be another inside than
+  outside (``dim_in``).
 - :class:`speech_mtp.lm.talker.TalkerBlock`: the talker, trained from nothing. Queries, keys and values are one
   parameter, and so are gate and up: fewer products a step. It has dropout, and no grouped keys.
 - :class:`speech_mtp.lm.decoder.Decoder`: the trunk of a text model, for decoding only. It is no module: it packs the
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from speech_mtp.nn.kv_cache import KVCache, attention
 from speech_mtp.nn.packed import PackedLinear, can_pack
+from speech_mtp.nn.visibility import Mask
 
 
 def rotate(x: Tensor, index: Tensor, base: float = 10_000.0) -> Tensor:
@@ -112,13 +114,13 @@ class Attention(nn.Module):
         """``x [B, T, dim_in]`` at positions ``index [B, T]`` -> ``[B, H, T, d]``."""
         return rotate(self.heads(self.q_proj(x)), index, self.shape.rope_theta)
 
-    def attend(self, x: Tensor, index: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    def attend(self, x: Tensor, index: Tensor, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
         """``mask [B, 1, T, S]`` bool (True: may look) over the S keys -> ``[B, T, D]``."""
         y = attention(self.queries(x, index), keys, values, mask)
         out: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))
         return out
 
-    def forward(self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, index: Tensor, mask: Mask, cache: KVCache | None = None) -> Tensor:
         """``x [B, T, dim_in]``, ``index [B, T]``; with a cache, S of ``mask`` is at most its size."""
         if self._joined is not None and cache is not None:
             return self._packed(self._joined, x, index, mask, cache)
@@ -127,7 +129,7 @@ class Attention(nn.Module):
             keys, values = cache.write(self.layer, keys, values, mask.shape[-1])
         return self.attend(x, index, keys, values, mask)
 
-    def _packed(self, joined: PackedLinear, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
+    def _packed(self, joined: PackedLinear, x: Tensor, index: Tensor, mask: Mask, cache: KVCache) -> Tensor:
         s = self.shape
         each = joined(x).float().unflatten(-1, (-1, s.head_dim)).transpose(1, 2)
         turned = rotate(each[:, : -s.num_kv_heads], index, s.rope_theta)
@@ -173,7 +175,7 @@ class LlamaBlock(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
         self.mlp = SwiGLU(shape.dim, shape.intermediate_size)
 
-    def forward(self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, index: Tensor, mask: Mask, cache: KVCache | None = None) -> Tensor:
         """``x [B, T, D]``, ``index [B, T]``, ``mask [B, 1, T, S]`` bool -> ``[B, T, D]``."""
         x = x + self.self_attn(self.input_layernorm(x), index, mask, cache)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))

@@ -10,6 +10,7 @@ from torch import Tensor
 from speech_mtp.layouts.base import IGNORE
 from speech_mtp.lm.direct import DirectLM, DirectOutput
 from speech_mtp.lm.group_lm import GroupLM
+from speech_mtp.objectives.base import Scoring
 from speech_mtp.objectives.ntp import NTP
 from speech_mtp.types import LMOutput, Positions
 
@@ -17,7 +18,7 @@ from speech_mtp.types import LMOutput, Positions
 class Direct(NTP):
     """Term ``text``: mean CE in nats per token of the text before speech; then the terms of :class:`NTP`."""
 
-    def terms(self, lm: GroupLM, out: LMOutput, positions: Positions) -> Iterator[tuple[str, Tensor]]:
+    def terms(self, lm: Scoring, out: LMOutput, positions: Positions) -> Iterator[tuple[str, Tensor]]:
         if not isinstance(lm, DirectLM) or not isinstance(out, DirectOutput):
             raise ValueError("The objective 'direct' has a text term, which only the direct form gives; use 'ntp'.")
         scores = lm.text_logits(out.text).float().flatten(0, 1)

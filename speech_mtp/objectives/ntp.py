@@ -1,4 +1,4 @@
-"""Next-position prediction: cross entropy of every channel of the next group, averaged per stream."""
+"""Next-position prediction: cross entropy of every channel of the next position, averaged per stream."""
 
 from __future__ import annotations
 
@@ -9,23 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speech_mtp.layouts.base import IGNORE
-from speech_mtp.lm.group_lm import GroupLM
-from speech_mtp.objectives.base import Objective
+from speech_mtp.objectives.base import Objective, Scoring
 from speech_mtp.types import LMOutput, Positions
 
 
 class NTP(Objective):
-    """Terms ``control`` and ``stream0``, ``stream1``, ... : mean CE in nats per token of that channel or stream."""
+    """Of text the term ``next``; of speech ``control`` and ``stream0``, ``stream1``, ... : mean CE in nats per token of
+    that channel or stream."""
 
-    def terms(self, lm: GroupLM, out: LMOutput, positions: Positions) -> Iterator[tuple[str, Tensor]]:
+    def terms(self, lm: Scoring, out: LMOutput, positions: Positions) -> Iterator[tuple[str, Tensor]]:
         labels = positions.labels
         assert labels is not None, "training positions carry labels"
-        scores = lm.output.score(out.top, labels)
-        losses = [
-            F.cross_entropy(score.float().flatten(0, 1), labels[..., c].flatten(), ignore_index=IGNORE)
-            for c, score in enumerate(scores)
-        ]
-        yield "control", losses[0]
-        streams = len(lm.config.codebook_sizes)
-        for k in range(streams):
-            yield f"stream{k}", torch.stack(losses[1 + k :: streams]).mean()
+        losses: dict[str, list[Tensor]] = {}
+        for c, (name, score) in enumerate(zip(lm.loss_names, lm.output.score(out.top, labels), strict=True)):
+            loss = F.cross_entropy(score.float().flatten(0, 1), labels[..., c].flatten(), ignore_index=IGNORE)
+            losses.setdefault(name, []).append(loss)
+        for name, found in losses.items():
+            yield name, torch.stack(found).mean()

@@ -37,10 +37,13 @@ class Scalars(Mapping[str, float]):
 
 
 class Task(ABC):
-    """One kind of training. ``modules`` are saved in checkpoints; ``optimizers`` belong to the task."""
+    """One kind of training. ``modules`` are saved in checkpoints; ``optimizers`` belong to the task.
+
+    ``tokens_per_step``, of all processes together, is for the log (None: steps tell enough)."""
 
     modules: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Optimizer]
+    tokens_per_step: int | None = None
 
     @abstractmethod
     def step(self, number: int, learning_rate: float) -> Mapping[str, float | Tensor]:

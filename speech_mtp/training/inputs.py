@@ -17,6 +17,7 @@ MAKERS = {
     "text_encoder": "speech-mtp train recipes/tiny_en/text_encoder.yaml",
     "answers": "speech-mtp train recipes/text_mtp/answers.yaml",
     "selfwritten": "speech-mtp corpus recipes/corpus/config.yaml",
+    "documents": "speech-mtp train recipes/objectives/documents.yaml",
     "head": "speech-mtp train recipes/text_mtp/shipped_more.yaml",
     "start": "the recipe that trains it",
 }

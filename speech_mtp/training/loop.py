@@ -96,14 +96,17 @@ def train(task: Task, config: LoopConfig, folder: Path, workers: Workers | None 
         torch.manual_seed((config.seed * 1_000_003 + step) * workers.count + workers.rank)
         rate = learning_rate(config, step, spent)
         scalars = task.step(step, rate)
-        bar.update()
         now = time.monotonic()
+        speed = (step + 1 - state["step"]) / (now - start)
+        pace = {} if task.tokens_per_step is None else {"tokens_per_s": speed * task.tokens_per_step}
+        bar.set_postfix({name: f"{value:,.0f}" for name, value in pace.items()}, refresh=False)
+        bar.update()
         spent = state.get("spent_s", 0.0) + now - start
         late = config.max_time_s is not None and workers.agreed(now - start > config.max_time_s)
         done = step + 1 == config.steps or late or spent >= over
         if log and (step % config.log_every == 0 or done):
-            speed = (step + 1 - state["step"]) / (now - start)
-            log.write({"step": step, "rate": rate, "eta_s": (config.steps - step) / speed, **numbers(scalars)})
+            eta = (config.steps - step) / speed
+            log.write({"step": step, "rate": rate, "eta_s": eta, **pace, **numbers(scalars)})
         if (step + 1) % config.evaluate_every == 0 or done:
             scores = task.evaluate()
             if log:

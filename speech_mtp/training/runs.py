@@ -4,7 +4,7 @@
 ``encode`` turns it into aligned codes, ``units`` stores the backbone's states of every text, ``lm`` trains a talker (or
 the backbone itself), ``speech_mtp`` heads that draft its groups, ``text_encoder`` our own reader of spelling, and
 ``package`` joins them into a model that speaks. ``answers`` lets a language model answer prompts and ``text_mtp``
-trains heads on that. Every stage goes on after a kill: training from its last checkpoint, the others with what is
+trains heads on that; ``documents`` writes texts as tokens and ``trunk`` trains a language model on them. Every stage goes on after a kill: training from its last checkpoint, the others with what is
 missing; ``package`` and ``package_head`` take seconds and begin again, and a model that is there stays whole until the
 new one takes its place.
 """
@@ -31,7 +31,7 @@ from speech_mtp.lm.text_encoder import TextEncoder, TextEncoderConfig
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.text.phonemes import SYMBOLS
 from speech_mtp.threads import processors
-from speech_mtp.training import conversion, speech_mtp
+from speech_mtp.training import conversion, speech_mtp, trunk_stages
 from speech_mtp.training.answer_data import split
 from speech_mtp.training.base import Task
 from speech_mtp.training.codec import CodecTask
@@ -50,6 +50,7 @@ from speech_mtp.training.stages import (
     TextEncoderRun,
     TextMTPRun,
     TrainConfig,
+    TrunkRun,
 )
 from speech_mtp.training.text_encoder import StoredStates, TextEncoderTask, read_texts
 from speech_mtp.training.text_mtp import TextMTPTask, build_head
@@ -70,6 +71,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "answers": _answers,
         "text_mtp": _text_mtp,
         "speech_mtp": _speech_mtp,
+        "documents": trunk_stages.documents,
+        "trunk": _trunk,
         "package_head": _package_head,
     }
     return stages[config.run.kind](config.run)
@@ -244,6 +247,11 @@ def _units_for(lm: SpeechLM | DirectLM, stage: SpeechMTPRun) -> TextStore:
     return TokenStore(lm.text_maker(load_tokenizer(folder)))
 
 
+def _trunk(stage: TrunkRun) -> dict[str, Any]:
+    workers = Workers()
+    return _finish(trunk_stages.trunk_task(stage, workers), stage, workers)
+
+
 def _package_head(stage: PackageHeadRun) -> dict[str, Any]:
     hub.repack_head(stage.head, stage.out, stage.storage, stage.card.read_text(encoding="utf-8"))
     return {"out": str(stage.out), "bytes": sum(path.stat().st_size for path in stage.out.iterdir())}
@@ -268,7 +276,7 @@ def _start_partly(module: torch.nn.Module, trained: torch.nn.Module) -> None:
 
 
 def _finish(
-    task: Task, stage: CodecRun | LMRun | TextEncoderRun | TextMTPRun | SpeechMTPRun, workers: Workers
+    task: Task, stage: CodecRun | LMRun | TextEncoderRun | TextMTPRun | SpeechMTPRun | TrunkRun, workers: Workers
 ) -> dict[str, Any]:
     scores = train(task, stage.loop, stage.out, workers)
     if workers.main:

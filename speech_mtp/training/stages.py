@@ -11,12 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from speech_mtp.codecs.decoupled import DecoupledConfig
 from speech_mtp.corpus import answers
 from speech_mtp.corpus.direct import VoiceShare
+from speech_mtp.lm.causal_lm import CausalLMConfig
 from speech_mtp.training.codec_data import CodecTaskConfig
 from speech_mtp.training.lm import LMTaskConfig
 from speech_mtp.training.loop import LoopConfig
 from speech_mtp.training.speech_mtp import SpeechMTPTaskConfig
 from speech_mtp.training.text_encoder import TextEncoderTaskConfig
 from speech_mtp.training.text_mtp import HeadSettings, TextMTPTaskConfig
+from speech_mtp.training.trunk import TrunkTaskConfig
 from speech_mtp.types import Sampling
 
 
@@ -216,6 +218,32 @@ class SpeechMTPRun(Stage):
     loop: LoopConfig
 
 
+class DocumentsRun(Stage):
+    """Write the documents of ``sources`` (plug-ins of ``corpus.documents`` by a name of your own) as tokens into
+    ``out``. ``tokenizer`` is ``bytes``, or the folder or hub id of a language model; a stable ``dev_fraction`` of the
+    documents is held out."""
+
+    kind: Literal["documents"]
+    sources: dict[str, dict[str, Any]] = Field(min_length=1)
+    tokenizer: str = "bytes"
+    dev_fraction: float = Field(default=0.02, gt=0, lt=1)
+
+
+class TrunkRun(Stage):
+    """Train a ``trunk`` on ``documents``, the folder of the stage of that name: sizes of one that begins from nothing,
+    or the folder or hub id of a Llama to go on with, which the documents' tokenizer must then be that of.
+
+    The result is a plain Hugging Face folder, ``out/export``. ``objective`` names a plug-in of ``objectives``.
+    """
+
+    kind: Literal["trunk"]
+    documents: Path
+    trunk: CausalLMConfig | str = CausalLMConfig()
+    objective: dict[str, Any] = {"name": "ntp"}
+    task: TrunkTaskConfig = TrunkTaskConfig()
+    loop: LoopConfig
+
+
 class PackageHeadRun(Stage):
     """Store the trained head in the folder ``head`` with fewer bits and a ``card``: the folder ``out``."""
 
@@ -241,6 +269,8 @@ class TrainConfig(BaseModel):
         | AnswersRun
         | TextMTPRun
         | SpeechMTPRun
+        | DocumentsRun
+        | TrunkRun
         | PackageHeadRun,
         Field(discriminator="kind"),
     ]

@@ -1,0 +1,25 @@
+"""Where the documents of a text corpus come from: one file a source, found by the folder."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Document(NamedTuple):
+    """A text that is read as a whole. ``key`` decides its split: documents of one key are in the same."""
+
+    key: str
+    text: str
+
+
+class DocumentSource(ABC):
+    """Yields documents. What it needs is checked when it is constructed, before any work."""
+
+    licence: str
+    """Of the texts, for the manifest."""
+
+    @abstractmethod
+    def documents(self) -> Iterator[Document]:
+        """All documents, empty ones included, in an order that is always the same."""

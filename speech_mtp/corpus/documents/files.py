@@ -1,0 +1,48 @@
+"""Text files: each a document, or a line of a JSON-lines file."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+
+from speech_mtp.corpus.documents.base import Document, DocumentSource
+from speech_mtp.corpus.manifest import read_lines
+
+NOT_STATED = "not stated"
+
+
+class Files(DocumentSource):
+    """``paths`` are files or patterns (``**`` for all folders below). Of ``.jsonl`` files each line is a document, its
+    text under ``field``. Raises FileNotFoundError for a path that matches no file."""
+
+    def __init__(self, paths: list[str], field: str = "text", licence: str = NOT_STATED) -> None:
+        self.field, self.licence = field, licence
+        self.paths = [path for pattern in paths for path in self._matching(pattern)]
+
+    def documents(self) -> Iterator[Document]:
+        for path in self.paths:
+            if path.suffix == ".jsonl":
+                yield from self._lines(path)
+            else:
+                yield Document(path.as_posix(), _read(path))
+
+    def _matching(self, pattern: str) -> list[Path]:
+        found = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())
+        if not found:
+            raise FileNotFoundError(f"There is no text file {pattern}; name files or a pattern such as texts/**/*.txt.")
+        return found
+
+    def _lines(self, path: Path) -> Iterator[Document]:
+        for number, line in enumerate(read_lines(path), start=1):
+            text = line.get(self.field)
+            if not isinstance(text, str):
+                raise ValueError(f"{path}, line {number} has no text under {self.field!r}; set another field.")
+            yield Document(text, text)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8; leave it out.") from error

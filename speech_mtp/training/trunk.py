@@ -1,0 +1,163 @@
+"""Training of a trunk of text: packed documents in, a causal LM out, from nothing or from a Hugging Face folder.
+
+The objective says what the trunk reads of a batch (:meth:`Objective.prepare`) and which terms its states give. Each term
+is back-propagated to the states before the next is made, so that the logits of one exist at a time; one backward pass
+through the trunk follows (Gloeckle et al. 2024, section 2). What is held out is measured by the next token alone,
+whatever the objective, so that objectives compare.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ConfigDict
+from torch import Tensor, nn
+
+from speech_mtp.corpus.document_store import DocumentStore
+from speech_mtp.layouts.base import IGNORE
+from speech_mtp.lm.causal_lm import CausalLM
+from speech_mtp.lm.llama_folder import write_llama
+from speech_mtp.nn.visibility import mask_of, within_segments
+from speech_mtp.objectives.base import Inputs, Objective
+from speech_mtp.objectives.ntp import NTP
+from speech_mtp.training.base import Scalars, Task
+from speech_mtp.training.distributed import Workers
+from speech_mtp.training.packed_rows import PackedRows
+from speech_mtp.training.precision import mixed
+from speech_mtp.types import LMOutput, Positions
+
+
+@dataclass(frozen=True)
+class TrunkTaskConfig:
+    """A step reads ``accumulate`` times ``batch`` rows of ``length`` tokens in every process. ``amp`` computes in
+    bfloat16 (None: where that is faster). The first ``dev_rows`` rows of the dev split are measured (None: all).
+    ``compile`` fuses the trunk's small operations, for GPUs."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    batch: int = 16
+    length: int = 512
+    accumulate: int = 1
+    amp: bool | None = None
+    compile: bool = False
+    grad_clip: float = 1.0
+    weight_decay: float = 0.1
+    dev_rows: int | None = 128
+    seed: int = 0
+
+
+class TrunkTask(Task):
+    """Trains ``lm`` on ``store`` by ``objective`` (default: the next token).
+
+    Scalars of ``step``: ``loss``, ``norm`` and the objective's terms; of ``evaluate``: ``loss`` (nats a token) and
+    ``bits_per_byte``. Raises ValueError for documents that do not fit the trunk or are too few for a step.
+    """
+
+    def __init__(
+        self,
+        lm: CausalLM,
+        store: DocumentStore,
+        config: TrunkTaskConfig,
+        device: torch.device,
+        workers: Workers | None = None,
+        objective: Objective | None = None,
+    ) -> None:
+        self.workers = workers or Workers()
+        _check(lm, store, config)
+        self.lm, self.store, self.config, self.device = lm.to(device), store, config, device
+        self.objective = objective or NTP()
+        rows = config.batch, config.length, config.seed
+        least = config.batch * config.accumulate * self.workers.count
+        self.train_data, self.dev_data = PackedRows(store, "train", *rows, least), PackedRows(store, "dev", *rows)
+        self.tokens_per_step = least * config.length
+        self.modules = {"trunk": lm}
+        if isinstance(self.objective, nn.Module):
+            self.modules["objective"] = self.objective.to(device)
+        self.parameters = [p for module in self.modules.values() for p in module.parameters()]
+        groups = [
+            {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizers = {"trunk": torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)}
+        self._trunk: Any = torch.compile(lm) if config.compile else lm
+
+    def step(self, number: int, learning_rate: float) -> Mapping[str, float | Tensor]:
+        for module in self.modules.values():
+            module.train()
+        optimizer, count = self.optimizers["trunk"], self.config.accumulate
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for part in range(count):
+            batch = self.train_data.batch(self.workers.batch_number(number * count + part))
+            for name, value in self.backward(batch, 1 / count).items():
+                sums[name] = sums[name] + value if name in sums else value
+        self.workers.average_gradients(self.parameters)
+        sums["norm"] = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
+        optimizer.step()
+        return Scalars(lambda: {name: float(value) for name, value in sums.items()})
+
+    def backward(self, positions: Positions, share: float) -> dict[str, Tensor]:
+        """Back-propagate ``share`` of every term; ``share`` of the terms and of their sum, ``loss``."""
+        inputs = self.objective.prepare(self.lm, self.moved(positions))
+        with mixed(self.config.amp, self.device):
+            out = self.states(inputs)
+            top = out.top.detach().requires_grad_()
+            found: dict[str, Tensor] = {}
+            for name, term in self.objective.terms(self.lm, LMOutput(top[:, :, None]), inputs.positions):
+                (share * term).backward(retain_graph=True)
+                found[name] = share * term.detach()
+                del term  # and with it its logits
+        out.top.backward(top.grad)
+        return {"loss": torch.stack(list(found.values())).sum(), **found}
+
+    def states(self, inputs: Inputs) -> LMOutput:
+        """The trunk's states of ``inputs``."""
+        positions = inputs.positions
+        x = self.lm.embed(positions.tokens[..., 0]) if inputs.vectors is None else inputs.vectors
+        rows, length = positions.segment.shape
+        mask = mask_of(inputs.sees or within_segments(positions.segment), rows, length, self.device)
+        out: LMOutput = self._trunk(x, positions.index, mask)
+        return out
+
+    def moved(self, positions: Positions) -> Positions:
+        """``positions`` on the device."""
+        there = {k: v.to(self.device, non_blocking=True) for k, v in vars(positions).items() if v is not None}
+        return replace(positions, **there)
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        self.lm.eval()
+        total, count = 0.0, 0
+        for batch in self.dev_data.in_order(self.config.dev_rows):
+            positions = self.moved(batch)
+            assert positions.labels is not None, "rows carry labels"
+            known = int((positions.labels != IGNORE).sum())
+            with mixed(self.config.amp, self.device):
+                ((_, loss),) = NTP().terms(self.lm, self.states(Inputs(positions)), positions)
+            total, count = total + float(loss) * known, count + known
+        loss = total / count
+        return {"loss": loss, "bits_per_byte": loss * self.store.labels_per_byte("dev") / math.log(2)}
+
+    def export(self, folder: Path) -> None:
+        """A plain Hugging Face folder, with the tokenizer of the documents."""
+        write_llama(self.lm, folder, self.store.folder)
+
+
+def _check(lm: CausalLM, store: DocumentStore, config: TrunkTaskConfig) -> None:
+    for name in ("batch", "length", "accumulate"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"task.{name} is {getattr(config, name)}; it must be 1 or more.")
+    if config.length > lm.config.max_positions:
+        raise ValueError(f"length is {config.length}, but the trunk reads {lm.config.max_positions} tokens; change one.")
+    if lm.vocab_size < store.vocab_size:
+        raise ValueError(
+            f"The trunk knows {lm.vocab_size} tokens, and the documents in {store.folder} have {store.vocab_size}; "
+            "make them with the trunk's own tokenizer."
+        )

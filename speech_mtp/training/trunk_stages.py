@@ -1,0 +1,53 @@
+"""The stages of trunks: documents as tokens on disk, and what is trained on them."""
+
+from __future__ import annotations
+
+from tempfile import TemporaryDirectory
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speech_mtp import hub, plugins
+from speech_mtp.corpus.document_store import DocumentStore, make_store
+from speech_mtp.lm.backbone import load_tokenizer
+from speech_mtp.lm.byte_tokens import write_byte_tokenizer
+from speech_mtp.lm.causal_lm import CausalLM
+from speech_mtp.lm.llama_folder import read_llama
+from speech_mtp.training.distributed import Workers
+from speech_mtp.training.stages import DocumentsRun, TrunkRun
+from speech_mtp.training.trunk import TrunkTask
+
+BYTES = "bytes"
+
+
+def documents(stage: DocumentsRun) -> dict[str, Any]:
+    """Write the documents; the figures of each split."""
+    sources = {name: plugins.build("corpus.documents", spec) for name, spec in stage.sources.items()}
+    inputs = stage.model_dump(mode="json", include={"sources", "tokenizer", "dev_fraction"})
+    with TemporaryDirectory() as aside:
+        folder = Path(aside)
+        if stage.tokenizer == BYTES:
+            write_byte_tokenizer(folder)
+        else:
+            folder = hub.find_backbone(stage.tokenizer)
+        manifest = make_store(stage.out, sources, folder, stage.dev_fraction, inputs)
+    return {"out": str(stage.out), "train": manifest["train"], "dev": manifest["dev"]}
+
+
+def trunk_task(stage: TrunkRun, workers: Workers | None = None) -> TrunkTask:
+    """What ``stage`` trains, before its first step. Raises ValueError where the documents are not the trunk's."""
+    torch.manual_seed(stage.loop.seed)
+    store = DocumentStore(stage.documents)
+    objective = plugins.build("objectives", stage.objective)
+    if isinstance(stage.trunk, str):
+        folder = hub.find_backbone(stage.trunk)
+        lm = read_llama(folder)
+        if load_tokenizer(folder).get_vocab() != load_tokenizer(store.folder).get_vocab():
+            raise ValueError(
+                f"The documents in {store.folder} have another tokenizer than {stage.trunk}; make them with "
+                f"run.tokenizer={stage.trunk}."
+            )
+    else:
+        lm = CausalLM(stage.trunk, store.vocab_size)
+    return TrunkTask(lm, store, stage.task, stage.torch_device(), workers, objective)
