@@ -1,4 +1,4 @@
-"""Measuring a speech model, a codec or draft heads: ``eval speech``, ``eval codec``, ``eval drafts``."""
+"""Measuring models: ``eval speech``, ``eval codec``, ``eval drafts``, ``eval text``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 
 from speech_mtp.cli.shared import (
     Backbone,
+    Device,
     Lexicon,
     Model,
     Seed,
@@ -22,6 +23,7 @@ from speech_mtp.cli.shared import (
     check_texts,
     listed,
     load_model,
+    load_text_lm,
     read_lines,
     sampling_of,
     summary,
@@ -254,3 +256,35 @@ def eval_drafts(
     write_report(
         out, {"model": model, "sentences": len(units), "seed": sampling_of(loaded, seed, None).seed, "heads": report}
     )
+
+
+@group.command("text")
+def eval_text(
+    folder: Annotated[str, typer.Argument(help="Folder or hub id of a causal language model.")],
+    out: Annotated[Path, typer.Option("--json", help="File for the report.")],
+    sources: Annotated[
+        str, typer.Option(help="Where documents come from: stdlib,{name: files, paths: [texts/*.txt]}.")
+    ] = "stdlib",
+    dev_fraction: Annotated[float, typer.Option(min=0, max=1, help="The share of documents that was held out.")] = 0.05,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many of the documents, the first ones.")] = None,
+    length: Annotated[int, typer.Option(help="Tokens that are read at a time.")] = 512,
+    dtype: str = "fp32",
+    device: Device = "cpu",
+    threads: Threads = None,
+) -> None:
+    """Held-out loss of a language model: nats a token and bits a byte, for any tokenizer."""
+    check_output(out, (".json",))
+    from itertools import islice
+
+    from speech_mtp import plugins
+    from speech_mtp.corpus.document_store import Encoder, held_out
+    from speech_mtp.evaluation.text_loss import text_loss
+
+    named = [plugins.build("corpus.documents", spec) for spec in listed("sources", sources)]
+    lm = load_text_lm(folder, dtype, device, threads=threads)
+    encoder = Encoder(lm.tokenizer)
+    texts = islice((document.text for source in named for document in held_out(source, dev_fraction)), limit)
+    documents = ((len(text.encode()), encoder.ids([text])[0].tolist()) for text in texts)
+    report = text_loss(lm, documents, length, _tell)
+    print(summary({name: report[name]["value"] for name in ("loss", "bits_per_byte")}))
+    write_report(out, {"model": folder, "sources": sources, "dev_fraction": dev_fraction, **report})

@@ -37,6 +37,11 @@ def is_dev(document: Document, dev_fraction: float) -> bool:
     return stable_fraction(f"split:{document.key}") < dev_fraction
 
 
+def held_out(source: DocumentSource, dev_fraction: float) -> Iterator[Document]:
+    """The documents of the dev split that are not empty."""
+    return (document for document in source.documents() if document.text.strip() and is_dev(document, dev_fraction))
+
+
 class Encoder:
     """Documents -> ids, start and end included. ``tokenizer`` is that of a folder (of the hub)."""
 
@@ -48,20 +53,22 @@ class Encoder:
         self.end = int(end)
         self.start = self.end if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
         self.vocab_size = len(tokenizer)
-        tokenizer.backend_tokenizer.encode_special_tokens = True  # a document that holds their names is text
 
     def ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         """``[L]`` of each text."""
-        rows = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        # A document that holds the name of a special token is text.
+        more = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        rows = self.tokenizer(list(texts), **more)["input_ids"]
         return [np.array([self.start, *row, self.end]) for row in rows]
 
 
 def make_store(
     out: Path, sources: Mapping[str, DocumentSource], tokenizer: Path, dev_fraction: float, inputs: Any
 ) -> dict[str, Any]:
-    """Write the documents of ``sources``, or go on with that; returns the manifest. ``inputs``, any JSON, says what they
-    are: other inputs begin anew. Empty documents are left out. Raises ValueError where a split has no text."""
-    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+    """Write the documents of ``sources``, or go on with that; returns the manifest. ``inputs``, any JSON, says what
+    they are: other inputs begin anew. Empty documents are left out. Raises ValueError where a split has no text."""
+    named = [inputs, {name: source.licence for name, source in sources.items()}]  # the licence tells the version too
+    digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
     known = _read(out / MANIFEST)
     if known.get("digest") == digest:
         return known

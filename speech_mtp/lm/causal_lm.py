@@ -49,7 +49,7 @@ class CausalLMConfig:
             raise ValueError(f"The heads have {shape.head_dim} numbers, which must be even; change dim or num_heads.")
         if self.num_heads % shape.num_kv_heads:
             raise ValueError(
-                f"{self.num_heads} heads cannot share {shape.num_kv_heads} heads of keys; num_kv_heads must divide them."
+                f"{self.num_heads} heads cannot share {shape.num_kv_heads} of keys; num_kv_heads must divide num_heads."
             )
 
     def block(self) -> BlockShape:
@@ -65,6 +65,17 @@ class CausalLMConfig:
         )
 
 
+class _Layers(nn.Module):
+    """What ``transformers`` keeps under ``model``."""
+
+    def __init__(self, config: CausalLMConfig, vocab_size: int) -> None:
+        super().__init__()
+        shape = config.block()
+        self.embed_tokens = nn.Embedding(vocab_size, config.dim)
+        self.layers = nn.ModuleList(LlamaBlock(shape, i) for i in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.dim, eps=config.rms_norm_eps)
+
+
 class CausalLM(nn.Module):
     """``config`` and ``vocab_size`` tokens; random weights: N(0, 0.02), what is added to the residual stream smaller by
     the square root of the number of additions (GPT-2)."""
@@ -74,14 +85,7 @@ class CausalLM(nn.Module):
     def __init__(self, config: CausalLMConfig, vocab_size: int) -> None:
         super().__init__()
         self.config, self.vocab_size, self.dim = config, vocab_size, config.dim
-        shape = config.block()
-        self.model = nn.ModuleDict(
-            {
-                "embed_tokens": nn.Embedding(vocab_size, config.dim),
-                "layers": nn.ModuleList(LlamaBlock(shape, i) for i in range(config.num_layers)),
-                "norm": nn.RMSNorm(config.dim, eps=config.rms_norm_eps),
-            }
-        )
+        self.model = _Layers(config, vocab_size)
         self.lm_head = None if config.tied else nn.Linear(config.dim, vocab_size, bias=False)
         self._initialise()
         self.output = Unembedding(self.lm_head or self._tied_head())
@@ -94,11 +98,11 @@ class CausalLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.model["embed_tokens"].weight.device
+        return self.model.embed_tokens.weight.device
 
     def embed(self, tokens: Tensor) -> Tensor:
         """``[..., T]`` -> ``[..., T, D]``."""
-        out: Tensor = self.model["embed_tokens"](tokens)
+        out: Tensor = self.model.embed_tokens(tokens)
         return out
 
     def forward(self, x: Tensor, index: Tensor, mask: Mask, taps: tuple[int, ...] = (-1,)) -> LMOutput:
@@ -106,16 +110,16 @@ class CausalLM(nn.Module):
         :func:`speech_mtp.nn.visibility.mask_of` makes it. A tap k is what enters block k, -1 the top after the final
         norm, which is the output's ``final`` too."""
         found: dict[int, Tensor] = {}
-        for i, block in enumerate(self.model["layers"]):
+        for i, block in enumerate(self.model.layers):
             found[i] = x
             x = block(x, index, mask)
-        found[-1] = self.model["norm"](x)
+        found[-1] = self.model.norm(x)
         return LMOutput(torch.stack([found[tap] for tap in taps], 2), final=found[-1])
 
     def _tied_head(self) -> nn.Linear:
         """The embedding as an output layer; it is not a module of its own, so that a state dict has it once."""
         head = nn.Linear(self.dim, self.vocab_size, bias=False, device="meta")
-        head.weight = self.model["embed_tokens"].weight
+        head.weight = self.model.embed_tokens.weight
         return head
 
     def _initialise(self) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from speech_mtp.nn.visibility import Mask, block_attention
+from speech_mtp.nn.visibility import Mask, Stripes, block_attention
 
 
 class Attends(Protocol):
@@ -30,6 +30,8 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Mask | None, 
     grouped = queries.shape[1] != keys.shape[1]
     if isinstance(mask, BlockMask):
         return block_attention(queries, keys, values, mask, grouped)
+    if isinstance(mask, Stripes):
+        return mask.attend(queries, keys, values, grouped)
     if grouped and mask is not None and queries.device.type == "cuda":
         return _side_by_side(queries, keys, values, mask)
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=chain, enable_gqa=grouped)

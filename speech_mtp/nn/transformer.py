@@ -121,15 +121,16 @@ class Attention(nn.Module):
         return out
 
     def forward(self, x: Tensor, index: Tensor, mask: Mask, cache: KVCache | None = None) -> Tensor:
-        """``x [B, T, dim_in]``, ``index [B, T]``; with a cache, S of ``mask`` is at most its size."""
-        if self._joined is not None and cache is not None:
+        """``x [B, T, dim_in]``, ``index [B, T]``; with a cache ``mask`` is a tensor, whose S is at most its size."""
+        if cache is None:
+            return self.attend(x, index, *self.keys_values(x, index), mask)
+        assert isinstance(mask, Tensor), f"over a cache the mask is a tensor, not {type(mask).__name__}"
+        if self._joined is not None:
             return self._packed(self._joined, x, index, mask, cache)
-        keys, values = self.keys_values(x, index)
-        if cache is not None:
-            keys, values = cache.write(self.layer, keys, values, mask.shape[-1])
-        return self.attend(x, index, keys, values, mask)
+        kept = cache.write(self.layer, *self.keys_values(x, index), mask.shape[-1])
+        return self.attend(x, index, *kept, mask)
 
-    def _packed(self, joined: PackedLinear, x: Tensor, index: Tensor, mask: Mask, cache: KVCache) -> Tensor:
+    def _packed(self, joined: PackedLinear, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
         s = self.shape
         each = joined(x).float().unflatten(-1, (-1, s.head_dim)).transpose(1, 2)
         turned = rotate(each[:, : -s.num_kv_heads], index, s.rope_theta)

@@ -1,25 +1,65 @@
-"""Who sees whom in a packed row, told as a rule; of it, a dense mask, or on a GPU the block mask of FlexAttention.
+"""Who sees whom in a packed row, told as a rule; of it, what attention needs where it is computed.
 
-A rule is a function of indices, so that it can be stated once, whatever computes attention, and blocks of a row in
-which nobody sees anybody cost a GPU nothing. Packed documents are one rule; objectives that insert positions have
-others.
+A rule is a function of indices, so that it is stated once, and parts of a row in which nobody sees anybody cost
+nothing: on a GPU it becomes a block mask of FlexAttention, on a CPU stripes of a dense mask. Packed documents are one
+rule; objectives that insert positions have others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-Mask = Tensor | BlockMask
-"""What attention is told: bool or additive ``[B, 1, T, S]``, or blocks of positions with a rule inside."""
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """``rule(row, head, query, key)``: whether position ``query`` of a row sees position ``key`` (bool); the arguments are
 indices that broadcast."""
+STRIPE = 128
+"""Queries that look at the same range of keys."""
+
+
+@dataclass(frozen=True)
+class Stripes:
+    """A dense ``mask [B, 1, T, T]``, cut: queries ``at, at + STRIPE`` see no keys but those from ``first`` to ``end``::
+
+    x . . . . .      stripe 0: keys 0 to 2
+    x x . . . .
+    . . x . . .      stripe 1: keys 2 to 4, the second document
+    . . x x . .
+    """
+
+    mask: Tensor
+    ranges: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Stripes:
+        seen = torch.stack([part.any(2).any(0)[0] for part in mask.split(STRIPE, 2)])
+        at = torch.arange(mask.shape[-1])
+        first = torch.where(seen, at, mask.shape[-1]).amin(1)
+        end = torch.where(seen, at + 1, 0).amax(1)
+        return cls(mask, list(zip(first.tolist(), end.tolist(), strict=True)))
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, grouped: bool) -> Tensor:
+        """Attention of ``[B, H, T, d]`` over ``[B, H', T, d]``."""
+        parts = [
+            F.scaled_dot_product_attention(
+                part, keys[:, :, a:b], values[:, :, a:b], attn_mask=mask[..., a:b], enable_gqa=grouped
+            )
+            for part, mask, (a, b) in zip(
+                queries.split(STRIPE, 2), self.mask.split(STRIPE, 2), self.ranges, strict=True
+            )
+        ]
+        return torch.cat(parts, 2)
+
+
+Mask = Tensor | BlockMask | Stripes
+"""What attention is told: bool or additive ``[B, 1, T, S]``, or what :func:`mask_of` makes."""
 
 
 def within_segments(segment: Tensor) -> Rule:
@@ -31,17 +71,22 @@ def within_segments(segment: Tensor) -> Rule:
     return sees
 
 
-def mask_of(rule: Rule, rows: int, length: int, device: torch.device) -> Mask:
-    """What :func:`speech_mtp.nn.kv_cache.attention` takes as the mask of ``rows`` rows of ``length`` positions: bool
-    ``[B, 1, T, T]``, on a GPU a ``BlockMask``."""
+def mask_of(rule: Rule, rows: int, length: int, device: torch.device) -> BlockMask | Stripes:
+    """The mask of ``rows`` rows of ``length`` positions, each of which must see one at least."""
     if device.type == "cuda":
         return create_block_mask(rule, rows, None, length, length, str(device))
+    return Stripes.of(dense(rule, rows, length, device))
+
+
+def dense(rule: Rule, rows: int, length: int, device: torch.device) -> Tensor:
+    """``[B, 1, T, T]`` bool."""
     row, at = torch.arange(rows, device=device), torch.arange(length, device=device)
-    return rule(row[:, None, None, None], torch.zeros_like(row[:1]), at[:, None], at)
+    seen = rule(row[:, None, None, None], torch.zeros_like(row[:1]), at[:, None], at)
+    return seen.expand(rows, 1, length, length)
 
 
 def block_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: BlockMask, grouped: bool) -> Tensor:
-    """Attention under a ``BlockMask``; compiled on a GPU, where that is what makes it fast."""
+    """Attention under a block mask; compiled on a GPU, where that is what makes it fast."""
     found: Tensor = _flex(queries.device.type)(queries, keys, values, block_mask=mask, enable_gqa=grouped)
     return found
 

@@ -21,9 +21,12 @@ from speech_mtp.types import Kind, Positions
 
 
 class PackedRows:
-    """Batches of ``batch`` rows of ``length`` tokens. Raises ValueError where a split gives fewer rows than ``least``."""
+    """Batches of ``batch`` rows of ``length`` tokens. Raises ValueError where there are fewer than
+    ``least`` rows."""
 
-    def __init__(self, store: DocumentStore, split: str, batch: int, length: int, seed: int = 0, least: int = 1) -> None:
+    def __init__(
+        self, store: DocumentStore, split: str, batch: int, length: int, seed: int = 0, least: int = 1
+    ) -> None:
         self.batch_size, self.length, self.seed = batch, length, seed
         self._tokens, self._starts = store.tokens(split), store.starts(split)
         self.num_rows = (len(self._tokens) - 1) // length

@@ -4,9 +4,9 @@
 ``encode`` turns it into aligned codes, ``units`` stores the backbone's states of every text, ``lm`` trains a talker (or
 the backbone itself), ``speech_mtp`` heads that draft its groups, ``text_encoder`` our own reader of spelling, and
 ``package`` joins them into a model that speaks. ``answers`` lets a language model answer prompts and ``text_mtp``
-trains heads on that; ``documents`` writes texts as tokens and ``trunk`` trains a language model on them. Every stage goes on after a kill: training from its last checkpoint, the others with what is
-missing; ``package`` and ``package_head`` take seconds and begin again, and a model that is there stays whole until the
-new one takes its place.
+trains heads on that; ``documents`` writes texts as tokens and ``trunk`` trains a language model on them. Every stage
+goes on after a kill: training from its last checkpoint, the others with what is missing; ``package`` and
+``package_head`` take seconds and begin again, and a model that is there stays whole until the new one takes its place.
 """
 
 from __future__ import annotations

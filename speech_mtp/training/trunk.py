@@ -1,8 +1,8 @@
 """Training of a trunk of text: packed documents in, a causal LM out, from nothing or from a Hugging Face folder.
 
-The objective says what the trunk reads of a batch (:meth:`Objective.prepare`) and which terms its states give. Each term
-is back-propagated to the states before the next is made, so that the logits of one exist at a time; one backward pass
-through the trunk follows (Gloeckle et al. 2024, section 2). What is held out is measured by the next token alone,
+The objective says what the trunk reads of a batch (:meth:`Objective.prepare`) and which terms its states give. Each
+term is back-propagated to the states before the next is made, so that the logits of one exist at a time; one backward
+pass through the trunk follows (Gloeckle et al. 2024, section 2). What is held out is measured by the next token alone,
 whatever the objective, so that objectives compare.
 """
 
@@ -134,14 +134,14 @@ class TrunkTask(Task):
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         self.lm.eval()
-        total, count = 0.0, 0
+        total, count, ntp = 0.0, 0, NTP()
         for batch in self.dev_data.in_order(self.config.dev_rows):
             positions = self.moved(batch)
             assert positions.labels is not None, "rows carry labels"
             known = int((positions.labels != IGNORE).sum())
             with mixed(self.config.amp, self.device):
-                ((_, loss),) = NTP().terms(self.lm, self.states(Inputs(positions)), positions)
-            total, count = total + float(loss) * known, count + known
+                ((_, mean),) = ntp.terms(self.lm, self.states(Inputs(positions)), positions)
+            total, count = total + float(mean) * known, count + known
         loss = total / count
         return {"loss": loss, "bits_per_byte": loss * self.store.labels_per_byte("dev") / math.log(2)}
 
@@ -155,7 +155,9 @@ def _check(lm: CausalLM, store: DocumentStore, config: TrunkTaskConfig) -> None:
         if getattr(config, name) < 1:
             raise ValueError(f"task.{name} is {getattr(config, name)}; it must be 1 or more.")
     if config.length > lm.config.max_positions:
-        raise ValueError(f"length is {config.length}, but the trunk reads {lm.config.max_positions} tokens; change one.")
+        raise ValueError(
+            f"length is {config.length}, but the trunk reads {lm.config.max_positions} tokens; change one."
+        )
     if lm.vocab_size < store.vocab_size:
         raise ValueError(
             f"The trunk knows {lm.vocab_size} tokens, and the documents in {store.folder} have {store.vocab_size}; "

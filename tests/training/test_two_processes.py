@@ -72,13 +72,14 @@ def main(folder: Path) -> None:
     (folder / f"process{workers.rank}.json").write_text(json.dumps([workers.count, scores]))
 
 
-def launch(folder: Path, launcher: bool) -> None:
-    """Start both by ``accelerate launch``, or as it would start them, which spares a third process."""
+def launch(folder: Path, launcher: bool, module: str = __name__) -> None:
+    """Start ``main(folder)`` of ``module`` twice by ``accelerate launch``, or as it would start them, which spares a
+    third process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     script = folder / "train.py"
-    script.write_text(f"from pathlib import Path\nfrom {__name__} import main\nmain(Path({str(folder)!r}))\n")
+    script.write_text(f"from pathlib import Path\nfrom {module} import main\nmain(Path({str(folder)!r}))\n")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
     command, environments = [sys.executable, str(script)], [environment]
     if launcher:

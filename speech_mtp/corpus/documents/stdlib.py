@@ -48,6 +48,8 @@ def docstrings(code: str) -> str:
     except SyntaxError:  # templates and examples of faults
         return ""
     holders = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = sorted((node for node in ast.walk(tree) if isinstance(node, holders)), key=lambda n: getattr(n, "lineno", 0))
+    nodes = sorted(
+        (node for node in ast.walk(tree) if isinstance(node, holders)), key=lambda n: getattr(n, "lineno", 0)
+    )
     found = (ast.get_docstring(node, clean=False) for node in nodes)
     return "\n\n".join(inspect.cleandoc(text) for text in found if text)
