@@ -7,7 +7,7 @@ been trained is read back by :class:`speech_mtp.lm.text_lm.TextLM`, as any other
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import torch
@@ -99,6 +99,20 @@ class CausalLM(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.model.embed_tokens.weight.device
+
+    def shape(self) -> dict[str, Any]:
+        """The sizes that a head must know, as keyword arguments of ``TrunkShape``."""
+        own = {"vocab_size": self.vocab_size, "num_layers": self.config.num_layers}
+        return own | {name: value for name, value in asdict(self.config.block()).items() if name != "dim_in"}
+
+    def binding(self) -> dict[str, Any]:
+        """What a head borrows, as keyword arguments of ``Binding``."""
+        return {
+            "embed": self.embed,
+            "unembed": self.output.logits,
+            "weight": self.output.weight,
+            "norm": self.model.norm,
+        }
 
     def embed(self, tokens: Tensor) -> Tensor:
         """``[..., T]`` -> ``[..., T, D]``."""

@@ -18,6 +18,12 @@ class Unembedding(OutputLayer):
         super().__init__((int(torch.as_tensor(layer.weight).shape[0]),))
         self._layer: tuple[Any, ...] = (layer,)  # in a tuple: shared, not owned
 
+    @property
+    def weight(self) -> Tensor:
+        """``[V, D]``, the model's own."""
+        found: Tensor = self._layer[0].weight
+        return found
+
     def packed(self, invariant: bool = False) -> PackedLinear:
         """The layer on packed weights, without gradients, for :meth:`replace`; ``invariant`` as for
         :class:`PackedLinear`. Raises ValueError where that cannot be had."""

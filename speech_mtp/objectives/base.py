@@ -5,13 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from speech_mtp.heads.base import MTPHead
 from speech_mtp.lm.causal_lm import CausalLM
 from speech_mtp.lm.output import OutputLayer
 from speech_mtp.nn.visibility import Rule
+from speech_mtp.objectives.curricula import Curriculum
 from speech_mtp.types import LMOutput, Positions
 
 
@@ -34,11 +36,60 @@ class Inputs:
     vectors: Tensor | None = None
 
 
-class Objective(ABC):
-    """Yields ``(name, term)`` scalars; weights and sums belong to the training loop.
+@dataclass(frozen=True)
+class Course:
+    """What an objective may know of the training of a trunk: ``length`` of the rows in tokens, and the number of
+    ``steps`` (None: nobody knows)."""
 
-    An objective that learns parameters of its own is a ``torch.nn.Module`` too.
+    length: int
+    steps: int | None = None
+
+
+class Objective(ABC):
+    """Yields ``(name, term)`` scalars; sums belong to the training loop.
+
+    An objective that learns parameters of its own is a ``torch.nn.Module`` too. Its life in the training of a trunk::
+
+        objective.bind(lm, course)              once: parameters of the trunk's sizes are made, settings are checked
+        objective.at_step(number)               before every step
+        inputs = objective.prepare(lm, rows)    what the trunk reads
+        objective.terms(lm, out, ...)           of its states, each to be multiplied by objective.weight(name)
+        objective.observe(number, loss)         after every measurement of the held-out loss of the next token
+        objective.heads()                       at the end: what can draft
     """
+
+    taps: tuple[int, ...] = (-1,)
+    """The layers of the trunk whose states :meth:`terms` is given; the top comes last."""
+
+    trains_trunk = True
+    """Whether the trunk learns at this step, or the objective's own parameters alone."""
+
+    curriculum: Curriculum | None = None
+    """How far the objective looks ahead at which step, where that changes."""
+
+    def bind(self, lm: CausalLM, course: Course) -> None:
+        """Make what depends on the trunk's sizes. Raises ValueError where the settings do not fit ``lm`` or the
+        course."""
+        if self.curriculum is not None:
+            self.curriculum.bind(course.length, course.steps)
+
+    def at_step(self, number: int) -> None:
+        """Step ``number``, counted from 0, is about to be made."""
+        if self.curriculum is not None:
+            self.curriculum.at_step(number)
+
+    def observe(self, number: int, loss: float) -> None:
+        """The held-out ``loss`` of the next token in nats, ``number`` steps from the start."""
+        if self.curriculum is not None:
+            self.curriculum.observe(number, loss)
+
+    def weight(self, name: str) -> float:
+        """What the term ``name`` counts in the sum at this step."""
+        return 1.0
+
+    def heads(self) -> dict[str, tuple[MTPHead, dict[str, Any]]]:
+        """Draft heads that the trunk was trained with, each with the settings it was built from."""
+        return {}
 
     def prepare(self, lm: CausalLM, positions: Positions) -> Inputs:
         """What the trunk is given of packed documents: the plain rows. Objectives may insert positions here, with

@@ -1,9 +1,9 @@
 """Training of a trunk of text: packed documents in, a causal LM out, from nothing or from a Hugging Face folder.
 
-The objective says what the trunk reads of a batch (:meth:`Objective.prepare`) and which terms its states give. Each
-term is back-propagated to the states before the next is made, so that the logits of one exist at a time; one backward
-pass through the trunk follows (Gloeckle et al. 2024, section 2). What is held out is measured by the next token alone,
-whatever the objective, so that objectives compare.
+The objective says what the trunk reads of a batch (:meth:`Objective.prepare`), which terms its states give, and what
+each counts. Each term is back-propagated to the states before the next is made, so that the logits of one exist at a
+time; one backward pass through the trunk follows (Gloeckle et al. 2024, section 2). What is held out is measured by the
+next token alone, whatever the objective, so that objectives compare.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from speech_mtp.corpus.document_store import DocumentStore
+from speech_mtp.hub import save_head
 from speech_mtp.layouts.base import IGNORE
 from speech_mtp.lm.causal_lm import CausalLM
+from speech_mtp.lm.fingerprint import fingerprint_of
 from speech_mtp.lm.llama_folder import write_llama
 from speech_mtp.nn.visibility import mask_of, within_segments
-from speech_mtp.objectives.base import Inputs, Objective
+from speech_mtp.objectives.base import Course, Inputs, Objective
 from speech_mtp.objectives.ntp import NTP
 from speech_mtp.training.base import Scalars, Task
 from speech_mtp.training.distributed import Workers
@@ -52,10 +54,10 @@ class TrunkTaskConfig:
 
 
 class TrunkTask(Task):
-    """Trains ``lm`` on ``store`` by ``objective`` (default: the next token).
+    """Trains ``lm`` on ``store`` by ``objective`` (default: the next token), for ``steps`` where it must know.
 
-    Scalars of ``step``: ``loss``, ``norm`` and the objective's terms; of ``evaluate``: ``loss`` (nats a token) and
-    ``bits_per_byte``. Raises ValueError for documents that do not fit the trunk or are too few for a step.
+    Scalars of ``step``: ``loss``, ``norm`` and the objective's terms, unweighted; of ``evaluate``: ``loss`` (nats a
+    token) and ``bits_per_byte``. Raises ValueError for documents that do not fit the trunk or are too few for a step.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class TrunkTask(Task):
         device: torch.device,
         workers: Workers | None = None,
         objective: Objective | None = None,
+        steps: int | None = None,
     ) -> None:
         self.workers = workers or Workers()
         _check(lm, store, config)
@@ -75,6 +78,8 @@ class TrunkTask(Task):
         least = config.batch * config.accumulate * self.workers.count
         self.train_data, self.dev_data = PackedRows(store, "train", *rows, least), PackedRows(store, "dev", *rows)
         self.tokens_per_step = least * config.length
+        self.objective.bind(lm, Course(config.length, steps))
+        self._number = 0
         self.modules = {"trunk": lm}
         if isinstance(self.objective, nn.Module):
             self.modules["objective"] = self.objective.to(device)
@@ -89,6 +94,9 @@ class TrunkTask(Task):
     def step(self, number: int, learning_rate: float) -> Mapping[str, float | Tensor]:
         for module in self.modules.values():
             module.train()
+        self._number = number
+        self.objective.at_step(number)
+        self.lm.requires_grad_(self.objective.trains_trunk)
         optimizer, count = self.optimizers["trunk"], self.config.accumulate
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
@@ -98,24 +106,28 @@ class TrunkTask(Task):
             batch = self.train_data.batch(self.workers.batch_number(number * count + part))
             for name, value in self.backward(batch, 1 / count).items():
                 sums[name] = sums[name] + value if name in sums else value
-        self.workers.average_gradients(self.parameters)
+        # What has no gradient is not trained at this step, in no process, and must not be given zeros.
+        self.workers.average_gradients([p for p in self.parameters if p.grad is not None])
         sums["norm"] = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
         optimizer.step()
         return Scalars(lambda: {name: float(value) for name, value in sums.items()})
 
     def backward(self, positions: Positions, share: float) -> dict[str, Tensor]:
-        """Back-propagate ``share`` of every term; ``share`` of the terms and of their sum, ``loss``."""
+        """Back-propagate ``share`` of every term times its weight; ``share`` of the terms, and of the weighted sum,
+        ``loss``."""
         inputs = self.objective.prepare(self.lm, self.moved(positions))
         with mixed(self.config.amp, self.device):
             out = self.states(inputs)
-            top = out.top.detach().requires_grad_()
+            hidden = out.hidden.detach().requires_grad_()
             found: dict[str, Tensor] = {}
-            for name, term in self.objective.terms(self.lm, LMOutput(top[:, :, None]), inputs.positions):
-                (share * term).backward(retain_graph=True)
+            for name, term in self.objective.terms(self.lm, LMOutput(hidden), inputs.positions):
+                (share * self.objective.weight(name) * term).backward(retain_graph=True)
                 found[name] = share * term.detach()
                 del term  # and with it its logits
-        out.top.backward(top.grad)
-        return {"loss": torch.stack(list(found.values())).sum(), **found}
+        if out.hidden.requires_grad:
+            out.hidden.backward(hidden.grad)
+        total = torch.stack([self.objective.weight(name) * term for name, term in found.items()]).sum()
+        return {"loss": total, **found}
 
     def states(self, inputs: Inputs) -> LMOutput:
         """The trunk's states of ``inputs``."""
@@ -123,7 +135,7 @@ class TrunkTask(Task):
         x = self.lm.embed(positions.tokens[..., 0]) if inputs.vectors is None else inputs.vectors
         rows, length = positions.segment.shape
         mask = mask_of(inputs.sees or within_segments(positions.segment), rows, length, self.device)
-        out: LMOutput = self._trunk(x, positions.index, mask)
+        out: LMOutput = self._trunk(x, positions.index, mask, self.objective.taps)
         return out
 
     def moved(self, positions: Positions) -> Positions:
@@ -143,11 +155,15 @@ class TrunkTask(Task):
                 ((_, mean),) = ntp.terms(self.lm, self.states(Inputs(positions)), positions)
             total, count = total + float(mean) * known, count + known
         loss = total / count
+        self.objective.observe(self._number + 1, loss)
         return {"loss": loss, "bits_per_byte": loss * self.store.labels_per_byte("dev") / math.log(2)}
 
     def export(self, folder: Path) -> None:
-        """A plain Hugging Face folder, with the tokenizer of the documents."""
+        """A plain Hugging Face folder, with the tokenizer of the documents; each of the objective's draft heads in a
+        folder of its own name in it."""
         write_llama(self.lm, folder, self.store.folder)
+        for name, (head, spec) in self.objective.heads().items():
+            save_head(head, folder / name, spec, fingerprint_of(folder))
 
 
 def _check(lm: CausalLM, store: DocumentStore, config: TrunkTaskConfig) -> None:

@@ -50,4 +50,4 @@ def trunk_task(stage: TrunkRun, workers: Workers | None = None) -> TrunkTask:
             )
     else:
         lm = CausalLM(stage.trunk, store.vocab_size)
-    return TrunkTask(lm, store, stage.task, stage.torch_device(), workers, objective)
+    return TrunkTask(lm, store, stage.task, stage.torch_device(), workers, objective, stage.loop.steps)
