@@ -64,24 +64,26 @@ class Objective(ABC):
     trains_trunk = True
     """Whether the trunk learns at this step, or the objective's own parameters alone."""
 
-    curriculum: Curriculum | None = None
-    """How far the objective looks ahead at which step, where that changes."""
+    @property
+    def schedule(self) -> Curriculum | None:
+        """How far the objective looks ahead at which step, where that may change."""
+        return None
 
     def bind(self, lm: CausalLM, course: Course) -> None:
         """Make what depends on the trunk's sizes. Raises ValueError where the settings do not fit ``lm`` or the
         course."""
-        if self.curriculum is not None:
-            self.curriculum.bind(course.length, course.steps)
+        if self.schedule is not None:
+            self.schedule.bind(course.length, course.steps)
 
     def at_step(self, number: int) -> None:
         """Step ``number``, counted from 0, is about to be made."""
-        if self.curriculum is not None:
-            self.curriculum.at_step(number)
+        if self.schedule is not None:
+            self.schedule.at_step(number)
 
     def observe(self, number: int, loss: float) -> None:
         """The held-out ``loss`` of the next token in nats, ``number`` steps from the start."""
-        if self.curriculum is not None:
-            self.curriculum.observe(number, loss)
+        if self.schedule is not None:
+            self.schedule.observe(number, loss)
 
     def weight(self, name: str) -> float:
         """What the term ``name`` counts in the sum at this step."""

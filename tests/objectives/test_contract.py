@@ -55,7 +55,7 @@ def test_two_steps_train_everything_and_may_be_cut(name: str, store: DocumentSto
     after, cut = dict(weights(whole)), dict(weights(second))
     assert after.keys() == cut.keys()
     assert all(torch.equal(after[key], cut[key]) for key in after)
-    assert all(not torch.equal(before[key], after[key]) for key in before)
+    assert all(not torch.equal(before[key], after[key]) for key in before if not key.endswith("_extra_state"))
 
 
 @pytest.mark.parametrize("name", NAMES)
