@@ -122,7 +122,8 @@ def _config_of(lm: CausalLM) -> dict[str, Any]:
 
 
 def _ends(tokenizer: Path) -> dict[str, int | None]:
-    """``bos_token_id``, ``eos_token_id`` and ``pad_token_id``, as the tokenizer's files name them."""
+    """``bos_token_id`` and ``eos_token_id``, as the tokenizer's files name them. A ``pad_token_id`` is left out:
+    ``transformers`` would never train the embedding of that token, which is often one of these two."""
     settings = json.loads((tokenizer / "tokenizer_config.json").read_text(encoding="utf-8"))
     added = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
     ids = {entry["content"]: entry["id"] for entry in added}
@@ -131,4 +132,4 @@ def _ends(tokenizer: Path) -> dict[str, int | None]:
         token = settings.get(name)
         return ids.get(token["content"] if isinstance(token, dict) else token)
 
-    return {f"{name}_id": id_of(name) for name in ("bos_token", "eos_token", "pad_token")}
+    return {f"{name}_id": id_of(name) for name in ("bos_token", "eos_token")}

@@ -52,6 +52,7 @@ def test_what_is_written_is_a_llama_of_transformers(
     assert not told["missing_keys"]
     assert not told["unexpected_keys"]
     torch.testing.assert_close(theirs(tokens).logits, logits(lm, tokens), atol=1e-5, rtol=1e-5)
+    assert theirs.config.pad_token_id is None  # its embedding would not be trained any more
     assert (theirs.config.eos_token_id, theirs.generation_config.eos_token_id) == (256, 256)
     again = read_llama(tmp_path / "out")
     assert again.config.block() == lm.config.block()
@@ -84,9 +85,7 @@ def test_a_llama_of_transformers_is_read(tmp_path: Path, tied: bool) -> None:
         ({"num_hidden_layers": 3}, "do not fit together"),
     ],
 )
-def test_what_our_block_is_not_is_refused(
-    tmp_path: Path, tokenizer: Path, change: dict[str, Any], words: str
-) -> None:
+def test_what_our_block_is_not_is_refused(tmp_path: Path, tokenizer: Path, change: dict[str, Any], words: str) -> None:
     write_llama(CausalLM.tiny(), tmp_path / "out", tokenizer)
     path = tmp_path / "out" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -149,4 +148,4 @@ def test_at_first_every_token_is_as_likely() -> None:
     torch.manual_seed(0)
     lm = CausalLM(CausalLMConfig(dim=64, num_layers=4), 257)
     law = logits(lm, torch.randint(257, (2, 60))).log_softmax(-1)
-    assert float(-law.mean()) == pytest.approx(math.log(257), abs=0.1)
+    assert -law.mean().item() == pytest.approx(math.log(257), abs=0.1)

@@ -25,7 +25,8 @@ class Files(DocumentSource):
             if path.suffix == ".jsonl":
                 yield from self._lines(path)
             else:
-                yield Document(path.as_posix(), _read(path))
+                text = _read(path)
+                yield Document(text, text)  # where a file lies does not matter, and copies of it are in one split
 
     def _matching(self, pattern: str) -> list[Path]:
         found = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())
