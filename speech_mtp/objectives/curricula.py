@@ -108,7 +108,7 @@ def phases_of(spec: Spec | None, k_max: int) -> list[Phase]:
 
 
 def _closed(phases: list[Phase]) -> list[Phase]:
-    return [*phases[:-1], replace(phases[-1], **dict.fromkeys(LENGTHS))]
+    return [*phases[:-1], replace(phases[-1], steps=None, share=None, plateau=None)]
 
 
 def _phase(entry: Mapping[str, Any]) -> Phase:
