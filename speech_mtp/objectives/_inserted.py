@@ -70,4 +70,4 @@ def cross_entropy(lm: Scoring, out: LMOutput, labels: Tensor) -> Tensor:
 def small_vectors(lm: CausalLM, count: int) -> torch.nn.Parameter:
     """``[count, D]`` to be learnt, random, as large as the trunk's embeddings."""
     spread = lm.model.embed_tokens.weight.detach().std()
-    return torch.nn.Parameter(torch.randn(count, lm.dim) * spread.cpu())
+    return torch.nn.Parameter(torch.randn(count, lm.dim, device=lm.device) * spread)

@@ -22,6 +22,7 @@ from speech_mtp.lm.causal_lm import CausalLM, CausalLMConfig
 from speech_mtp.lm.direct import DirectConfig
 from speech_mtp.lm.speech_lm import SpeechLM, SpeechLMConfig
 from speech_mtp.lm.text_encoder import TextEncoderConfig
+from speech_mtp.objectives.base import Course, Objective
 from speech_mtp.objectives.mtp import MTP
 from speech_mtp.objectives.speech_mtp import SpeechMTP
 from speech_mtp.text.phonemes import SYMBOLS
@@ -86,11 +87,12 @@ def check_plugins(stage: Stage) -> None:
         for entry in stage.heads.values():
             SpeechMTP(build_head(entry.head, lm, 0), lm, entry.objective)
     if isinstance(stage, TrunkRun):
-        plugins.build("objectives", stage.objective)
-        assert isinstance(stage.trunk, CausalLMConfig)
+        objective: Objective = plugins.build("objectives", stage.objective)
+        if not isinstance(stage.trunk, CausalLMConfig):
+            return
         assert stage.task.length <= stage.trunk.max_positions
         with torch.device("meta"):
-            CausalLM(stage.trunk, 257)
+            objective.bind(CausalLM(stage.trunk, 257), Course(stage.task.length, stage.loop.steps))
     if isinstance(stage, DocumentsRun):
         for spec in stage.sources.values():
             plugins.build("corpus.documents", spec)
