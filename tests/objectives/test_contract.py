@@ -32,10 +32,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> DocumentStore:
     return counting_store(tmp_path_factory.mktemp("store") / "documents")
 
 
-def task_of(name: str, store: DocumentStore) -> TrunkTask:
+def task_of(name: str, store: DocumentStore, amp: bool = False, steps: int = LOOP.steps) -> TrunkTask:
     torch.manual_seed(0)
-    lm, config = CausalLM.tiny(), TrunkTaskConfig(batch=2, length=32, accumulate=2, amp=False)
-    return TrunkTask(lm, store, config, CPU, objective=plugins.build("objectives", name), steps=LOOP.steps)
+    lm, config = CausalLM.tiny(), TrunkTaskConfig(batch=2, length=32, accumulate=2, amp=amp)
+    return TrunkTask(lm, store, config, CPU, objective=plugins.build("objectives", name), steps=steps)
 
 
 def weights(task: TrunkTask) -> Iterator[tuple[str, Tensor]]:
@@ -81,3 +81,26 @@ def test_terms_are_named_and_what_is_logged_is_their_weighted_sum(name: str, sto
     assert all(value > 0 for value in terms.values())
     total = sum(task.objective.weight(key) * value for key, value in terms.items())
     assert float(found["loss"]) == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_term_falls(name: str, store: DocumentStore) -> None:
+    task = task_of(name, store, steps=100)
+    found = []
+    for number in range(25):
+        torch.manual_seed(number)
+        found.append({key: value for key, value in task.step(number, 5e-3).items() if key != "norm"})
+    assert found[0].keys() == found[-1].keys()
+    assert all(found[-1][key] < 0.8 * found[0][key] for key in found[0]), (found[0], found[-1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mixed_precision_takes_the_same_way(name: str, store: DocumentStore) -> None:
+    plain, mixed = task_of(name, store), task_of(name, store, amp=True)
+    for number in range(2):
+        losses = []
+        for task in (plain, mixed):
+            torch.manual_seed(number)
+            losses.append(float(task.step(number, 1e-3)["loss"]))
+        assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert {p.dtype for p in mixed.parameters} == {torch.float32}

@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 
 from speech_mtp import plugins
 from speech_mtp.layouts.base import IGNORE
 from speech_mtp.lm.causal_lm import CausalLM
+from speech_mtp.nn.kv_cache import attention
 from speech_mtp.nn.visibility import dense, mask_of, within_segments
 from speech_mtp.objectives.base import Course, Inputs, Objective
 from speech_mtp.objectives.prophet import Prophet
@@ -103,6 +105,19 @@ def test_the_text_has_the_states_that_it_has_without(lm: CausalLM, spec: dict[st
     torch.testing.assert_close(states(lm, inputs).top[:, :: 1 + extra], plain, atol=1e-5, rtol=1e-4)
     assert inputs.positions.segment.shape == (3, 40 * (1 + extra))
     assert inputs.positions.kind.eq(Kind.TEXT).sum() == positions.kind.eq(Kind.TEXT).sum()
+
+
+@pytest.mark.parametrize(("spec", "extra"), CASES)
+def test_the_rule_is_the_same_as_a_block_mask(lm: CausalLM, spec: dict[str, Any], extra: int) -> None:
+    """What a GPU is given."""
+    inputs = bound(lm, spec).prepare(lm, random_rows(2, 60, VOCAB))
+    assert inputs.sees is not None
+    rows, length = inputs.positions.segment.shape
+    blocks = create_block_mask(inputs.sees, rows, None, length, length, "cpu")
+    queries, keys, values = torch.randn(3, rows, 2, length, 16).unbind()
+    expected = F.scaled_dot_product_attention(queries, keys, values, dense(inputs.sees, rows, length, CPU))
+    torch.testing.assert_close(attention(queries, keys, values, blocks), expected, atol=1e-5, rtol=1e-4)
+    assert length == 60 * (1 + extra)
 
 
 def test_padding_stays_padding(lm: CausalLM) -> None:

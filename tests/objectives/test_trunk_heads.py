@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from speech_mtp.nn.visibility import mask_of, within_segments
 from speech_mtp.objectives.base import Course, Objective
 from speech_mtp.objectives.concept import reflected_sine
 from speech_mtp.objectives.ntp import NTP
+from speech_mtp.training.loop import LoopConfig, train
 from speech_mtp.training.trunk import TrunkTask, TrunkTaskConfig
 from speech_mtp.types import LMOutput, Positions
 from tests.objectives.allocations import peak_bytes
@@ -211,6 +214,17 @@ def test_what_a_curriculum_has_not_reached_stands_still(store: DocumentStore) ->
         before = [copied(block) for block in head.head.blocks]
         task.step(number, 1e-2)
         assert [any(moved(block, old)) for block, old in zip(head.head.blocks, before, strict=True)] == learnt
+
+
+def test_a_phase_waits_for_a_plateau_of_the_held_out_loss_across_a_stop(store: DocumentStore, tmp_path: Path) -> None:
+    # No loss falls by 100 nats, so every phase is over two measurements after its first.
+    spec = {"name": "parallel_heads", "n": 3, "curriculum": {"name": "forward", "plateau": 2, "gain": 100.0}}
+    loop = LoopConfig(steps=8, learning_rate=1e-2, warmup=0, log_every=1, evaluate_every=1, save_every_s=0.0)
+    for _ in range(8):
+        train(task_of(store, spec), replace(loop, max_time_s=0.0), tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
+    depths = [1 + ("ahead2" in line) + ("ahead3" in line) for line in lines if "next" in line]
+    assert depths == [1, 1, 1, 2, 2, 2, 3, 3]
 
 
 # -- what is left ---------------------------------------------------------------------------------------------------
