@@ -8,19 +8,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speech_mtp.layouts.base import IGNORE
+from speech_mtp.lm.causal_lm import CausalLM
 from speech_mtp.lm.direct import DirectLM, DirectOutput
 from speech_mtp.lm.group_lm import GroupLM
-from speech_mtp.objectives.base import Scoring
+from speech_mtp.objectives.base import Course, Scoring
 from speech_mtp.objectives.ntp import NTP
 from speech_mtp.types import LMOutput, Positions
+
+
+NO_TEXT = "The objective 'direct' has a text term, which only the direct form gives; use 'ntp'."
 
 
 class Direct(NTP):
     """Term ``text``: mean CE in nats per token of the text before speech; then the terms of :class:`NTP`."""
 
+    def bind(self, lm: CausalLM, course: Course) -> None:
+        raise ValueError(NO_TEXT)
+
     def terms(self, lm: Scoring, out: LMOutput, positions: Positions) -> Iterator[tuple[str, Tensor]]:
         if not isinstance(lm, DirectLM) or not isinstance(out, DirectOutput):
-            raise ValueError("The objective 'direct' has a text term, which only the direct form gives; use 'ntp'.")
+            raise ValueError(NO_TEXT)
         scores = lm.text_logits(out.text).float().flatten(0, 1)
         # A row of one token has nothing to predict: a sum over no label is zero, a mean would be undefined.
         count = (out.next_text != IGNORE).sum().clamp(min=1)

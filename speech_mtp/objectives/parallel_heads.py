@@ -24,7 +24,8 @@ from speech_mtp.types import LMOutput, Positions
 
 class ParallelHeads(TrunkHeads):
     """Terms ``next``, ``ahead2``, ... up to ``n``, or up to the k of the ``curriculum``'s phase, whose weights count
-    where it has some. Heads that a phase leaves out get no loss. Raises ValueError for an ``n`` that cannot be."""
+    where it has some; a single phase gives fixed weights. Heads that a phase leaves out get no loss. Raises ValueError
+    for an ``n`` that cannot be."""
 
     curriculum: Curriculum
 

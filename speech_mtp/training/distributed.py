@@ -53,17 +53,21 @@ class Workers:
         if self.count == 1:
             return
         for module in modules:
-            for value in module.state_dict().values():
+            for value in (*module.parameters(), *module.buffers()):
                 dist.broadcast(value.data, src=0)
 
     def agreed(self, decision: bool) -> bool:
         """The main process's decision: clocks differ, and a process that stops alone leaves the others waiting."""
+        return bool(self.of_main(float(decision)))
+
+    def of_main(self, value: float) -> float:
+        """The main process's ``value``: sums of two devices differ in their last bits, and so might what follows."""
         if self.count == 1:
-            return decision
+            return value
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        flag = torch.tensor(int(decision), device=device)
-        dist.broadcast(flag, src=0)
-        return bool(flag)
+        found = torch.tensor(value, device=device, dtype=torch.float64)
+        dist.broadcast(found, src=0)
+        return float(found)
 
     def wait(self) -> None:
         """Until every process is here."""

@@ -154,7 +154,7 @@ class TrunkTask(Task):
             with mixed(self.config.amp, self.device):
                 ((_, mean),) = ntp.terms(self.lm, self.states(Inputs(positions)), positions)
             total, count = total + float(mean) * known, count + known
-        loss = total / count
+        loss = self.workers.of_main(total / count)
         self.objective.observe(self._number + 1, loss)
         return {"loss": loss, "bits_per_byte": loss * self.store.labels_per_byte("dev") / math.log(2)}
 
