@@ -15,7 +15,6 @@ from speech_mtp.objectives.base import Course, Scoring
 from speech_mtp.objectives.ntp import NTP
 from speech_mtp.types import LMOutput, Positions
 
-
 NO_TEXT = "The objective 'direct' has a text term, which only the direct form gives; use 'ntp'."
 
 
