@@ -48,7 +48,7 @@ TOY = {
         *("run.sources.stdlib.name=files", "run.sources.stdlib.paths=[recipes/*/*.yaml]", "run.dev_fraction=0.4"),
     ],
     "recipes/objectives/trunk.yaml": [
-        *("run.trunk.dim=32", "run.trunk.num_layers=1", "run.task.dev_rows=4", "run.loop.steps=2"),
+        *("run.model.dim=32", "run.model.num_layers=1", "run.task.dev_rows=4", "run.loop.steps=2"),
     ],
 }
 """Overrides for size, by recipe."""
@@ -113,7 +113,16 @@ def test_every_command_of_the_readme_works(clone: Path, monkeypatch: pytest.Monk
     for line in COMMANDS:
         if "pytest" not in line:
             assert carry_out(monkeypatch, line) == 0, line
-    made = ("hello.wav", "voice.wav", "out/001.wav", "voice.safetensors", "scores.json", "bench.json", "streams.json", "text.json")
+    made = (
+        "hello.wav",
+        "voice.wav",
+        "out/001.wav",
+        "voice.safetensors",
+        "scores.json",
+        "bench.json",
+        "streams.json",
+        "text.json",
+    )
     folders = ("eagle3", "medusa", "runs/talker/export", "runs/objectives/trunk/export")
     assert [name for name in (*made, *folders) if not (clone / name).exists()] == []
 

@@ -230,16 +230,17 @@ class DocumentsRun(Stage):
 
 
 class TrunkRun(Stage):
-    """Train a ``trunk`` on ``documents``, the folder of the stage of that name: sizes of one that begins from nothing,
-    or the folder or hub id of a Llama to go on with, which the documents' tokenizer must then be that of.
+    """Train a trunk of text on ``documents``, the folder of the stage of that name. ``model`` are the sizes of one that
+    begins from nothing, or the folder or hub id of a Llama to go on with; the documents' tokenizer must then be its
+    own.
 
     The result is a plain Hugging Face folder, ``out/export``. ``objective`` names a plug-in of ``objectives``.
     """
 
     kind: Literal["trunk"]
     documents: Path
-    trunk: CausalLMConfig | str = CausalLMConfig()
-    objective: dict[str, Any] = {"name": "ntp"}
+    model: CausalLMConfig | str = CausalLMConfig()
+    objective: dict[str, Any] | str = "ntp"
     task: TrunkTaskConfig = TrunkTaskConfig()
     loop: LoopConfig
 

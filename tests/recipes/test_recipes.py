@@ -87,10 +87,10 @@ def check_plugins(stage: Stage) -> None:
             SpeechMTP(build_head(entry.head, lm, 0), lm, entry.objective)
     if isinstance(stage, TrunkRun):
         plugins.build("objectives", stage.objective)
-        assert isinstance(stage.trunk, CausalLMConfig)
-        assert stage.task.length <= stage.trunk.max_positions
+        assert isinstance(stage.model, CausalLMConfig)
+        assert stage.task.length <= stage.model.max_positions
         with torch.device("meta"):
-            CausalLM(stage.trunk, 257)
+            CausalLM(stage.model, 257)
     if isinstance(stage, DocumentsRun):
         for spec in stage.sources.values():
             plugins.build("corpus.documents", spec)
