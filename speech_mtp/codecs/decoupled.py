@@ -151,7 +151,7 @@ class Decoupled(Codec):
     @classmethod
     def from_config(cls, entries: dict[str, Any]) -> Decoupled:
         """From the ``asdict`` of a :class:`DecoupledConfig` (lists become tuples)."""
-        return cls(DecoupledConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()}))
+        return cls(DecoupledConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()}))  # type: ignore[arg-type]
 
     def to_config(self) -> dict[str, object]:
         return asdict(self.config)

@@ -124,7 +124,7 @@ def _read_facts(folder: Path) -> CodecFacts | None:
     if not (folder / CODEC).is_file():
         return None
     entries = json.loads((folder / CODEC).read_text(encoding="utf-8"))
-    return CodecFacts(**{key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()})
+    return CodecFacts(**{k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()})  # type: ignore[arg-type]
 
 
 def pack_codes(corpus: CodeCorpus, folder: Path) -> None:

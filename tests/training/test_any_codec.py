@@ -264,8 +264,3 @@ def test_a_corpus_with_a_stranger_does_not_fit_a_talker(folder: Path) -> None:
     corpus = CodeCorpus(rows, torch.zeros(2, 3).long(), torch.zeros(3).long(), torch.zeros(1, 0))
     with pytest.raises(ValueError, match=r"not trained on the voice 'lou' .*did you mean 'low'"):
         corpus.told_apart(("high", "low"))
-
-
-def test_the_codec_of_the_package_encodec_is_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="use the same one of transformers"):
-        hub.save_codec(Encodec.tiny(backend="encodec"), tmp_path / "codec")
