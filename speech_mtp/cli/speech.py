@@ -27,6 +27,7 @@ from speech_mtp.cli.shared import (
     sampling_of,
     text_of,
 )
+from speech_mtp.cli.voices import VoiceFrom, chosen
 
 if TYPE_CHECKING:
     from speech_mtp.codecs.base import Codec
@@ -39,6 +40,7 @@ def say(
     lines: Annotated[Path | None, typer.Option(help="A text file; every line becomes an audio file.")] = None,
     out_dir: Annotated[Path | None, typer.Option(help="Folder for --lines: 000.wav, 001.wav, ...")] = None,
     voice: Voice = None,
+    voice_from: VoiceFrom = None,
     model: Model = "tiny-en",
     backbone: Backbone = None,
     lexicon: Lexicon = None,
@@ -62,12 +64,12 @@ def say(
 
     loaded = load_model(model, backbone, group, threads, lexicon)
     sampling = sampling_of(loaded, seed, temperature)
-    loaded.timbre(voice)
+    speaker = chosen(loaded, voice, voice_from)
     warm_up(loaded)
     if out_dir is not None:
         out_dir.mkdir(parents=True, exist_ok=True)
     for words, path in jobs:
-        spoken = speak_timed(loaded, words, voice, sampling)
+        spoken = speak_timed(loaded, words, speaker, sampling)
         _write_audio(path, spoken)
         _tell(spoken, path, as_json)
 

@@ -70,7 +70,7 @@ class RowwiseCodec(Codec):
         return cls(AutoModel.from_config(config), num_codebooks=entries["num_codebooks"])
 
     @torch.no_grad()
-    def encode(self, wave: Tensor, lengths: Tensor | None = None) -> Codes:
+    def encode(self, wave: Tensor, lengths: Tensor | None = None, timbre: Tensor | None = None) -> Codes:
         """``wave [B, 1, S]`` float in [-1, 1], ``lengths [B]`` in samples -> codes, row by row.
 
         Raises ``ValueError`` for another shape or for lengths outside 0..S.

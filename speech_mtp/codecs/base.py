@@ -25,15 +25,21 @@ class Codec(nn.Module, ABC):
     spec: CodecSpec
 
     @property
+    def reach_frames(self) -> int | None:
+        """Frames on each side of a frame that its codes depend on; None where they may depend on all."""
+        return None
+
+    @property
     def delay_s(self) -> float:
         """Seconds by which streamed sound lags behind the frames that were pushed."""
         return 0.0
 
     @abstractmethod
-    def encode(self, wave: Tensor, lengths: Tensor | None = None) -> Codes:
+    def encode(self, wave: Tensor, lengths: Tensor | None = None, timbre: Tensor | None = None) -> Codes:
         """``wave [B, 1, S]`` float in [-1, 1] at ``spec.sample_rate`` -> codes.
 
         ``lengths [B]`` in samples (default: all S). A row gives ceil(length / samples_per_frame) frames.
+        ``timbre [B, E]`` is that of the speakers, where it is known from elsewhere; codecs without timbre take none.
         """
 
     @abstractmethod

@@ -12,8 +12,9 @@ timbre of different utterances can be mixed freely. Factorisation after FACodec 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -157,6 +158,18 @@ class Decoupled(Codec):
         return asdict(self.config)
 
     # -- encoding ---------------------------------------------------------------------------------------------
+    @property
+    def reach_frames(self) -> int:
+        """What the wider of the two encoders sees, with the window of the longest spectrum."""
+        return max(self._reach(encoder) for encoder in (self.content, self.prosody))
+
+    def _reach(self, encoder: FrameEncoder) -> int:
+        fast, slow = (
+            sum(block.reach for block in cast(Iterable[Block], part)) for part in (encoder.fast, encoder.slow)
+        )
+        samples = max(self.mel.n_fft, self.low.n_fft) // 2 + fast * self.config.hop
+        return slow + -(-samples // self.spec.samples_per_frame)
+
     def features(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``wave [B, S]`` -> scaled log-mel ``[B, 4F, mels]``, low spectrum + energy ``[B, 4F, bins + 1]``, mask."""
         size = self.spec.samples_per_frame
@@ -177,12 +190,12 @@ class Decoupled(Codec):
         return content, prosody
 
     @torch.inference_mode()
-    def encode(self, wave: Tensor, lengths: Tensor | None = None) -> Codes:
+    def encode(self, wave: Tensor, lengths: Tensor | None = None, timbre: Tensor | None = None) -> Codes:
         wave = wave[:, 0]
         if lengths is None:
             lengths = torch.full((wave.shape[0],), wave.shape[-1], device=wave.device)
         mel, low, mask = self.features(wave, lengths)
-        timbre = self.timbre(mel, mask)
+        timbre = self.timbre(mel, mask) if timbre is None else timbre
         (_, content), (_, prosody) = self.quantise(mel, low, mask, timbre)
         frames = torch.stack([content, prosody], 1) * mask[:, None, :, 0].long()
         return Codes(frames, mask[..., 0].sum(1).long(), timbre)

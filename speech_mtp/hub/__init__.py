@@ -18,7 +18,7 @@ from speech_mtp.hub.heads import (
     repack_head,
     save_head,
 )
-from speech_mtp.hub.models import load, save_model
+from speech_mtp.hub.models import load, load_voices, save_model
 from speech_mtp.hub.parts import (
     load_aligner,
     load_any_lm,
@@ -62,6 +62,7 @@ __all__ = [
     "load_head",
     "load_speech_lm",
     "load_text_encoder",
+    "load_voices",
     "quantise_state",
     "repack_head",
     "resolve_backbone",

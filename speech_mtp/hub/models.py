@@ -133,6 +133,14 @@ def load(
     return SpeechModel(str(name_or_path), maker, lm, load_codec(folder / "codec"), ordered, sampling)
 
 
+def load_voices(name_or_path: str | Path = DEFAULT_MODEL) -> tuple[Codec, dict[str, Tensor]]:
+    """The codec of a model that speaks and its voices (name -> timbre ``[E]``), without what reads text. Errors as for
+    :func:`load`."""
+    folder = find_model(name_or_path)
+    config, voices = model_settings(folder)
+    return load_codec(folder / "codec"), {name: voices[name] for name in config["voices"]}
+
+
 def _talker_parts(folder: Path, config: dict[str, Any], backbone: str | None) -> tuple[UnitMaker, SpeechLM]:
     source = config["backbone"]
     where = resolve_backbone(source["sha256"], source, backbone)

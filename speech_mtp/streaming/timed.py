@@ -35,7 +35,7 @@ class Utterance:
 
 
 def speak_timed(
-    model: SpeechModel, text: str | Iterable[str], voice: str | None = None, sampling: Sampling | None = None
+    model: SpeechModel, text: str | Iterable[str], voice: str | Tensor | None = None, sampling: Sampling | None = None
 ) -> Utterance:
     """Speak to the end and time it. Errors as for :func:`speech_mtp.streaming.pipeline.speak`."""
     clock = _Clock()
