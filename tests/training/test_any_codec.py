@@ -13,8 +13,11 @@ import torch
 
 pytest.importorskip("librosa", reason="needs the eval extra")
 
-from speech_mtp import hub, plugins
+from safetensors.torch import load_file
+
+from speech_mtp import audio, hub, plugins
 from speech_mtp.cli import evaluate
+from speech_mtp.cli.voices import chosen
 from speech_mtp.codecs.base import Codec
 from speech_mtp.codecs.dac import Dac
 from speech_mtp.codecs.decoupled import LOSS_WEIGHTS, Decoupled, DecoupledConfig
@@ -122,6 +125,8 @@ def check_voices(model: SpeechModel, codec: Codec) -> None:
         assert [model.voices[name].tolist() for name in ("ann", "bob")] == [[1.0, 0.0], [0.0, 1.0]]
         with pytest.raises(ValueError, match="has no timbre; name one of the model's voices"):
             model.timbre(torch.zeros(2))
+        with pytest.raises(ValueError, match="keeps no timbre"):
+            chosen(model, None, Path("hi.wav"))
     with torch.no_grad():  # two steps leave voices alike
         model.lm.timbre.weight.mul_(30)
     ann, bob, again = (speak_timed(model, "Hi.", voice, Sampling(seed=1)) for voice in ("ann", "bob", "ann"))
@@ -130,9 +135,7 @@ def check_voices(model: SpeechModel, codec: Codec) -> None:
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_the_whole_way(
-    name: str, folder: Path, backbone: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_the_whole_way(name: str, folder: Path, backbone: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     codec = tiny(name)
     hub.save_codec(codec, folder / "codec", "fp32")
     assert carry_out(folder, backbone, "encode")["utterances"] == 2 * len(TEXTS)
@@ -178,7 +181,9 @@ def test_a_saved_codec_is_the_same_codec(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("codec_class", [Encodec, Mimi, Dac])
-def test_a_published_folder_is_a_codec_by_itself_and_with_settings(codec_class: type[Any], tmp_path: Path) -> None:
+def test_a_published_folder_is_a_codec_by_itself_and_with_settings(
+    codec_class: type[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = type(codec_class.tiny().model)(codec_class.tiny().model.config)
     model.save_pretrained(tmp_path / "published")
     whole = hub.load_codec(tmp_path / "published")
@@ -190,6 +195,11 @@ def test_a_published_folder_is_a_codec_by_itself_and_with_settings(codec_class: 
     assert torch.equal(fewer.encode(wave).frames, whole.encode(wave).frames[:, :2])
     hub.save_codec(fewer, tmp_path / "saved")
     assert hub.load_codec(tmp_path / "saved").spec == fewer.spec
+    monkeypatch.chdir(tmp_path)
+    audio.write("noise.wav", wave[0, 0], whole.spec.sample_rate)
+    spec = f"{{name: {name}, source: {tmp_path}/published, num_codebooks: 2}}"
+    assert running.run(monkeypatch, "tokenize", "noise.wav", "-o", "codes.safetensors", "--codec", spec) == 0
+    assert load_file("codes.safetensors")["frames"].shape[0] == 2
 
 
 # -- alignment --------------------------------------------------------------------------------------------------------
@@ -213,6 +223,16 @@ def test_the_codecs_own_head_aligns_unless_another_is_named(
     own, named = load_codes(folder / "encode"), load_codes(folder / "named")
     assert torch.equal(own.frames, named.frames)
     assert torch.equal(own.unit, named.unit)
+
+
+def test_the_evaluation_aligns_by_the_head_of_a_codec(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "build", lambda family, spec: Letters())
+    found = evaluate._aligner(str(folder / "aligner"))(0.3 * torch.randn(16_000), 16_000, "the fox.")
+    assert found is not None
+    phonemes, unit, rate_hz = found
+    assert phonemes.tolist() == [one.id for one in read_text(Letters(), "the fox.")]
+    assert (len(unit), rate_hz) == (25, 25.0)
+    assert unit.unique().tolist() == list(range(len(phonemes)))
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
