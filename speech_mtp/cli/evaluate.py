@@ -12,6 +12,7 @@ import typer
 
 from speech_mtp.cli.shared import (
     Backbone,
+    CodecSource,
     Lexicon,
     Model,
     Seed,
@@ -107,7 +108,7 @@ def eval_codec(
     ] = None,
     split: Annotated[str, typer.Option(help="Which part of a corpus.")] = "dev",
     per_voice: Annotated[int, typer.Option(min=1, help="Recordings of each voice at most.")] = 50,
-    codec: Annotated[str, typer.Option(help="Packaged name, folder or hub id.")] = "tiny-en",
+    codec: CodecSource = "tiny-en",
     parts: Annotated[str, typer.Option(help=f"What to measure, with commas between: {', '.join(PARTS)}.")] = (
         "quality,views,probes"
     ),

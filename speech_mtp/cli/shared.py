@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Option(help="Packaged name, folder or hub id.")]
 Backbone = Annotated[str | None, typer.Option(help="Folder or hub id of the language model, if not found by itself.")]
+CodecSource = Annotated[
+    str, typer.Option(help="Packaged name, folder or hub id, or {name: encodec, source: FOLDER, num_codebooks: 8}.")
+]
 Voice = Annotated[str | None, typer.Option(help="Name of a voice; by default the model's first.")]
 Lexicon = Annotated[Path | None, typer.Option(help="A file of words and how to read them: word TAB phonemes.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same audio.")]

@@ -13,6 +13,7 @@ import typer
 
 from speech_mtp.cli.shared import (
     Backbone,
+    CodecSource,
     Lexicon,
     Model,
     Seed,
@@ -115,7 +116,7 @@ def tokenize(
     sound: Annotated[Path | None, typer.Argument(metavar="[OUT.WAV]", help="File for --resynthesize.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="A .safetensors file.")] = None,
     resynthesize: Annotated[bool, typer.Option("--resynthesize", help="Also write what the codes sound like.")] = False,
-    codec: Annotated[str, typer.Option(help="Packaged name, folder or hub id.")] = "tiny-en",
+    codec: CodecSource = "tiny-en",
     threads: Threads = None,
 ) -> None:
     """Audio -> codes ("frames [K, F]") and timbre ("[E]") in a safetensors file."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from speech_mtp.corpus.codes import CodecFacts, CodeCorpus, CodeRow
 from speech_mtp.corpus.texts import rows_of
 from speech_mtp.files import replacing
+from speech_mtp.layouts.base import Layout
 from speech_mtp.lm.direct import DirectLM
 from speech_mtp.lm.group_lm import GroupLM
 from speech_mtp.lm.speech_lm import SpeechLM
@@ -30,6 +31,9 @@ from speech_mtp.training.base import Task
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.precision import mixed
 from speech_mtp.types import Codes, Kind, Positions, TextUnits
+
+PACE_ROWS = 1000
+"""About so many utterances are looked at to see whether the layout fits them."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,17 @@ def talker_weights(lm: GroupLM, codec: CodecFacts | None) -> dict[str, float]:
     return {"control": 1.0, **{f"stream{k}": weight for k, weight in enumerate(streams)}}
 
 
+def check_pace(layout: Layout, corpus: CodeCorpus) -> None:
+    """Raises ValueError where more than one in a hundred utterances are spoken faster than the layout can tell."""
+    rows = range(0, len(corpus), max(1, len(corpus) // PACE_ROWS)) if layout.points else ()
+    late = [i for i in rows if not layout.can_end(corpus.item(i)[1], len(parse(corpus.rows[i].phonemes)))]
+    if 100 * len(late) > len(rows):
+        raise ValueError(
+            f"In {len(late)} of {len(rows)} utterances, such as {corpus.rows[late[0]].id}, more text is spoken in "
+            f"{layout.frames_per_group} frames than the layout allows; make groups shorter or its max_advance larger."
+        )
+
+
 class LMTask(Task):
     """Trains the talker, its embeddings and its output layer; the backbone stays frozen, its states are stored.
 
@@ -245,6 +260,7 @@ class LMTask(Task):
     ) -> None:
         if config.zero_hidden and not lm.reads_states:
             raise ValueError("The direct form reads no stored states; leave task.zero_hidden out.")
+        check_pace(lm.layout, corpus)
         direct = isinstance(lm, DirectLM)
         self.workers = workers or Workers()
         self.lm, self.config, self.device = lm.to(device), config, device

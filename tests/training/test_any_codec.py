@@ -78,7 +78,7 @@ def folder(tmp_path: Path, backbone: dict[str, Any], monkeypatch: pytest.MonkeyP
 
 def carry_out(folder: Path, source: dict[str, Any], kind: str, **changes: Any) -> dict[str, Any]:
     """A stage of the chain, as a recipe would name it."""
-    layout = {"name": "aligned", "max_advance": 4, "ahead": 4, "max_stall": 2}
+    layout = {"name": "aligned", "max_advance": 12, "ahead": 11, "max_stall": 2}
     stages: dict[str, dict[str, Any]] = {
         "encode": {"data": [folder / "store"], "codec": str(folder / "codec"), "aligner": str(folder / "aligner")},
         "units": {"codes": [folder / "encode"], "g2p": LETTERS, "backbone": source, "hidden_layer": 2},
@@ -235,6 +235,21 @@ def test_the_evaluation_aligns_by_the_head_of_a_codec(folder: Path, monkeypatch:
     assert unit.unique().tolist() == list(range(len(phonemes)))
 
 
+# -- what else learns from such codes ---------------------------------------------------------------------------------
+def test_heads_and_the_direct_form_learn_voices_too(folder: Path, backbone: dict[str, Any]) -> None:
+    hub.save_codec(tiny("mimi"), folder / "codec", "fp32")
+    for kind in ("encode", "units", "lm"):
+        carry_out(folder, backbone, kind)
+    head = {"head": {"name": "medusa", "num_heads": 2}, "objective": {"losses": {"soft": 1.0}}}
+    talker = {"lm": str(folder / "lm" / "export"), "codes": [folder / "encode"], "units": folder / "units"}
+    few = {"task": {"batch": 2}, "loop": {"steps": 1, "learning_rate": 1e-3}}
+    given = {"kind": "speech_mtp", "out": folder / "heads", "device": "cpu", "heads": {"medusa": head}, **talker, **few}
+    assert np.isfinite(run(TrainConfig.model_validate({"run": given}))["loss"])
+    direct = {"name": "direct", "frames_per_group": 8}
+    carry_out(folder, backbone, "lm", out=folder / "direct", model=direct, units=None, backbone=backbone)
+    assert hub.load_any_lm(folder / "direct" / "export").config.voices == ("high", "low")
+
+
 # -- weights ----------------------------------------------------------------------------------------------------------
 def test_streams_weigh_what_their_codec_says(tmp_path: Path) -> None:
     lm = tiny_lm()
@@ -271,6 +286,8 @@ def test_what_cannot_work_is_one_sentence(folder: Path, backbone: dict[str, Any]
     carry_out(folder, backbone, "encode")
     carry_out(folder, backbone, "units")
     carry_out(folder, backbone, "lm")
+    long_groups = {"frames_per_group": 600, "output": "linear", "layout": {"name": "aligned", "max_advance": 1}}
+    refused(ValueError, "make groups shorter or its max_advance larger", "lm", model=long_groups)
     hub.save_codec(tiny("mimi"), folder / "other")
     refused(ValueError, "name the codec that encoded its corpus", "package", codec=str(folder / "other"))
     carry_out(folder, backbone, "encode", codec=str(folder / "other"), out=folder / "others")
