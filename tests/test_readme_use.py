@@ -110,7 +110,17 @@ def test_every_command_of_the_readme_works(clone: Path, monkeypatch: pytest.Monk
     for line in COMMANDS:
         if "pytest" not in line:
             assert carry_out(monkeypatch, line) == 0, line
-    made = ("hello.wav", "voice.wav", "me.wav", "converted.wav", "out/001.wav", "voice.safetensors", "scores.json", "bench.json", "streams.json")
+    made = (
+        "hello.wav",
+        "voice.wav",
+        "me.wav",
+        "converted.wav",
+        "out/001.wav",
+        "voice.safetensors",
+        "scores.json",
+        "bench.json",
+        "streams.json",
+    )
     folders = ("eagle3", "medusa", "runs/talker/export")
     assert [name for name in (*made, *folders) if not (clone / name).exists()] == []
 
