@@ -119,6 +119,12 @@ def resample(wave: Tensor, from_hz: int, to_hz: int) -> Tensor:
     return torchaudio.functional.resample(wave, from_hz, to_hz)
 
 
+def at_seconds(track: Tensor, seconds: Tensor, rate_hz: float) -> Tensor:
+    """The entries of ``track [N, ...]``, of which there are ``rate_hz`` a second, that lie at ``seconds [M]``: times
+    past its end have the last."""
+    return track[(seconds * rate_hz).long().clamp(max=len(track) - 1)]
+
+
 def pcm16(wave: Tensor) -> bytes:
     """``wave [S]`` -> 16-bit little-endian PCM, rounded to the nearest step and clipped to full scale."""
     return bytes(_int16(wave).numpy().astype("<i2").tobytes())

@@ -21,6 +21,7 @@ from speech_mtp.cli.shared import (
     Voice,
     check_output,
     check_texts,
+    codec_of,
     listed,
     load_model,
     read_lines,
@@ -140,7 +141,7 @@ def eval_codec(
     from speech_mtp.threads import use_threads
 
     use_threads(threads)
-    loaded = hub.load_codec(codec)
+    loaded = hub.load_codec(codec_of(codec))
 
     def recordings(number: int) -> list[Sample]:
         rate = loaded.spec.sample_rate
@@ -189,27 +190,22 @@ def _probes(codec: Codec, samples: list[Sample], aligner: str, steps: int) -> di
 
 
 def _aligner(name: str) -> Aligner:
-    """Forced alignment by the phoneme head of a decoupled codec, and the text read by the packaged G2P."""
+    """Forced alignment by the phoneme head of a codec, and the text read by the packaged G2P."""
     import torch
 
     from speech_mtp import audio, hub, plugins
-    from speech_mtp.codecs.decoupled import Decoupled
     from speech_mtp.corpus.align import unit_of_frame
     from speech_mtp.text.g2p.base import read_text
 
-    codec = hub.load_codec(name)
-    if not isinstance(codec, Decoupled) or codec.phonemes is None:
-        raise ValueError(f"The codec {name!r} has no phoneme head, so it cannot align; name another --aligner.")
-    head, spec = codec.phonemes, codec.spec
+    codec = hub.load_aligner(name)
+    spec = codec.spec
     g2p = plugins.build("text.g2p", "hibari")
 
     @torch.inference_mode()
     def align(wave: Tensor, sample_rate: int, text: str) -> tuple[Tensor, Tensor, float] | None:
         codes = codec.encode(audio.resample(wave, sample_rate, spec.sample_rate)[None, None])
-        content, _ = codec.values(codes.frames)
-        laws = head(content, torch.ones_like(content[..., :1])).log_softmax(-1)[0]
         phonemes = torch.tensor([unit.id for unit in read_text(g2p, text)])
-        unit = unit_of_frame(laws, phonemes)
+        unit = unit_of_frame(codec.phoneme_log_probs(codes)[0], phonemes)
         return None if unit is None else (phonemes, unit, spec.frame_rate_hz)
 
     return align

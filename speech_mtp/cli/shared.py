@@ -115,6 +115,13 @@ def load_model(
     return loaded
 
 
+def codec_of(text: str) -> Any:
+    """The name, folder or hub id of a codec as it is, and ``{name: encodec, source: ...}`` as in a recipe."""
+    from speech_mtp.config import parse_override
+
+    return parse_override(f"codec={text}")[1] if text.startswith("{") else text
+
+
 def sampling_of(model: SpeechModel, seed: int | None, temperature: float | None) -> Sampling:
     given = {"seed": seed, "temperature": temperature}
     return replace(model.sampling, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]

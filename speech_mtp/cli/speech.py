@@ -22,6 +22,7 @@ from speech_mtp.cli.shared import (
     Voice,
     check_output,
     check_texts,
+    codec_of,
     load_model,
     read_lines,
     sampling_of,
@@ -130,7 +131,7 @@ def tokenize(
     from speech_mtp.threads import use_threads
 
     use_threads(threads)
-    loaded = hub.load_codec(codec)
+    loaded = hub.load_codec(codec_of(codec))
     wave, rate = audio.read(source, loaded.spec.sample_rate)
     codes = loaded.encode(wave[None, None])
     tensors = {"frames": codes.frames[0].contiguous()}

@@ -1,10 +1,12 @@
-"""Forced alignment: which text unit each codec frame speaks, from the codec's own phoneme CTC."""
+"""Forced alignment: which text unit each codec frame speaks, from the phoneme CTC of the codec or of another one."""
 
 from __future__ import annotations
 
 import torch
 import torchaudio
 from torch import Tensor
+
+from speech_mtp.audio import at_seconds
 
 
 def unit_of_frame(log_probs: Tensor, phonemes: Tensor) -> Tensor | None:
@@ -32,3 +34,13 @@ def unit_of_frame(log_probs: Tensor, phonemes: Tensor) -> Tensor | None:
     units = torch.zeros(len(fired), dtype=torch.long)
     units[torch.tensor(borders[1:], dtype=torch.long)] = 1
     return units.cumsum(0)
+
+
+def at_frame_rate(unit: Tensor, from_hz: float, to_hz: float, frames: int) -> Tensor:
+    """Units of frames ``[F]`` at ``from_hz`` -> those at the middles of ``frames`` frames at ``to_hz``.
+
+    The first one stays 0; where frames are longer than units, units are left out.
+    """
+    found = at_seconds(unit, (torch.arange(frames) + 0.5) / to_hz, from_hz)
+    found[:1] = 0
+    return found

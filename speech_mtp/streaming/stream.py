@@ -110,7 +110,7 @@ class Stream:
         self._flushed = False
         self._codec = model.codec.open(1)
         self._codec_row = torch.zeros(1, dtype=torch.long)
-        model.codec.reset(self._codec, self._codec_row, self.timbre)
+        model.codec.reset(self._codec, self._codec_row, self.timbre if model.codec.spec.timbre_dim else None)
         self._words: list[WordTime] = []
         self._chunks: deque[Chunk] = deque()
         self._runs_out = clock()  # when a listener will have heard all that was sounded

@@ -15,7 +15,7 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
-from speech_mtp.corpus.codes import CodeCorpus, CodeRow
+from speech_mtp.corpus.codes import CodecFacts, CodeCorpus, CodeRow
 from speech_mtp.corpus.texts import rows_of
 from speech_mtp.files import replacing
 from speech_mtp.lm.direct import DirectLM
@@ -31,14 +31,12 @@ from speech_mtp.training.distributed import Workers
 from speech_mtp.training.precision import mixed
 from speech_mtp.types import Codes, Kind, Positions, TextUnits
 
-TALKER_WEIGHTS = {"control": 1.0, "stream0": 1.0, "stream1": 0.6}
-
 
 @dataclass(frozen=True)
 class LMTaskConfig:
     """``noise`` is the share of input groups whose codes are replaced by random ones (they will be imperfect in
     decoding too); ``timbre_noise`` the spread added to timbre vectors; ``weights`` are those of the loss terms (None:
-    ``TALKER_WEIGHTS``, and for the direct form the paper's); ``zero_hidden`` trains a talker without the backbone."""
+    those of the codec's spec, and for the direct form the paper's); ``zero_hidden`` trains without the backbone."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -223,6 +221,12 @@ class LMData:
         return Codes(frames, lengths, timbre), unit, self.units.units(texts)
 
 
+def talker_weights(lm: GroupLM, codec: CodecFacts | None) -> dict[str, float]:
+    """1 for the control channel, and for every stream what its codec says (1 where the codec is not known)."""
+    streams = codec.loss_weights if codec else (1.0,) * len(lm.config.codebook_sizes)
+    return {"control": 1.0, **{f"stream{k}": weight for k, weight in enumerate(streams)}}
+
+
 class LMTask(Task):
     """Trains the talker, its embeddings and its output layer; the backbone stays frozen, its states are stored.
 
@@ -247,7 +251,7 @@ class LMTask(Task):
         self.train_data = LMData(corpus, units, config, "train")
         self.dev_data = LMData(corpus, units, config, "dev")
         self.objective = objective or (Direct() if direct else NTP())
-        self.weights = config.weights or (paper_weights(lm) if direct else TALKER_WEIGHTS)
+        self.weights = config.weights or (paper_weights(lm) if direct else talker_weights(lm, corpus.codec))
         decayed = [p for p in lm.parameters() if p.ndim > 1]
         plain = [p for p in lm.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]

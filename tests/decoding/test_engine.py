@@ -109,7 +109,7 @@ def stuck_lm(channel: int, token: int) -> SpeechLM:
 
 
 def test_too_long_is_told_as_length() -> None:
-    guard = Guard(frames_per_unit=2.0, spare_frames=4)
+    guard = Guard(unit_s=2 / 25, spare_s=4 / 25)
     run = engine.start(stuck_lm(0, 0), MAKER.make(["hello."]), TIMBRE[:1], Sampling(), guard=guard)
     while run.advance() is not None:
         pass
@@ -126,7 +126,7 @@ def test_one_code_for_ever_is_told_as_runaway_and_the_repeat_guard_breaks_it() -
             lm.output.heads[channel].bias.zero_()
             lm.output.heads[channel].bias[17] = 20.0
     units = MAKER.make([TEXTS[0]])
-    guard = Guard(max_repeat=9)
+    guard = Guard(max_repeat_s=9 / 25)
     run = engine.start(lm, units, TIMBRE[:1], Sampling(), guard=guard)
     while run.advance() is not None:
         pass

@@ -19,8 +19,8 @@ from speech_mtp.serving.encoding import FORMATS
 from speech_mtp.serving.names import Names
 from speech_mtp.serving.settings import OPENAI_LISTENERS, OPENAI_VOICES, Settings
 from speech_mtp.streaming.pipeline import speak
-from tests.serving.running import LONG, TEXT, Running
-from tests.tiny import tiny_model
+from tests.serving.running import LONG, TEXT, Running, serving
+from tests.tiny import tiny_model, tiny_model_without_timbre
 
 
 def spoken(text: str = TEXT, voice: str = "low") -> bytes:
@@ -55,6 +55,17 @@ def test_pcm_is_what_the_library_speaks(server: Running) -> None:
     assert answer.headers["content-type"] == "audio/pcm"
     assert answer.headers["x-speech-mtp-sample-rate"] == "24000"
     assert alike(answer.content, spoken())
+
+
+def test_a_codec_without_timbre_of_another_rate_is_sent_at_24_khz() -> None:
+    model = tiny_model_without_timbre()
+    alone = {name: torch.cat([chunk.wave for chunk in speak(model, "Hi.", name)]) for name in model.voices}
+    assert not torch.equal(alone["low"], alone["high"])
+    with serving(model=model) as server:
+        for name, wave in alone.items():
+            sound = server.post(input="Hi.", voice=name, response_format="pcm").content
+            assert len(sound) / 2 == pytest.approx(1.5 * len(wave), abs=2)
+            assert np.abs(np.frombuffer(sound, "<i2")).max() > 0
 
 
 def test_a_long_text_that_is_read_in_slices_is_the_same(server: Running) -> None:
