@@ -78,7 +78,8 @@ def eval_speech(
         print(f"{name}: {summary(reports[name])}", flush=True)
     worst = max(reports, key=lambda name: reports[name]["wer"])
     figures = {k: v for k, v in reports[worst].items() if k != "rows"}
-    write_report(out, {"model": model, "voice": worst, **figures, "sampling": asdict(sampling), "best_of": best_of, "voices": reports})
+    settings = {"sampling": asdict(sampling), "best_of": best_of}
+    write_report(out, {"model": model, "voice": worst, **figures, **settings, "voices": reports})
 
 
 def _spoken(model: SpeechModel, voice: str, sampling: Sampling, best_of: int, text: str) -> Utterance:
