@@ -12,6 +12,7 @@ import typer
 
 from speech_mtp.cli.shared import (
     Backbone,
+    BestOf,
     CodecSource,
     Lexicon,
     Model,
@@ -54,6 +55,7 @@ def eval_speech(
     lexicon: Lexicon = None,
     seed: Seed = None,
     temperature: Temperature = None,
+    best_of: BestOf = 1,
     threads: Threads = None,
 ) -> None:
     """Word errors, success, opinion scores, speaker similarity and speed; the worst voice's figures come first."""
@@ -73,17 +75,18 @@ def eval_speech(
     reports = {}
     for name in [voice] if voice else loaded.voices:
         known = recording or _recording_of(model, name)
-        reports[name] = speech_report(partial(_spoken, loaded, name, sampling), texts, known)
+        reports[name] = speech_report(partial(_spoken, loaded, name, sampling, best_of), texts, known)
         print(f"{name}: {summary(reports[name])}", flush=True)
     worst = max(reports, key=lambda name: reports[name]["wer"])
     figures = {k: v for k, v in reports[worst].items() if k != "rows"}
-    write_report(out, {"model": model, "voice": worst, **figures, "sampling": asdict(sampling), "voices": reports})
+    settings = {"sampling": asdict(sampling), "best_of": best_of}
+    write_report(out, {"model": model, "voice": worst, **figures, **settings, "voices": reports})
 
 
-def _spoken(model: SpeechModel, voice: str, sampling: Sampling, text: str) -> Utterance:
+def _spoken(model: SpeechModel, voice: str, sampling: Sampling, best_of: int, text: str) -> Utterance:
     from speech_mtp.streaming.timed import speak_timed
 
-    return speak_timed(model, text, voice, sampling)
+    return speak_timed(model, text, voice, sampling, best_of)
 
 
 def _recording_of(model: str, voice: str) -> tuple[Any, int] | None:

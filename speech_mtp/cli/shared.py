@@ -28,6 +28,9 @@ Voice = Annotated[str | None, typer.Option(help="Name of a voice; by default the
 Lexicon = Annotated[Path | None, typer.Option(help="A file of words and how to read them: word TAB phonemes.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same audio.")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy.")]
+BestOf = Annotated[
+    int, typer.Option(min=1, max=16, help="Takes of each sentence, of which the one that is told most clearly is kept.")
+]
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Threads of torch; by default SPEECH_MTP_THREADS, else 1 for speech, all for text."),

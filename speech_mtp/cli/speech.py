@@ -13,6 +13,7 @@ import typer
 
 from speech_mtp.cli.shared import (
     Backbone,
+    BestOf,
     CodecSource,
     Lexicon,
     Model,
@@ -48,6 +49,7 @@ def say(
     group: Annotated[int | None, typer.Option(help="Frames per step; the model must be made for it.")] = None,
     seed: Seed = None,
     temperature: Temperature = None,
+    best_of: BestOf = 1,
     threads: Threads = None,
     as_json: Annotated[
         bool,
@@ -70,7 +72,7 @@ def say(
     if out_dir is not None:
         out_dir.mkdir(parents=True, exist_ok=True)
     for words, path in jobs:
-        spoken = speak_timed(loaded, words, speaker, sampling)
+        spoken = speak_timed(loaded, words, speaker, sampling, best_of)
         _write_audio(path, spoken)
         _tell(spoken, path, as_json)
 

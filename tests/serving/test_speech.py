@@ -20,6 +20,7 @@ from speech_mtp.serving.names import Names
 from speech_mtp.serving.settings import OPENAI_LISTENERS, OPENAI_VOICES, Settings
 from speech_mtp.streaming.pipeline import speak
 from tests.serving.running import LONG, TEXT, Running, serving
+from tests.streaming.test_takes import said, with_phonemes
 from tests.tiny import tiny_model, tiny_model_without_timbre
 
 
@@ -146,6 +147,13 @@ def test_the_lexicon_changes_how_its_word_is_read(server: Running) -> None:
     assert not alike(read, plain)
 
 
+def test_the_best_of_several_takes() -> None:
+    with serving(model=with_phonemes()) as server:
+        answer = server.post(input=TEXT, response_format="pcm", best_of=3)
+        assert answer.status_code == 200
+        assert alike(answer.content, audio.pcm16(said(list(speak(server.service.model, TEXT, best_of=3)))))
+
+
 @pytest.mark.parametrize("voice", [*OPENAI_VOICES, {"id": "low"}, "high"])
 def test_openai_names_are_understood(server: Running, voice: Any) -> None:
     body = {"input": "Good.", "voice": voice, "model": "gpt-4o-mini-tts", "instructions": "Gladly.", "user": "me"}
@@ -177,6 +185,9 @@ def test_openai_names_are_understood(server: Running, voice: Any) -> None:
         ({"input": "Good.", "seed": 2**63}, 400, "seed"),
         ({"input": "Good.", "seed": 1.5}, 400, "seed"),
         ({"input": "Good.", "lexicon": {"fox": "§§"}}, 400, "lexicon"),
+        ({"input": "Good.", "best_of": 0}, 400, "best_of"),
+        ({"input": "Good.", "best_of": 9}, 400, "best_of"),
+        ({"input": "Good.", "best_of": 2}, 400, "best_of"),  # this codec tells no phonemes
         ({"input": "Good.", "lexicon": {f"w{i}": "dˈɑɡ" for i in range(300)}}, 400, "lexicon"),
         ({"input": "Good.", "instructions": "x" * 4097}, 400, "instructions"),
     ],
