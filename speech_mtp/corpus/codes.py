@@ -3,7 +3,7 @@
 A folder holds ``rows.jsonl`` and ``codes.safetensors``: ``frames [K, total]`` int16, ``unit [total]`` int16 (the text
 unit of each frame), ``timbre [rows, E]`` float16 (E is 0 for a codec without timbre), and ``codec.json`` with what a
 talker must know of the codec. The backbone's states are not stored; they are rebuilt from the text.
-A *packed* folder holds the same in one compressed file ``codes.npz``, a third of the size, to be kept with a recipe.
+A *packed* folder holds the arrays in one compressed file ``codes.npz``, a third of the size, to be kept with a recipe.
 """
 
 from __future__ import annotations
@@ -120,6 +120,12 @@ def _load_one(folder: Path) -> CodeCorpus:
     return CodeCorpus(rows, tensors["frames"], tensors["unit"], tensors["timbre"], _read_facts(folder))
 
 
+def _write_facts(corpus: CodeCorpus, folder: Path) -> None:
+    if corpus.codec is not None:
+        with replacing(folder / CODEC) as path:
+            path.write_text(json.dumps(asdict(corpus.codec)), encoding="utf-8")
+
+
 def _read_facts(folder: Path) -> CodecFacts | None:
     if not (folder / CODEC).is_file():
         return None
@@ -145,6 +151,7 @@ def pack_codes(corpus: CodeCorpus, folder: Path) -> None:
             steps=steps.astype(np.uint8),
             timbre=corpus.timbre.numpy().astype(np.float16),
         )
+    _write_facts(corpus, folder)
 
 
 def _unpack(path: Path) -> CodeCorpus:
@@ -172,9 +179,7 @@ def save_codes(corpus: CodeCorpus, folder: Path) -> None:
         save_file(tensors, path)
     with replacing(folder / "rows.jsonl") as path:
         path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in corpus.rows), encoding="utf-8")
-    if corpus.codec is not None:
-        with replacing(folder / CODEC) as path:
-            path.write_text(json.dumps(asdict(corpus.codec)), encoding="utf-8")
+    _write_facts(corpus, folder)
 
 
 @torch.inference_mode()
