@@ -32,6 +32,9 @@ def order(service: VoiceService, client: str, speech: Speech, paced: bool) -> Or
     sampling = service.model.sampling
     if speech.seed is not None:
         sampling = replace(sampling, seed=speech.seed)
+    if paced and speech.best_of > 1:
+        message = "best_of is for whole files, as a listener would wait between its sentences; leave it out."
+        raise ApiError(400, message, "best_of")
     try:
         check_best_of(service.model, speech.best_of)
     except ValueError as error:

@@ -284,13 +284,15 @@ class Scheduler:
         if made is not None:
             for b, stream in self._talking.items():
                 if made.new[b] and wanted[b]:
-                    stream.take_groups(b, made.tokens[b : b + 1, : len(made.new[b])], made.pointers[b])
+                    groups = made.tokens[b : b + 1, : len(made.new[b])]
+                    self._safely(stream, partial(stream.take_groups, b, groups, made.pointers[b]))
         ended = [(b, s) for b, s in self._talking.items() if run.finish[b] is not None]
         for b, stream in ended:
             finish = run.finish[b]
             assert finish is not None
             self._leave_row(b)
-            stream.end_take(b, finish)
+            if not stream.done:
+                self._safely(stream, partial(stream.end_take, b, finish))
         return made is not None or bool(ended)
 
     def _who_talks(self, rows: int) -> list[bool]:
@@ -323,7 +325,7 @@ class Scheduler:
 
     def _queue_s(self) -> float:
         """How long the codec's thread may take until a stream is sounded again: those that speak may come first."""
-        return 0.0 if self._thread is None else self._thread.call_s * len(self._talking)
+        return 0.0 if self._thread is None else self._thread.call_s * len(set(self._talking.values()))
 
     def _take_all(self, sounded: list[Sounded]) -> bool:
         """Take what the codec's thread has made; whether there was anything."""
@@ -350,7 +352,8 @@ class Scheduler:
         """Whether text may be written: no stream that can go on is about to run dry. The text of a reply does not wait
         for the codec's thread, nor for sound that needs more text."""
         now = self.clock()
-        able = [s for s in self.streams if not s.held and (self._says_more(s) if s.is_reply else self._can_go_on(s))]
+        streams = [s for s in self.streams if not s.held and s.best_of == 1]  # takes have no sound to run dry
+        able = [s for s in streams if (self._says_more(s) if s.is_reply else self._can_go_on(s))]
         margin_s = max(self.pace.margin_s, self._write_s + self._round_s)  # until they are sounded again
         return all(s.buffered_s(now) > min(margin_s, s.ahead_s / 2) for s in able)
 

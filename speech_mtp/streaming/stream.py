@@ -228,13 +228,16 @@ class Stream:
         if self.rows:
             return
         if self.best_of > 1:
-            units = self.units()
-            assert units is not None
-            chosen = best(self.model, self._takes, units.phoneme[0, : int(units.lengths[0])])
+            chosen = best(self.model, self._takes, self._phonemes())
             for tokens, pointers in chosen.said:
                 self.say(tokens, pointers)
             finish = chosen.finish or finish
         self.end_sentence(finish)
+
+    def _phonemes(self) -> Tensor:
+        """``[U]`` of the sentence at hand."""
+        units = self.units()
+        return torch.zeros(0, dtype=torch.long) if units is None else units.phoneme[0, : int(units.lengths[0])]
 
     def say(self, tokens: Tensor, pointers: list[int]) -> None:
         """Groups that are to be sounded."""

@@ -188,6 +188,7 @@ def test_openai_names_are_understood(server: Running, voice: Any) -> None:
         ({"input": "Good.", "best_of": 0}, 400, "best_of"),
         ({"input": "Good.", "best_of": 9}, 400, "best_of"),
         ({"input": "Good.", "best_of": 2}, 400, "best_of"),  # this codec tells no phonemes
+        ({"input": "Good.", "best_of": 2, "stream_format": "sse"}, 400, "best_of"),
         ({"input": "Good.", "lexicon": {f"w{i}": "dˈɑɡ" for i in range(300)}}, 400, "lexicon"),
         ({"input": "Good.", "instructions": "x" * 4097}, 400, "instructions"),
     ],

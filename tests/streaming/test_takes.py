@@ -113,6 +113,23 @@ def test_what_is_told_clearly_is_less_bad() -> None:
         assert best(MODEL, [longer], phonemes) is longer
 
 
+def test_what_goes_wrong_in_a_choice_ends_that_stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> float:
+        raise RuntimeError("no choice")
+
+    expected = alone(5, TEXT)
+    monkeypatch.setattr(takes, "badness", fail)
+    scheduler = Scheduler(MODEL)
+    many, one = scheduler.speak("low", best_of=2), scheduler.speak("low", replace(MODEL.sampling, seed=5))
+    for stream in (many, one):
+        stream.push(TEXT)
+        stream.finish_text()
+    run_to_end(scheduler)
+    torch.testing.assert_close(said(one.take()), expected, atol=1e-4, rtol=0)
+    with pytest.raises(RuntimeError, match="no choice"):
+        many.take()
+
+
 @pytest.mark.parametrize("count", [0, 17])
 def test_how_many_there_may_be(count: int) -> None:
     with pytest.raises(ValueError, match=f"best_of is {count}"):
