@@ -190,25 +190,18 @@ def _aligner(name: str) -> Aligner:
     """Forced alignment by the phoneme head of a decoupled codec, and the text read by the packaged G2P."""
     import torch
 
-    from speech_mtp import audio, hub, plugins
-    from speech_mtp.codecs.decoupled import Decoupled
-    from speech_mtp.corpus.align import unit_of_frame
+    from speech_mtp import audio, plugins
+    from speech_mtp.corpus.align import aligning_codec, phoneme_log_probs, unit_of_frame
     from speech_mtp.text.g2p.base import read_text
 
-    codec = hub.load_codec(name)
-    if not isinstance(codec, Decoupled) or codec.phonemes is None:
-        raise ValueError(f"The codec {name!r} has no phoneme head, so it cannot align; name another --aligner.")
-    head, spec = codec.phonemes, codec.spec
+    codec = aligning_codec(name)
     g2p = plugins.build("text.g2p", "hibari")
 
-    @torch.inference_mode()
     def align(wave: Tensor, sample_rate: int, text: str) -> tuple[Tensor, Tensor, float] | None:
-        codes = codec.encode(audio.resample(wave, sample_rate, spec.sample_rate)[None, None])
-        content, _ = codec.values(codes.frames)
-        laws = head(content, torch.ones_like(content[..., :1])).log_softmax(-1)[0]
+        laws = phoneme_log_probs(codec, audio.resample(wave, sample_rate, codec.spec.sample_rate))
         phonemes = torch.tensor([unit.id for unit in read_text(g2p, text)])
         unit = unit_of_frame(laws, phonemes)
-        return None if unit is None else (phonemes, unit, spec.frame_rate_hz)
+        return None if unit is None else (phonemes, unit, codec.spec.frame_rate_hz)
 
     return align
 

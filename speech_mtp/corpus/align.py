@@ -2,9 +2,58 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torchaudio
 from torch import Tensor
+
+from speech_mtp import hub
+from speech_mtp.codecs.decoupled import Decoupled
+
+WINDOW_S, MARGIN_S = 30, 1
+"""Long audio is read in windows; what lies this far beyond a window does not change the frames in it."""
+
+
+@dataclass(frozen=True)
+class Firings:
+    """Where the likeliest CTC path of a text speaks each of its units: frames ``starts[u]`` to ``ends[u]``, both with.
+
+    ``margins [F]`` is how much less likely (in nats, at most 0) the path's label of a frame is than the likeliest one.
+    They depend on the voice and the noise as well as on the text: see :func:`agreement`.
+    """
+
+    starts: list[int]
+    ends: list[int]
+    margins: Tensor
+
+
+def firings(log_probs: Tensor, phonemes: Tensor) -> Firings | None:
+    """``log_probs [F, V]`` (blank 0), ``phonemes [U]``; None when the audio is too short for its phonemes."""
+    repeats = int((phonemes[1:] == phonemes[:-1]).sum())
+    if len(phonemes) + repeats > len(log_probs) or len(phonemes) == 0:
+        return None
+    path, scores = torchaudio.functional.forced_align(log_probs[None].float(), phonemes[None].int(), blank=0)
+    starts: list[int] = []
+    ends: list[int] = []
+    previous = 0
+    for frame, label in enumerate(path[0].tolist()):
+        if label and label != previous:
+            starts.append(frame)
+            ends.append(frame)
+        elif label:
+            ends[-1] = frame
+        previous = label
+    return Firings(starts, ends, scores[0] - log_probs.max(1).values)
+
+
+def agreement(log_probs: Tensor, phonemes: Tensor, margins: Tensor) -> float:
+    """How well sound ``[F, V]`` and text ``[U]`` fit: 1 if nothing else was heard, about 0 for a text of other words.
+
+    ``margins [F]`` are those of the text; the same phonemes backwards tell what margins any text would have there.
+    """
+    backwards = firings(log_probs, phonemes.flip(0))
+    return 1.0 if backwards is None else 1.0 - float(margins.sum() / backwards.margins.sum())
 
 
 def unit_of_frame(log_probs: Tensor, phonemes: Tensor) -> Tensor | None:
@@ -13,22 +62,39 @@ def unit_of_frame(log_probs: Tensor, phonemes: Tensor) -> Tensor | None:
     CTC fires once somewhere inside a unit and is blank around it; the border between two units is put halfway between
     the end of one firing and the start of the next. None when the utterance is too short for its phonemes.
     """
-    repeats = int((phonemes[1:] == phonemes[:-1]).sum())
-    if len(phonemes) + repeats > len(log_probs) or len(phonemes) == 0:
+    fired = firings(log_probs, phonemes)
+    if fired is None:
         return None
-    path, _ = torchaudio.functional.forced_align(log_probs[None].float(), phonemes[None].int(), blank=0)
-    fired = path[0].tolist()
-    starts: list[int] = []
-    ends: list[int] = []
-    previous = 0
-    for frame, label in enumerate(fired):
-        if label and label != previous:
-            starts.append(frame)
-            ends.append(frame)
-        elif label:
-            ends[-1] = frame
-        previous = label
-    borders = [0] + [(ends[u] + 1 + starts[u + 1] + 1) // 2 for u in range(len(starts) - 1)]
-    units = torch.zeros(len(fired), dtype=torch.long)
-    units[torch.tensor(borders[1:], dtype=torch.long)] = 1
+    starts, ends = fired.starts, fired.ends
+    borders = [(ends[u] + 1 + starts[u + 1] + 1) // 2 for u in range(len(starts) - 1)]
+    units = torch.zeros(len(log_probs), dtype=torch.long)
+    units[torch.tensor(borders, dtype=torch.long)] = 1
     return units.cumsum(0)
+
+
+def aligning_codec(name: str) -> Decoupled:
+    """The codec ``name`` (packaged name, folder or hub id). Raises ``ValueError`` if it has no phoneme head."""
+    codec = hub.load_codec(name)
+    if not isinstance(codec, Decoupled) or codec.phonemes is None:
+        raise ValueError(f"The codec {name!r} has no phoneme head, so it cannot align; name another aligner.")
+    return codec
+
+
+@torch.inference_mode()
+def phoneme_log_probs(codec: Decoupled, wave: Tensor) -> Tensor:
+    """``wave [S]`` at the codec's rate -> ``[F, V]``, one row a codec frame.
+
+    Memory does not grow with the audio: it is read in windows that overlap by more than the codec looks around.
+    """
+    head, size = codec.phonemes, codec.spec.samples_per_frame
+    assert head is not None
+    per_second = round(codec.spec.frame_rate_hz)
+    window, margin = WINDOW_S * per_second, MARGIN_S * per_second
+    found = []
+    for first in range(0, -(-len(wave) // size), window):
+        before = min(margin, first)
+        part = wave[(first - before) * size : (first + window + margin) * size]
+        content, _ = codec.values(codec.encode(part[None, None]).frames)
+        laws = head(content, torch.ones_like(content[..., :1])).log_softmax(-1)[0]
+        found.append(laws[before : before + window])
+    return torch.cat(found)
