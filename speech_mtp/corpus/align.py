@@ -13,6 +13,10 @@ from speech_mtp.codecs.decoupled import Decoupled
 
 WINDOW_S, MARGIN_S = 30, 1
 """Long audio is read in windows; what lies this far beyond a window does not change the frames in it."""
+LONGEST = 15_000
+"""Frames that are aligned at once: ten minutes. torchaudio fails where frames times states pass 2^31."""
+_TAKEN, _KEPT, _WILDCARD_NATS = 0.75, 0.5, 3.0
+"""Shares of the phonemes that a step should hold, and how much less likely than the likeliest label the wildcard is."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,40 @@ class Firings:
 
 
 def firings(log_probs: Tensor, phonemes: Tensor) -> Firings | None:
-    """``log_probs [F, V]`` (blank 0), ``phonemes [U]``; None when the audio is too short for its phonemes."""
+    """``log_probs [F, V]`` (blank 0), ``phonemes [U]``; None when the audio is too short for its phonemes.
+
+    More than ``LONGEST`` frames are aligned in steps, as time and memory grow with F x U. A step takes fewer phonemes
+    than its frames should hold, with a wildcard for the others, and keeps the first of them::
+
+        frames      |------------------- LONGEST -------------------|
+        phonemes    |-- kept --|-- left to the next --|-- wildcard -|
+    """
+    steps: list[tuple[int, Firings]] = []
+    frame = unit = 0
+    while len(log_probs) - frame > LONGEST:
+        window = log_probs[frame : frame + LONGEST]
+        expected = (len(phonemes) - unit) * LONGEST / (len(log_probs) - frame)
+        taken, kept = int(_TAKEN * expected), int(_KEPT * expected)
+        wildcard = window.max(1, keepdim=True).values - _WILDCARD_NATS
+        text = torch.cat([phonemes[unit : unit + taken], torch.tensor([window.shape[1]])])
+        found = _fired(torch.cat([window, wildcard], 1), text)
+        if found is None or kept == 0:
+            return None
+        stop = found.ends[kept - 1] + 1
+        steps.append((frame, Firings(found.starts[:kept], found.ends[:kept], found.margins[:stop])))
+        frame, unit = frame + stop, unit + kept
+    last = _fired(log_probs[frame:], phonemes[unit:])
+    if last is None:
+        return None
+    steps.append((frame, last))
+    return Firings(
+        [first + start for first, found in steps for start in found.starts],
+        [first + end for first, found in steps for end in found.ends],
+        torch.cat([found.margins for _, found in steps]),
+    )
+
+
+def _fired(log_probs: Tensor, phonemes: Tensor) -> Firings | None:
     repeats = int((phonemes[1:] == phonemes[:-1]).sum())
     if len(phonemes) + repeats > len(log_probs) or len(phonemes) == 0:
         return None

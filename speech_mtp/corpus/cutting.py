@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from speech_mtp.corpus.teachers.base import SAMPLE_RATE
 
 _FRAME = SAMPLE_RATE // 100  # 10 ms
-_RANGE_DB, _ABOVE_FLOOR_DB, _BELOW_SPEECH_DB = 40.0, 6.0, 12.0
+_BLOCK = 500  # frames: with its neighbours, the place whose noise is measured
+_RANGE_DB, _ABOVE_FLOOR_DB, _BELOW_SPEECH_DB, _NOTHING_DB = 40.0, 6.0, 12.0, -85.0
 _SLACK_S = 0.08
 """CTC fires within two codec frames of a sound."""
 _NO_MARK, _CLAUSE, _SHORT = 1.5, 0.5, 3.0
@@ -92,16 +93,25 @@ class _Border:
 def silences(wave: NDArray[np.float32], min_silence_s: float) -> NDArray[np.float64]:
     """Seconds ``[N, 2]`` in which ``wave [S]`` at 24 kHz is silent for ``min_silence_s`` or more.
 
-    Silent is what lies 40 dB below the loud parts, or little above the noise of the recording, whichever is louder.
+    Silent is what lies 40 dB below the loud parts around it, or little above the noise there, whichever is louder.
     """
     frames = wave[: len(wave) // _FRAME * _FRAME].reshape(-1, _FRAME).astype(np.float64)
-    level = 10 * np.log10((frames**2).mean(axis=1) + 1e-10)
-    floor, speech = np.percentile(level, [5, 95])
-    threshold = min(max(speech - _RANGE_DB, floor + _ABOVE_FLOOR_DB), speech - _BELOW_SPEECH_DB)
-    silent = np.concatenate([[False], level < threshold, [False]])
+    level = 10 * np.log10((frames**2).mean(axis=1) + 1e-12)
+    blocks = [slice(at, at + _BLOCK) for at in range(0, len(level), _BLOCK)]
+    quiet = [level[block] < _threshold(level[max(0, block.start - _BLOCK) : block.stop + _BLOCK]) for block in blocks]
+    silent = np.concatenate([[False], *quiet, [False]])
     edges = np.flatnonzero(silent[1:] != silent[:-1]).reshape(-1, 2) / 100
     found: NDArray[np.float64] = edges[edges[:, 1] - edges[:, 0] >= min_silence_s - 1e-9]
     return found
+
+
+def _threshold(level: NDArray[np.float64]) -> float:
+    """Below which of the ``level [F]`` (dB) is silence. Stretches of nothing at all tell nothing of the noise."""
+    heard = level[level > _NOTHING_DB]
+    if not len(heard):
+        return 0.0
+    floor, speech = np.percentile(heard, [5, 95])
+    return float(min(max(speech - _RANGE_DB, floor + _ABOVE_FLOOR_DB), speech - _BELOW_SPEECH_DB))
 
 
 def cut(

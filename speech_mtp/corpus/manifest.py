@@ -26,7 +26,8 @@ class ManifestEntry:
     ``audio`` is relative to the folder of the manifest. ``phonemes`` is a string as
     :func:`speech_mtp.text.phonemes.render` writes it. ``f0_hz`` is the pitch (0 = unvoiced) at ``f0_rate_hz`` from the
     first sample on, None if the teacher does not tell it. Only recordings have ``source`` (its name in the recipe),
-    ``level_dbfs`` (RMS before levelling) and ``agreement`` (of sound and text: :mod:`speech_mtp.corpus.align`).
+    ``start_s`` (where in the recording the piece was cut out), ``level_dbfs`` (RMS before levelling) and ``agreement``
+    (of sound and text: :mod:`speech_mtp.corpus.align`).
     """
 
     id: str
@@ -41,6 +42,7 @@ class ManifestEntry:
     f0_hz: list[float] | None = None
     f0_rate_hz: float | None = None
     source: str | None = None
+    start_s: float | None = None
     level_dbfs: float | None = None
     agreement: float | None = None
 

@@ -135,15 +135,35 @@ def import_take(take: Take, treatment: Treatment) -> Imported:
 
 
 def _item(id: str, piece: Piece, aligned: _Aligned, take: Take, treatment: Treatment) -> ManifestEntry | Reject:
+    """The piece written to its file, or why not."""
     text = " ".join(word.text for word in aligned.words[piece.first : piece.last])
+    raw = aligned.sound.wave[round(piece.start_s * SAMPLE_RATE) : round(piece.stop_s * SAMPLE_RATE)]
     try:
         agrees = _agreement(piece, aligned, treatment.pieces)
-        wave = aligned.sound.wave[round(piece.start_s * SAMPLE_RATE) : round(piece.stop_s * SAMPLE_RATE)]
-        return _stored(
-            id, text, wave, _checked(piece, wave, text, aligned.sound, treatment.rules), agrees, take, treatment
-        )
+        wave = _checked(piece, raw, text, aligned.sound, treatment.rules)
+        phonemes = render(_units(text, _g2p(treatment.g2p)))
     except _Refusal as refusal:
         return _reject(id, text, take, refusal)
+    name = f"audio/{take.voice}/{hashlib.blake2b(id.encode(), digest_size=1).hexdigest()}/{id}.flac"
+    (treatment.out / name).parent.mkdir(parents=True, exist_ok=True)
+    audio.write(treatment.out / name, torch.from_numpy(wave), SAMPLE_RATE)
+    return ManifestEntry(
+        id=id,
+        text=text,
+        phonemes=phonemes,
+        voice=take.voice,
+        seconds=round(len(wave) / SAMPLE_RATE, 4),
+        seed=0,
+        split=take.recording.split or split_of(text, take.dev_fraction),
+        audio=name,
+        licence=take.licence,
+        f0_hz=_pitch(wave),
+        f0_rate_hz=SAMPLE_RATE / PITCH_HOP,
+        source=take.source,
+        start_s=round(piece.start_s, 2),
+        level_dbfs=round(10 * float(np.log10((raw.astype(np.float64) ** 2).mean())), 1),
+        agreement=round(agrees, 3),
+    )
 
 
 def _reject(id: str, text: str, take: Take, refusal: _Refusal) -> Reject:
@@ -171,24 +191,36 @@ def _read_audio(recording: Recording, treatment: Treatment) -> _Sound:
 
 def _read_words(text: str, g2p: G2P) -> list[_Word]:
     """``text`` as the house reads it aloud, sentence by sentence."""
-    words = []
     try:
         check_text(text, MAX_CHARS)
-        for sentence in map(normalize, split_sentences(plain(text))):
-            units = read_text(g2p, sentence)
-            for word in WORD.finditer(sentence):
-                inside = [unit for unit in units if word.start() <= unit.char_start < word.end()]
-                words.append(_Word(word.group(), inside))
+        sentences = [normalize(sentence) for sentence in split_sentences(plain(text))]
     except ValueError as error:
         raise _Refusal("unreadable text", error) from error
+    words = []
+    for sentence in sentences:
+        units = _units(sentence, g2p)
+        for word in WORD.finditer(sentence):
+            inside = [unit for unit in units if word.start() <= unit.char_start < word.end()]
+            words.append(_Word(word.group(), inside))
     return words
+
+
+def _units(text: str, g2p: G2P) -> list[Unit]:
+    """The units of normalised ``text``, read in one go as the stages that train on it read it."""
+    try:
+        return read_text(g2p, text)
+    except ValueError as error:
+        raise _Refusal("unreadable text", error) from error
 
 
 def _align(sound: _Sound, words: list[_Word], treatment: Treatment) -> _Aligned:
     codec = _codec(treatment.aligner)
     wave = torch.from_numpy(levelled(sound.wave, treatment.rules.level_dbfs))
-    log_probs = phoneme_log_probs(codec, audio.resample(wave, SAMPLE_RATE, codec.spec.sample_rate))
-    fired = firings(log_probs, _ids(words))
+    try:
+        log_probs = phoneme_log_probs(codec, audio.resample(wave, SAMPLE_RATE, codec.spec.sample_rate))
+        fired = firings(log_probs, _ids(words))
+    except RuntimeError as error:  # of torch, mostly for want of memory
+        raise _Refusal("cannot be aligned", error) from error
     if fired is None:
         raise _Refusal("text does not match", f"{sound.seconds:.1f} seconds are too short for {len(words)} words.")
     return _Aligned(sound, words, log_probs, fired, codec.spec.frame_rate_hz)
@@ -228,39 +260,16 @@ def _agreement(piece: Piece, aligned: _Aligned, rules: PieceRules) -> float:
     return agrees
 
 
-def _checked(piece: Piece, wave: NDArray[np.float32], text: str, sound: _Sound, rules: AudioRules) -> Utterance:
+def _checked(
+    piece: Piece, wave: NDArray[np.float32], text: str, sound: _Sound, rules: AudioRules
+) -> NDArray[np.float32]:
     """The piece trimmed and levelled. Raises ``_Refusal`` where it is not fit to learn from."""
     if sound.clipped(piece.start_s, piece.stop_s) > rules.clipped:
         raise _Refusal("clipped")
     utterance, reason = fit(Utterance(wave), text, rules)
     if reason is not None:
         raise _Refusal(reason)
-    return utterance
-
-
-def _stored(
-    id: str, text: str, raw: NDArray[np.float32], utterance: Utterance, agrees: float, take: Take, treatment: Treatment
-) -> ManifestEntry:
-    """Write the audio; its row."""
-    name = f"audio/{take.voice}/{hashlib.blake2b(id.encode(), digest_size=1).hexdigest()}/{id}.flac"
-    (treatment.out / name).parent.mkdir(parents=True, exist_ok=True)
-    audio.write(treatment.out / name, torch.from_numpy(utterance.wave), SAMPLE_RATE)
-    return ManifestEntry(
-        id=id,
-        text=text,
-        phonemes=render(read_text(_g2p(treatment.g2p), text)),
-        voice=take.voice,
-        seconds=round(len(utterance.wave) / SAMPLE_RATE, 4),
-        seed=0,
-        split=take.recording.split or split_of(text, take.dev_fraction),
-        audio=name,
-        licence=take.licence,
-        f0_hz=_pitch(utterance.wave),
-        f0_rate_hz=SAMPLE_RATE / PITCH_HOP,
-        source=take.source,
-        level_dbfs=round(10 * float(np.log10((raw.astype(np.float64) ** 2).mean())), 1),
-        agreement=round(agrees, 3),
-    )
+    return utterance.wave
 
 
 def _pitch(wave: NDArray[np.float32]) -> list[float]:

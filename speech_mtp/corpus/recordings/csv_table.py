@@ -30,9 +30,9 @@ class CsvTable(RecordingSource):
         language: str | None = None,
         key: str | None = None,
     ) -> None:
-        self._file = file_of(Path(file), "table of recordings")
-        if self._file.suffix.lower() not in (".csv", ".tsv"):
+        if Path(file).suffix.lower() not in (".csv", ".tsv"):
             raise ValueError(f"{file} is no table; its name must end in .csv (commas) or .tsv (tabs).")
+        self._file = file_of(Path(file), "table of recordings")
         self._delimiter = "\t" if self._file.suffix.lower() == ".tsv" else ","
         self._audio, self._text, self._speaker, self._split, self._language, self._key = (
             audio, text, speaker, split, language, key,
