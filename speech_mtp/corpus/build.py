@@ -62,7 +62,7 @@ class CorpusConfig(BaseModel):
     """One corpus: ``texts`` spoken by ``voices``, ``recordings``, or both. ``workers`` 0 means one per core.
 
     ``write`` (optional) makes self-written text first. Recordings are cut by ``pieces`` and aligned by the phoneme head
-    of the codec ``aligner``.
+    of the codec ``aligner``; ``pitch`` false leaves their pitch to the stage that lays the corpus out, one process.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,6 +76,7 @@ class CorpusConfig(BaseModel):
     audio: AudioRules = AudioRules()
     pieces: PieceRules = PieceRules()
     aligner: str = "tiny-en"
+    pitch: bool = True
     coverage_words: int = Field(default=20_000, ge=0)
     seed: int = 0
     workers: int = Field(default=0, ge=0)
@@ -118,7 +119,7 @@ def build_corpus(config: CorpusConfig, writer: Writer | None = None) -> dict[str
         recording.open()  # what is wrong in the recipe is said before hours of speech are made
     rejected_text = _speak_texts(config, writer) if config.voices else Counter()
     if config.recordings:
-        treatment = Treatment(config.out, _spec(config.g2p), config.aligner, config.pieces, config.audio)
+        treatment = Treatment(config.out, _spec(config.g2p), config.aligner, config.pieces, config.audio, config.pitch)
         import_recordings(config.recordings, treatment, config.workers or processors())
         with replacing(config.out / NOTICE) as path:
             path.write_text(notice(config.recordings), encoding="utf-8")

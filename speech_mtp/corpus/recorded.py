@@ -49,13 +49,14 @@ class Take:
 
 @dataclass(frozen=True)
 class Treatment:
-    """What is done with every recording: folder, plug-in spec in JSON, codec's name and rules."""
+    """What is done with every recording: folder, plug-in spec in JSON, codec's name, rules, whether to find pitch."""
 
     out: Path
     g2p: str
     aligner: str
     pieces: PieceRules
     rules: AudioRules
+    pitch: bool = True
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,8 @@ def _item(id: str, piece: Piece, aligned: _Aligned, take: Take, treatment: Treat
         split=take.recording.split or split_of(text, take.dev_fraction),
         audio=name,
         licence=take.licence,
-        f0_hz=_pitch(wave),
-        f0_rate_hz=SAMPLE_RATE / PITCH_HOP,
+        f0_hz=_pitch(wave) if treatment.pitch else None,
+        f0_rate_hz=SAMPLE_RATE / PITCH_HOP if treatment.pitch else None,
         source=take.source,
         start_s=round(piece.start_s, 2),
         level_dbfs=round(10 * float(np.log10((raw.astype(np.float64) ** 2).mean())), 1),

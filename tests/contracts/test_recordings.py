@@ -150,7 +150,7 @@ def test_splits_and_speakers_of_libritts_are_those_of_its_folders(tmp_path: Path
     source = built("libritts", tmp_path)
     made = [entry for entry in source.recordings() if isinstance(entry, Recording)]
     assert {(entry.speaker, entry.split) for entry in made} == {("84", "dev")}
-    with pytest.raises(FileNotFoundError, match="has no split 'train-clean'; .*dev-clean"):
+    with pytest.raises(FileNotFoundError, match=r"has no split 'train-clean'; .*dev-clean"):
         plugins.build("corpus.recordings", {"name": "libritts", "folder": str(tmp_path), "splits": ["train-clean"]})
     with pytest.raises(ValueError, match="give the folder that holds the splits"):
         plugins.build("corpus.recordings", {"name": "libritts", "folder": str(tmp_path / "dev-clean")})
