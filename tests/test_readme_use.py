@@ -15,13 +15,14 @@ pytest.importorskip("wordfreq", reason="needs the train extra")
 
 from speech_mtp import hub
 from speech_mtp.cli import evaluate
+from speech_mtp.codecs.decoupled import PhonemeHead
 from speech_mtp.corpus.codes import CodeCorpus, CodeRow, save_codes
 from speech_mtp.evaluation import speech_report
 from speech_mtp.hub import backbones, heads
 from speech_mtp.lm.backbone import fingerprint_of
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.text.g2p.base import read_text
-from speech_mtp.text.phonemes import render
+from speech_mtp.text.phonemes import SYMBOLS, render
 from tests.cli.running import run
 from tests.lm.tiny import Letters
 from tests.test_readme import BLOCKS, ROOT
@@ -38,6 +39,7 @@ TOY = {
         *(f"run.model.{size}" for size in ("dim=32", "num_layers=2", "heads=2", "hidden=48", "unit_dim=16")),
         *("run.task.batch=2", "run.loop.steps=2"),
     ],
+    "recipes/corpus/own.yaml": ["g2p=tests.lm.tiny:Letters", "workers=1", "pitch=false"],
     "recipes/text_mtp/answers.yaml": ["run.invent.prompts=2", "run.answer.max_new_tokens=9", "run.dtype=fp32"],
     "recipes/text_mtp/ablations/medusa.yaml": [
         f"{HEAD}.draft_vocab=50",
@@ -56,6 +58,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     prompts.write_text("".join(prompts.read_text("utf-8").splitlines(keepends=True)[:12]), "utf-8")
     toy_codes(tmp_path / "clone/recipes/tiny_en/codes")
     speech, backbone = tiny_model(), tiny_folder(tmp_path / "backbone")
+    speech.codec.phonemes = PhonemeHead(4, len(SYMBOLS)).eval()  # recordings are aligned by it
     head = {"name": "eagle3", "depth": 2, "private": False, "draft_vocab": 50}
     tiny_head(TextLM.from_folder(backbone), tmp_path / "heads" / hub.DEFAULT_HEAD, **head)
     monkeypatch.setattr(heads, "HEADS", tmp_path / "heads")
@@ -107,7 +110,16 @@ def test_every_command_of_the_readme_works(clone: Path, monkeypatch: pytest.Monk
     for line in COMMANDS:
         if "pytest" not in line:
             assert carry_out(monkeypatch, line) == 0, line
-    made = ("hello.wav", "voice.wav", "out/001.wav", "voice.safetensors", "scores.json", "bench.json", "streams.json")
+    made = (
+        "hello.wav",
+        "voice.wav",
+        "out/001.wav",
+        "voice.safetensors",
+        "scores.json",
+        "bench.json",
+        "streams.json",
+        "runs/own/report.json",
+    )
     folders = ("eagle3", "medusa", "runs/talker/export")
     assert [name for name in (*made, *folders) if not (clone / name).exists()] == []
 

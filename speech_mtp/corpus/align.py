@@ -90,7 +90,7 @@ def agreement(log_probs: Tensor, phonemes: Tensor, margins: Tensor) -> float:
     ``margins [F]`` are those of the text; the same phonemes backwards tell what margins any text would have there.
     """
     backwards = firings(log_probs, phonemes.flip(0))
-    return 1.0 if backwards is None else 1.0 - float(margins.sum() / backwards.margins.sum())
+    return 1.0 if backwards is None else 1.0 - float(margins.sum() / backwards.margins.sum().clamp(max=-1e-6))
 
 
 def unit_of_frame(log_probs: Tensor, phonemes: Tensor) -> Tensor | None:

@@ -23,7 +23,7 @@ from speech_mtp.streaming.feed import sentences
 from speech_mtp.streaming.pipeline import speak
 
 DEV = Path(__file__).parents[2] / "recipes/corpus/dev_sentences.txt"
-COUNT = int(os.environ.get("SENTENCES", "3"))
+COUNT = int(os.environ.get("SENTENCES", "6"))
 LINES = [line for line in DEV.read_text("utf-8").splitlines() if len(line) > 30][:: 550 // COUNT][:COUNT]
 RATE, BETWEEN_S = 44_100, 0.6
 
@@ -33,7 +33,7 @@ def joined(voice: str, path: Path) -> list[tuple[float, float, str]]:
     model = hub.load()
     waves, spans, at = [], [], 0.5
     for line in LINES:
-        wave = torch.cat(list(speak(model, line, voice=voice)))
+        wave = torch.cat([chunk.wave for chunk in speak(model, line, voice=voice)])
         loud = torch.nonzero(wave.abs() > 0.02).flatten()
         wave = audio.resample(wave[loud[0] : loud[-1]], model.codec.spec.sample_rate, RATE)
         spans.append((at, at + len(wave) / RATE, " ".join(sentences(line))))
