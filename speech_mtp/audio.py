@@ -1,6 +1,6 @@
 """Audio files and PCM bytes <-> waveforms ``[S]`` of float32 in [-1, 1]. One channel only.
 
-This module resamples only where :func:`resample` is called: a file of another sample rate is refused.
+A file of another sample rate is refused by :func:`read`; :func:`resample` and :func:`read_blocks` resample.
 """
 
 from __future__ import annotations
@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 import os
 import struct
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import soundfile
+import soxr
 import torch
 import torchaudio.functional
 from torch import Tensor
@@ -89,11 +92,56 @@ def write(path: str | os.PathLike[str], wave: Tensor, sample_rate: int) -> None:
             raise OSError(str(error)) from error
 
 
+def read_blocks(path: str | os.PathLike[str], sample_rate: int) -> Iterator[Tensor]:
+    """A recording of any length, rate and number of channels, a second at a time: waves ``[S]`` at ``sample_rate`` Hz,
+    their channels mixed. Errors as for :func:`read`."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no audio file {os.fspath(path)}.")
+    try:
+        with soundfile.SoundFile(os.fspath(path)) as file:
+            if not file.frames:
+                raise ValueError(f"{os.fspath(path)} holds no samples; give a file that is not empty.")
+            resampler = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32")
+            while len(block := file.read(file.samplerate, dtype="float32", always_2d=True)):
+                mixed = block.mean(1)
+                if not np.isfinite(mixed).all():
+                    raise ValueError(f"{os.fspath(path)} holds samples that are NaN or infinite; export it again.")
+                yield torch.from_numpy(resampler.resample_chunk(mixed))
+            yield torch.from_numpy(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+    except (soundfile.LibsndfileError, EOFError) as error:
+        raise ValueError(f"{os.fspath(path)} cannot be read as audio; give a WAV, FLAC or OGG file.") from error
+
+
+def write_blocks(path: str | os.PathLike[str], waves: Iterable[Tensor], sample_rate: int) -> float:
+    """Write ``waves [S]`` one after the other as they come, whole or not at all; their seconds. As :func:`write`."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise ValueError(f"Cannot write {os.fspath(path)}: the name must end in {' or '.join(FORMATS)}.")
+    samples = 0
+    with replacing(path) as temporary:
+        try:
+            with soundfile.SoundFile(
+                temporary, "w", sample_rate, channels=1, subtype="PCM_16", format=FORMATS[suffix]
+            ) as file:
+                for wave in waves:
+                    file.write(_int16(wave).numpy())
+                    samples += len(wave)
+        except soundfile.LibsndfileError as error:
+            raise OSError(str(error)) from error
+    return samples / sample_rate
+
+
 def resample(wave: Tensor, from_hz: int, to_hz: int) -> Tensor:
     """``wave [..., S]`` at ``from_hz`` -> ``[..., ceil(S * to_hz / from_hz)]``, by windowed-sinc interpolation."""
     if from_hz <= 0 or to_hz <= 0:
         raise ValueError(f"Cannot resample from {from_hz} Hz to {to_hz} Hz; both rates must be positive.")
     return torchaudio.functional.resample(wave, from_hz, to_hz)
+
+
+def at_seconds(track: Tensor, seconds: Tensor, rate_hz: float) -> Tensor:
+    """The entries of ``track [N, ...]``, of which there are ``rate_hz`` a second, that lie at ``seconds [M]``: times
+    past its end have the last."""
+    return track[(seconds * rate_hz).long().clamp(max=len(track) - 1)]
 
 
 def pcm16(wave: Tensor) -> bytes:

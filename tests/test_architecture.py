@@ -48,6 +48,7 @@ OF_THE_DEMO = (
     "speech_mtp.lm.text_lm.",
     "speech_mtp.serving.",
     "speech_mtp.types.",
+    "speech_mtp.voices.",
 )
 
 
@@ -129,6 +130,7 @@ def test_the_contract_names_the_layers_of_the_architecture() -> None:
         ["hub"],
         ["objectives", "decoding"],
         ["lm", "heads"],
+        ["voices"],
         ["codecs", "layouts"],
         ["types", "plugins", "files", "storage", "threads", "audio", "text", "nn"],
     ]

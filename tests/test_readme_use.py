@@ -15,14 +15,13 @@ pytest.importorskip("wordfreq", reason="needs the train extra")
 
 from speech_mtp import hub
 from speech_mtp.cli import evaluate
-from speech_mtp.codecs.decoupled import PhonemeHead
 from speech_mtp.corpus.codes import CodeCorpus, CodeRow, save_codes
 from speech_mtp.evaluation import speech_report
 from speech_mtp.hub import backbones, heads
 from speech_mtp.lm.backbone import fingerprint_of
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.text.g2p.base import read_text
-from speech_mtp.text.phonemes import SYMBOLS, render
+from speech_mtp.text.phonemes import render
 from tests.cli.running import run
 from tests.lm.tiny import Letters
 from tests.test_readme import BLOCKS, ROOT
@@ -58,7 +57,6 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     prompts.write_text("".join(prompts.read_text("utf-8").splitlines(keepends=True)[:12]), "utf-8")
     toy_codes(tmp_path / "clone/recipes/tiny_en/codes")
     speech, backbone = tiny_model(), tiny_folder(tmp_path / "backbone")
-    speech.codec.phonemes = PhonemeHead(4, len(SYMBOLS)).eval()  # recordings are aligned by it
     head = {"name": "eagle3", "depth": 2, "private": False, "draft_vocab": 50}
     tiny_head(TextLM.from_folder(backbone), tmp_path / "heads" / hub.DEFAULT_HEAD, **head)
     monkeypatch.setattr(heads, "HEADS", tmp_path / "heads")
@@ -66,6 +64,9 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(module, "resolve_backbone", lambda *_: backbone)
     monkeypatch.setattr(hub, "load", lambda name, **settings: speech, raising=False)
     monkeypatch.setattr(hub, "load_codec", lambda name: speech.codec)
+    monkeypatch.setattr(hub, "load_voices", lambda name: (speech.codec, speech.voices))
+    monkeypatch.setenv("SPEECH_MTP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("speech_mtp.voices.reference.LEAST_S", 0.1)  # its speech is short
     monkeypatch.setattr(evaluate, "_recording_of", lambda model, voice: None)
     monkeypatch.setattr(speech_report, "speech_report", lambda say, texts, known: {"wer": float(say(texts[0]).seconds)})
     monkeypatch.chdir(tmp_path / "clone")
@@ -105,7 +106,7 @@ def carry_out(monkeypatch: pytest.MonkeyPatch, line: str) -> int:
 def test_every_command_of_the_readme_works(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     programs = [line for line in COMMANDS if "speech-mtp " in line]
     assert {line.split("speech-mtp ")[1].split()[0] for line in programs} >= {
-        *("say", "tokenize", "generate", "train", "eval", "bench", "export")
+        *("say", "tokenize", "voices", "convert", "generate", "train", "eval", "bench", "export")
     }
     for line in COMMANDS:
         if "pytest" not in line:
@@ -113,6 +114,8 @@ def test_every_command_of_the_readme_works(clone: Path, monkeypatch: pytest.Monk
     made = (
         "hello.wav",
         "voice.wav",
+        "me.wav",
+        "converted.wav",
         "out/001.wav",
         "voice.safetensors",
         "scores.json",

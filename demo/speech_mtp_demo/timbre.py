@@ -18,7 +18,7 @@ from torch import Tensor
 
 from speech_mtp.serving.errors import ApiError
 from speech_mtp.serving.service import VoiceService
-from speech_mtp.types import Codes
+from speech_mtp.voices.conversion import Converter
 
 RATE = 24_000
 """Of the sound that the page sends and gets, 16 bits, mono."""
@@ -48,6 +48,8 @@ class Timbre:
             samples = np.frombuffer(base64.b64decode(wanted.audio, validate=True), np.int16)
         except (ValidationError, binascii.Error, ValueError):
             return {"error": "This is not a recording that can be read."}
+        if not self._service.model.codec.spec.timbre_dim:
+            return {"error": "The codec of this model has no timbre, so a recording cannot take another voice."}
         if not LEAST_S * RATE <= len(samples) <= MOST_S * RATE:
             return {"error": f"A recording must last from {LEAST_S} to {MOST_S} seconds."}
         try:
@@ -58,12 +60,10 @@ class Timbre:
             return {"error": error.message}
         return {"audio": base64.b64encode(said).decode("ascii")}
 
-    @torch.inference_mode()
     def _said(self, wave: np.ndarray, voice: str | Tensor) -> bytes:
         model, rate = self._service.model, self._service.sample_rate
-        heard = torch.from_numpy(soxr.resample(wave, RATE, rate)).float()[None, None]
-        codes = model.codec.encode(heard)
-        timbre = voice[None] if isinstance(voice, Tensor) else model.timbre(voice)
-        spoken = model.codec.decode(Codes(codes.frames, codes.lengths, timbre))[0, 0]
+        converter = Converter(model.codec, model.timbre(voice)[0], block_s=MOST_S)
+        heard = torch.from_numpy(soxr.resample(wave, RATE, rate)).float()
+        spoken = torch.cat([converter.push(heard), converter.close()])
         sound = soxr.resample(spoken.numpy(), rate, RATE)
         return (sound.clip(-1, 1) * 32767).astype("<i2").tobytes()

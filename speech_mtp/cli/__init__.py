@@ -1,5 +1,5 @@
-"""The command line: ``say``, ``tokenize``, ``generate``, ``serve``, ``demo``, ``corpus``, ``train``, ``eval``,
-``bench`` and ``export``.
+"""The command line: ``say``, ``tokenize``, ``convert``, ``voices``, ``generate``, ``serve``, ``demo``, ``corpus``,
+``train``, ``eval``, ``bench`` and ``export``.
 
 A wrong input ends with one sentence on stderr and exit code 2, and leaves no half-written file. Heavy modules are
 imported by the commands that need them, so that ``--help`` is fast.
@@ -19,12 +19,15 @@ from speech_mtp.cli.serve import serve
 from speech_mtp.cli.speech import say, tokenize
 from speech_mtp.cli.text import generate
 from speech_mtp.cli.training import corpus, train
+from speech_mtp.cli.voices import convert
+from speech_mtp.cli.voices import group as voices
 from speech_mtp.plugins import MissingExtra
 
 UsageError: Any = typer.BadParameter.__base__
 app = typer.Typer(rich_markup_mode=None, add_completion=False, help="Speech language models on decoupled codec tokens.")
-for command in (say, tokenize, generate, serve, demo, corpus, train, export):
+for command in (say, tokenize, convert, generate, serve, demo, corpus, train, export):
     app.command()(command)
+app.add_typer(voices, name="voices")
 app.add_typer(evaluate.group, name="eval")
 app.add_typer(bench.group, name="bench")
 

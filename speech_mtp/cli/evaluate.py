@@ -12,6 +12,8 @@ import typer
 
 from speech_mtp.cli.shared import (
     Backbone,
+    BestOf,
+    CodecSource,
     Lexicon,
     Model,
     Seed,
@@ -20,6 +22,7 @@ from speech_mtp.cli.shared import (
     Voice,
     check_output,
     check_texts,
+    codec_of,
     listed,
     load_model,
     read_lines,
@@ -52,6 +55,7 @@ def eval_speech(
     lexicon: Lexicon = None,
     seed: Seed = None,
     temperature: Temperature = None,
+    best_of: BestOf = 1,
     threads: Threads = None,
 ) -> None:
     """Word errors, success, opinion scores, speaker similarity and speed; the worst voice's figures come first."""
@@ -71,17 +75,18 @@ def eval_speech(
     reports = {}
     for name in [voice] if voice else loaded.voices:
         known = recording or _recording_of(model, name)
-        reports[name] = speech_report(partial(_spoken, loaded, name, sampling), texts, known)
+        reports[name] = speech_report(partial(_spoken, loaded, name, sampling, best_of), texts, known)
         print(f"{name}: {summary(reports[name])}", flush=True)
     worst = max(reports, key=lambda name: reports[name]["wer"])
     figures = {k: v for k, v in reports[worst].items() if k != "rows"}
-    write_report(out, {"model": model, "voice": worst, **figures, "sampling": asdict(sampling), "voices": reports})
+    settings = {"sampling": asdict(sampling), "best_of": best_of}
+    write_report(out, {"model": model, "voice": worst, **figures, **settings, "voices": reports})
 
 
-def _spoken(model: SpeechModel, voice: str, sampling: Sampling, text: str) -> Utterance:
+def _spoken(model: SpeechModel, voice: str, sampling: Sampling, best_of: int, text: str) -> Utterance:
     from speech_mtp.streaming.timed import speak_timed
 
-    return speak_timed(model, text, voice, sampling)
+    return speak_timed(model, text, voice, sampling, best_of)
 
 
 def _recording_of(model: str, voice: str) -> tuple[Any, int] | None:
@@ -106,7 +111,7 @@ def eval_codec(
     ] = None,
     split: Annotated[str, typer.Option(help="Which part of a corpus.")] = "dev",
     per_voice: Annotated[int, typer.Option(min=1, help="Recordings of each voice at most.")] = 50,
-    codec: Annotated[str, typer.Option(help="Packaged name, folder or hub id.")] = "tiny-en",
+    codec: CodecSource = "tiny-en",
     parts: Annotated[str, typer.Option(help=f"What to measure, with commas between: {', '.join(PARTS)}.")] = (
         "quality,views,probes"
     ),
@@ -138,7 +143,7 @@ def eval_codec(
     from speech_mtp.threads import use_threads
 
     use_threads(threads)
-    loaded = hub.load_codec(codec)
+    loaded = hub.load_codec(codec_of(codec))
 
     def recordings(number: int) -> list[Sample]:
         rate = loaded.spec.sample_rate
@@ -187,14 +192,14 @@ def _probes(codec: Codec, samples: list[Sample], aligner: str, steps: int) -> di
 
 
 def _aligner(name: str) -> Aligner:
-    """Forced alignment by the phoneme head of a decoupled codec, and the text read by the packaged G2P."""
+    """Forced alignment by the phoneme head of a codec, and the text read by the packaged G2P."""
     import torch
 
-    from speech_mtp import audio, plugins
-    from speech_mtp.corpus.align import aligning_codec, phoneme_log_probs, unit_of_frame
+    from speech_mtp import audio, hub, plugins
+    from speech_mtp.corpus.align import phoneme_log_probs, unit_of_frame
     from speech_mtp.text.g2p.base import read_text
 
-    codec = aligning_codec(name)
+    codec = hub.load_aligner(name)
     g2p = plugins.build("text.g2p", "hibari")
 
     def align(wave: Tensor, sample_rate: int, text: str) -> tuple[Tensor, Tensor, float] | None:

@@ -7,7 +7,7 @@ and streamed audio are the same lines. A codec knows nothing of text, positions 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +25,21 @@ class Codec(nn.Module, ABC):
     spec: CodecSpec
 
     @property
+    def reach_frames(self) -> int | None:
+        """Frames on each side of a frame that its codes depend on; None where they may depend on all."""
+        return None
+
+    @property
     def delay_s(self) -> float:
         """Seconds by which streamed sound lags behind the frames that were pushed."""
         return 0.0
 
     @abstractmethod
-    def encode(self, wave: Tensor, lengths: Tensor | None = None) -> Codes:
+    def encode(self, wave: Tensor, lengths: Tensor | None = None, timbre: Tensor | None = None) -> Codes:
         """``wave [B, 1, S]`` float in [-1, 1] at ``spec.sample_rate`` -> codes.
 
         ``lengths [B]`` in samples (default: all S). A row gives ceil(length / samples_per_frame) frames.
+        ``timbre [B, E]`` is that of the speakers, where it is known from elsewhere; codecs without timbre take none.
         """
 
     @abstractmethod
@@ -55,6 +61,21 @@ class Codec(nn.Module, ABC):
     @abstractmethod
     def flush(self, state: Any, rows: Tensor) -> list[Tensor]:
         """End the utterances of ``rows [R]``: their last samples, so that F frames gave F * samples_per_frame."""
+
+    def phoneme_log_probs(self, codes: Codes) -> Tensor:
+        """``[B, F, spec.num_phonemes]``: log probabilities of the phonemes of ``speech_mtp.text.phonemes.SYMBOLS`` in
+        every frame (0 is CTC's blank). Raises ``ValueError`` for a codec without a phoneme head."""
+        raise ValueError(f"A {type(self).__name__} codec has no phoneme head, so it tells no phonemes; name another.")
+
+    def to_config(self) -> dict[str, object]:
+        """Settings, plain JSON, from which :meth:`from_config` makes this codec with other weights. Raises
+        ``ValueError`` for a codec that cannot be saved."""
+        raise ValueError(f"A {type(self).__name__} codec is loaded from its own source and cannot be saved here.")
+
+    @classmethod
+    def from_config(cls, entries: dict[str, Any]) -> Self:
+        """From the :meth:`to_config` of another one (JSON makes lists of tuples)."""
+        return cls(**entries)
 
     @torch.inference_mode()
     def decode(self, codes: Codes) -> Tensor:

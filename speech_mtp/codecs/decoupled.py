@@ -12,7 +12,9 @@ timbre of different utterances can be mixed freely. Factorisation after FACodec 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,9 @@ from speech_mtp.nn.fsq import FSQ
 from speech_mtp.nn.source_filter import Pitch, SourceFilterDecoder, SourceFilterState
 from speech_mtp.nn.spectral import LogMel, LowSpectrum
 from speech_mtp.types import CodecSpec, Codes
+
+LOSS_WEIGHTS = (1.0, 0.6)
+"""Of content and prosody, where a talker is trained."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,8 @@ class Decoupled(Codec):
             streams={"content": slice(0, 1), "prosody": slice(1, 2)},
             codebook_sizes=(self.content_fsq.size, self.prosody_fsq.size),
             timbre_dim=c.timbre_dim,
+            loss_weights=LOSS_WEIGHTS,
+            num_phonemes=c.num_symbols,
         )
         self.mel = LogMel(c.sample_rate, 1024, c.hop, c.num_mels)
         self.low = LowSpectrum(2048, c.hop, c.low_bins)
@@ -143,7 +150,7 @@ class Decoupled(Codec):
         return cls(small).eval()
 
     @classmethod
-    def from_config(cls, entries: dict[str, object]) -> Decoupled:
+    def from_config(cls, entries: dict[str, Any]) -> Decoupled:
         """From the ``asdict`` of a :class:`DecoupledConfig` (lists become tuples)."""
         return cls(DecoupledConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()}))  # type: ignore[arg-type]
 
@@ -151,6 +158,18 @@ class Decoupled(Codec):
         return asdict(self.config)
 
     # -- encoding ---------------------------------------------------------------------------------------------
+    @property
+    def reach_frames(self) -> int:
+        """What the wider of the two encoders sees, with the window of the longest spectrum."""
+        return max(self._reach(encoder) for encoder in (self.content, self.prosody))
+
+    def _reach(self, encoder: FrameEncoder) -> int:
+        fast, slow = (
+            sum(block.reach for block in cast(Iterable[Block], part)) for part in (encoder.fast, encoder.slow)
+        )
+        samples = max(self.mel.n_fft, self.low.n_fft) // 2 + fast * self.config.hop
+        return slow + -(-samples // self.spec.samples_per_frame)
+
     def features(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``wave [B, S]`` -> scaled log-mel ``[B, 4F, mels]``, low spectrum + energy ``[B, 4F, bins + 1]``, mask."""
         size = self.spec.samples_per_frame
@@ -171,15 +190,23 @@ class Decoupled(Codec):
         return content, prosody
 
     @torch.inference_mode()
-    def encode(self, wave: Tensor, lengths: Tensor | None = None) -> Codes:
+    def encode(self, wave: Tensor, lengths: Tensor | None = None, timbre: Tensor | None = None) -> Codes:
         wave = wave[:, 0]
         if lengths is None:
             lengths = torch.full((wave.shape[0],), wave.shape[-1], device=wave.device)
         mel, low, mask = self.features(wave, lengths)
-        timbre = self.timbre(mel, mask)
+        timbre = self.timbre(mel, mask) if timbre is None else timbre
         (_, content), (_, prosody) = self.quantise(mel, low, mask, timbre)
         frames = torch.stack([content, prosody], 1) * mask[:, None, :, 0].long()
         return Codes(frames, mask[..., 0].sum(1).long(), timbre)
+
+    def phoneme_log_probs(self, codes: Codes) -> Tensor:
+        if self.phonemes is None:
+            return super().phoneme_log_probs(codes)
+        steps = torch.arange(codes.frames.shape[2], device=codes.frames.device)
+        content, _ = self.values(codes.frames)
+        logits: Tensor = self.phonemes(content, (steps < codes.lengths[:, None])[..., None].float())
+        return logits.log_softmax(-1)
 
     # -- decoding ---------------------------------------------------------------------------------------------
     def values(self, frames: Tensor) -> tuple[Tensor, Tensor]:

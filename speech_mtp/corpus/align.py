@@ -1,4 +1,4 @@
-"""Forced alignment: which text unit each codec frame speaks, from the codec's own phoneme CTC."""
+"""Forced alignment: which text unit each codec frame speaks, from the phoneme CTC of the codec or of another one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from speech_mtp import hub
-from speech_mtp.codecs.decoupled import Decoupled
+from speech_mtp.audio import at_seconds
+from speech_mtp.codecs.base import Codec
 
 WINDOW_S, MARGIN_S = 30, 1
 """Long audio is read in windows; what lies this far beyond a window does not change the frames in it."""
@@ -109,29 +109,29 @@ def unit_of_frame(log_probs: Tensor, phonemes: Tensor) -> Tensor | None:
     return units.cumsum(0)
 
 
-def aligning_codec(name: str) -> Decoupled:
-    """The codec ``name`` (packaged name, folder or hub id). Raises ``ValueError`` if it has no phoneme head."""
-    codec = hub.load_codec(name)
-    if not isinstance(codec, Decoupled) or codec.phonemes is None:
-        raise ValueError(f"The codec {name!r} has no phoneme head, so it cannot align; name another aligner.")
-    return codec
+def at_frame_rate(unit: Tensor, from_hz: float, to_hz: float, frames: int) -> Tensor:
+    """Units of frames ``[F]`` at ``from_hz`` -> those at the middles of ``frames`` frames at ``to_hz``.
+
+    The first one stays 0; where frames are longer than units, units are left out.
+    """
+    found = at_seconds(unit, (torch.arange(frames) + 0.5) / to_hz, from_hz)
+    found[:1] = 0
+    return found
 
 
 @torch.inference_mode()
-def phoneme_log_probs(codec: Decoupled, wave: Tensor) -> Tensor:
+def phoneme_log_probs(codec: Codec, wave: Tensor) -> Tensor:
     """``wave [S]`` at the codec's rate -> ``[F, V]``, one row a codec frame.
 
     Memory does not grow with the audio: it is read in windows that overlap by more than the codec looks around.
     """
-    head, size = codec.phonemes, codec.spec.samples_per_frame
-    assert head is not None
+    size = codec.spec.samples_per_frame
     per_second = round(codec.spec.frame_rate_hz)
     window, margin = WINDOW_S * per_second, MARGIN_S * per_second
     found = []
     for first in range(0, -(-len(wave) // size), window):
         before = min(margin, first)
         part = wave[(first - before) * size : (first + window + margin) * size]
-        content, _ = codec.values(codec.encode(part[None, None]).frames)
-        laws = head(content, torch.ones_like(content[..., :1])).log_softmax(-1)[0]
-        found.append(laws[before : before + window])
+        log_probs = codec.phoneme_log_probs(codec.encode(part[None, None]))[0]
+        found.append(log_probs[before : before + window])
     return torch.cat(found)

@@ -15,8 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from speech_mtp import plugins
-from speech_mtp.corpus.align import aligning_codec
+from speech_mtp import hub, plugins
 from speech_mtp.corpus.manifest import (
     MANIFEST,
     REJECTS,
@@ -64,7 +63,7 @@ def import_recordings(plans: list[RecordingPlan], treatment: Treatment, workers:
     made; a recording that cannot be used is a reject.
     """
     sources = [(plan, plan.open()) for plan in plans]
-    aligning_codec(treatment.aligner)
+    hub.load_aligner(treatment.aligner)
     names = (MANIFEST, REJECTS, JOURNAL)
     with ExitStack() as stack:
         log = _Log(treatment.out, *(stack.enter_context(JsonLines(treatment.out / name)) for name in names))

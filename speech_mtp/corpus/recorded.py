@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from speech_mtp import audio, plugins
-from speech_mtp.codecs.decoupled import Decoupled
-from speech_mtp.corpus.align import Firings, agreement, aligning_codec, firings, phoneme_log_probs
+from speech_mtp import audio, hub, plugins
+from speech_mtp.codecs.base import Codec
+from speech_mtp.corpus.align import Firings, agreement, firings, phoneme_log_probs
 from speech_mtp.corpus.checks import AudioRules, fit, flat_tops, levelled
 from speech_mtp.corpus.cutting import Piece, PieceRules, SpokenWord, cut, silences
 from speech_mtp.corpus.manifest import ManifestEntry, Reject
@@ -286,5 +286,5 @@ def _g2p(spec: str) -> G2P:
 
 
 @cache
-def _codec(name: str) -> Decoupled:
-    return aligning_codec(name)
+def _codec(name: str) -> Codec:
+    return hub.load_aligner(name)

@@ -18,8 +18,9 @@ from speech_mtp.hub.heads import (
     repack_head,
     save_head,
 )
-from speech_mtp.hub.models import load, save_model
+from speech_mtp.hub.models import load, load_voices, save_model
 from speech_mtp.hub.parts import (
+    load_aligner,
     load_any_lm,
     load_codec,
     load_direct_lm,
@@ -53,6 +54,7 @@ __all__ = [
     "known_heads",
     "known_models",
     "load",
+    "load_aligner",
     "load_any_lm",
     "load_checkpoint",
     "load_codec",
@@ -60,6 +62,7 @@ __all__ = [
     "load_head",
     "load_speech_lm",
     "load_text_encoder",
+    "load_voices",
     "quantise_state",
     "repack_head",
     "resolve_backbone",

@@ -84,7 +84,8 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, kernel: int = 7, expansion: int = 3) -> None:
         super().__init__()
-        self.depthwise = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=dim)
+        self.reach = kernel // 2
+        self.depthwise = nn.Conv1d(dim, dim, kernel, padding=self.reach, groups=dim)
         self.norm = nn.LayerNorm(dim)
         self.up = nn.Linear(dim, expansion * dim)
         self.down = nn.Linear(expansion * dim, dim)

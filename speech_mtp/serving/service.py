@@ -33,7 +33,7 @@ from speech_mtp.serving.said import Said
 from speech_mtp.serving.settings import Settings
 from speech_mtp.serving.sound_in import resampled
 from speech_mtp.serving.speaking import Manner, Speaking
-from speech_mtp.serving.voices import Voices, owner_of
+from speech_mtp.serving.voices import ClientVoices, owner_of
 from speech_mtp.serving.worker import Worker
 from speech_mtp.streaming.authors import Author, Question, Wish
 from speech_mtp.streaming.conversation import Writer
@@ -221,7 +221,7 @@ class VoiceService:
         mine = self.voices is not None and self.voices.find(owner_of(client), voice) is not None
         return mine or self.names.knows_voice(voice)
 
-    def check_voices(self) -> Voices:
+    def check_voices(self) -> ClientVoices:
         """The voices of clients. Raises ApiError 501 where they may not leave any."""
         if self.voices is None:
             message = "This server keeps no voices of clients; that needs --voices-dir and a codec with timbre."
@@ -265,8 +265,8 @@ class VoiceService:
         return m.exposition()
 
 
-def _voices(model: SpeechModel, settings: Settings) -> Voices | None:
+def _voices(model: SpeechModel, settings: Settings) -> ClientVoices | None:
     """Where clients may leave voices; None where they may not, or where the codec has no timbre."""
     if settings.voices_dir is None or not model.codec.spec.timbre_dim:
         return None
-    return Voices(settings.voices_dir, model.codec, settings.voice_capacity)
+    return ClientVoices(settings.voices_dir, model.codec, settings.voice_capacity)

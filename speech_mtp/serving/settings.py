@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from speech_mtp.serving.shelf import Capacity
+from speech_mtp.voices.shelf import Capacity
 
 OPENAI_VOICES = (
     "alloy",

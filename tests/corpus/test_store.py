@@ -12,7 +12,7 @@ import torch
 from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
 from speech_mtp.corpus import align
 from speech_mtp.corpus.align import agreement, firings, phoneme_log_probs, unit_of_frame
-from speech_mtp.corpus.codes import encode_store, load_codes, save_codes
+from speech_mtp.corpus.codes import batches_of, encode_batches, load_codes, save_codes
 from speech_mtp.corpus.store import AudioStore, AudioStoreWriter, resample_pitch
 from speech_mtp.text.phonemes import SYMBOLS
 
@@ -136,7 +136,8 @@ def test_code_corpora_round_trip_and_join(tmp_path: Path) -> None:
         decoder_blocks=(1, 1),
         num_symbols=len(SYMBOLS),
     )
-    corpus = encode_store(Decoupled(small), AudioStore([tmp_path / "audio"]), batch=2)
+    codec, store = Decoupled(small), AudioStore([tmp_path / "audio"])
+    corpus = encode_batches(codec, codec, store, batches_of(store, 2))
     save_codes(corpus, tmp_path / "codes")
     both = load_codes(tmp_path / "codes", tmp_path / "codes")
     assert len(both) == 2 * len(corpus) == 6

@@ -165,7 +165,7 @@ def test_the_swap_test_tells_timbre_from_content() -> None:
     """A codec whose sound is nothing but its timbre wins every trial; one that ignores timbre wins none."""
 
     class Planted(Decoupled):
-        def encode(self, wave: Tensor, lengths: Tensor | None = None) -> Codes:
+        def encode(self, wave: Tensor, lengths: Tensor | None = None, timbre: Tensor | None = None) -> Codes:
             codes = super().encode(wave, lengths)
             codes.timbre = torch.full((1, self.spec.timbre_dim), float(wave.mean()))
             return codes

@@ -23,7 +23,7 @@ MELODIES = torch.stack([torch.arange(20.0), torch.tensor([0.0, 1.0] * 10)])
 class Transparent(Decoupled):
     """A wave is three numbers a frame: which words, which melody, which voice; so are its codes."""
 
-    def encode(self, wave: Tensor, lengths: Tensor | None = None) -> Codes:
+    def encode(self, wave: Tensor, lengths: Tensor | None = None, timbre: Tensor | None = None) -> Codes:
         words, melody, voice = wave[0, 0].view(-1, 3).T
         return Codes(torch.stack([words, melody]).long()[None], torch.tensor([len(words)]), voice[None, :1])
 

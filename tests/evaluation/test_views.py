@@ -90,7 +90,7 @@ class Planted(Decoupled):
         super().__init__(Decoupled.tiny().config)
         self.spec = CodecSpec(RATE, 25.0, {"content": slice(0, 1), "prosody": slice(1, 2)}, (1000, 200), 8)
 
-    def encode(self, wave: Tensor, lengths: Tensor | None = None) -> Codes:
+    def encode(self, wave: Tensor, lengths: Tensor | None = None, timbre: Tensor | None = None) -> Codes:
         frames = wave[0, 0].view(-1, 960)
         content = torch.arange(len(frames)) * 7 % 1000
         period = round(hertz(wave[0, 0]))

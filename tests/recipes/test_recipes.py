@@ -48,6 +48,8 @@ SERVED = {RECIPES / "serve_ray/serve.yaml"}
 """Files of Ray Serve; ``test_serve_ray.py`` reads them."""
 STAGES = [path for path in FILES if path not in BASES | CORPORA | SERVED | {PROMPTS}]
 CODES = json.loads((RECIPES / "tiny_en/codes/codec.json").read_text("utf-8"))
+PUBLISHED = {"facebook/encodec_24khz"}
+"""Repositories of a hub that recipes name."""
 TRUNK = TrunkShape(576, 49152, 30, 9, 3, 64, 1536)
 
 
@@ -123,7 +125,7 @@ def test_a_base_is_the_base_of_something() -> None:
 def test_what_a_stage_reads_is_there_or_made_by_another(path: Path) -> None:
     made = {stage_of(other).out for other in STAGES} | {settings.load(path, CorpusConfig).out for path in CORPORA}
     for key, name in inputs(stage_of(path)):
-        there = (ROOT / name).exists() or name in hub.known_models()
+        there = (ROOT / name).exists() or name in {*hub.known_models(), *PUBLISHED}
         assert there or made & {Path(name), *Path(name).parents} or commanded(path, str(name)), (key, name)
 
 

@@ -27,10 +27,11 @@ from websockets.sync.client import connect
 from speech_mtp import audio
 from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.serving.settings import Settings
-from speech_mtp.serving.shelf import Capacity, FullShelfError, Shelf
 from speech_mtp.serving.sound_in import decode
-from speech_mtp.serving.voices import EVERYBODY, Voices, owner_of
+from speech_mtp.serving.voices import EVERYBODY, ClientVoices, owner_of
 from speech_mtp.streaming.pipeline import speak
+from speech_mtp.voices.reference import timbre_of
+from speech_mtp.voices.shelf import Capacity, FullShelfError, Record, Shelf
 from tests.serving.chatting import HELLO, chatting
 from tests.serving.hearing import recording, spoiled
 from tests.serving.running import LONG, TEXT, Running, serving, until
@@ -43,6 +44,10 @@ CONSENTS = "/v1/audio/voice_consents"
 KEYS = ("a-key-of-the-tests", "another-key-of-the-tests")
 SAMPLE = recording(2.0, "wav")
 WORDS = "I, Ann, agree to this voice (2026-11-28)."
+
+
+def make(voices: ClientVoices) -> Record:
+    return voices.make("me", "ann", torch.from_numpy(decode(SAMPLE, 24_000, 60)), 24_000, {"consent": ""})
 
 
 def settings(folder: Path, **more: Any) -> Settings:
@@ -74,7 +79,7 @@ def clean(server: Running) -> Iterator[None]:
     voices = server.service.check_voices()
     for key in KEYS:
         owner = owner_of(f"key {hashlib.sha256(key.encode()).hexdigest()[:32]}")
-        for shelf in (voices.made, voices.consents):
+        for shelf in (voices.shelf, voices.consents):
             for record in shelf.of(owner):
                 shelf.remove(record)
 
@@ -94,9 +99,8 @@ def in_voice(sample: bytes, text: str = TEXT) -> bytes:
     """What the library says with the timbre of a recording."""
     model = tiny_model()
     wave = torch.from_numpy(decode(sample, 24_000, 60))
-    timbre = model.codec.encode(wave[None, None]).timbre
-    assert timbre is not None
-    return audio.pcm16(torch.cat([chunk.wave for chunk in speak(model, text, timbre[0])]))
+    timbre = timbre_of(model.codec, wave, 24_000)
+    return audio.pcm16(torch.cat([chunk.wave for chunk in speak(model, text, timbre)]))
 
 
 # -- OpenAI's SDK, as it is -------------------------------------------------------------------------------------------
@@ -140,7 +144,7 @@ def test_consents(client: openai.OpenAI, server: Running, stranger: openai.OpenA
     assert (renamed.id, renamed.name, renamed.created_at) == (made[1].id, "Ben", made[1].created_at)
     assert client.audio.voice_consents.retrieve(made[1].id).name == "Ben"
     voice = client.audio.voices.create(audio_sample=("a.wav", SAMPLE), name="ann", consent=made[0].id)
-    path = server.service.check_voices().made.folder / f"{voice.id}.safetensors"
+    path = server.service.check_voices().shelf.folder / f"{voice.id}.safetensors"
     with safe_open(path, "pt") as file:
         assert file.metadata()["consent"] == made[0].id
     gone = client.audio.voice_consents.delete(made[0].id)
@@ -273,7 +277,7 @@ def test_deleting_does_not_harm_who_speaks(server: Running) -> None:
 # -- what is kept -----------------------------------------------------------------------------------------------------
 def test_what_a_file_holds(server: Running) -> None:
     voice = post(server).json()
-    folder = server.service.check_voices().made.folder
+    folder = server.service.check_voices().shelf.folder
     (path,) = folder.iterdir()
     assert path.name == f"{voice['id']}.safetensors"
     assert load_file(path)["value"].shape == (8,)
@@ -285,9 +289,9 @@ def test_what_a_file_holds(server: Running) -> None:
 
 
 def test_files_that_are_none_of_ours_are_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    voices = Voices(tmp_path, Decoupled.tiny(), Capacity())
-    good = voices.make("me", "ann", "", decode(SAMPLE, 24_000, 60))
-    folder = voices.made.folder
+    voices = ClientVoices(tmp_path, Decoupled.tiny(), Capacity())
+    good = make(voices)
+    folder = voices.shelf.folder
     source = (folder / f"{good.id}.safetensors").read_bytes()
     (folder / f"voice_{'0' * 24}.safetensors").write_bytes(source)  # of another id
     (folder / f"voice_{'1' * 24}.safetensors").write_bytes(source[:40])
@@ -298,26 +302,26 @@ def test_files_that_are_none_of_ours_are_left_alone(tmp_path: Path, caplog: pyte
     (folder / "notes.txt").write_text("x")
     (folder / f"voice_{'5' * 24}.safetensors").mkdir()
     assert [record.id for record in voices.of("me")] == [good.id]
-    assert [record.id for record in Voices(tmp_path, Decoupled.tiny(), Capacity()).of("me")] == [good.id]
+    assert [record.id for record in ClientVoices(tmp_path, Decoupled.tiny(), Capacity()).of("me")] == [good.id]
     assert "damaged" in caplog.text
     assert voices.forget("me", good.id)
     assert (tmp_path / "outside.safetensors").exists()
 
 
 def test_a_voice_of_another_codec_is_not_shown(tmp_path: Path) -> None:
-    mine = Voices(tmp_path, Decoupled.tiny(), Capacity())
-    mine.make("me", "ann", "", decode(SAMPLE, 24_000, 60))
+    mine = ClientVoices(tmp_path, Decoupled.tiny(), Capacity())
+    make(mine)
     torch.manual_seed(1)
     other = Decoupled(Decoupled.tiny().config)
-    assert Voices(tmp_path, other, Capacity()).of("me") == []
-    assert len(Voices(tmp_path, Decoupled.tiny(), Capacity()).of("me")) == 1
+    assert ClientVoices(tmp_path, other, Capacity()).of("me") == []
+    assert len(ClientVoices(tmp_path, Decoupled.tiny(), Capacity()).of("me")) == 1
 
 
 @pytest.mark.parametrize("value", [torch.zeros(7), torch.full((8,), float("nan")), torch.zeros(1, 8)])
 def test_a_vector_that_does_not_fit_is_no_voice(tmp_path: Path, value: torch.Tensor) -> None:
-    voices = Voices(tmp_path, Decoupled.tiny(), Capacity())
-    record = voices.make("me", "ann", "", decode(SAMPLE, 24_000, 60))
-    path = voices.made.folder / f"{record.id}.safetensors"
+    voices = ClientVoices(tmp_path, Decoupled.tiny(), Capacity())
+    record = make(voices)
+    path = voices.shelf.folder / f"{record.id}.safetensors"
     with safe_open(path, "pt") as file:
         notes = file.metadata()
     save_file({"value": value}, path, notes)
@@ -367,7 +371,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("speech_mtp.serving.shelf.save_file", fail)
+    monkeypatch.setattr("speech_mtp.voices.shelf.save_file", fail)
     with pytest.raises(OSError, match="No space"):
         shelf.add("me", "a", {}, torch.zeros(1))
     assert shelf.of("me") == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Any
 
+import torch
 from fastapi import APIRouter, Query
 
 from speech_mtp.serving.bodies import FORM_LIMITS, StrictRoute, multipart
@@ -12,9 +13,9 @@ from speech_mtp.serving.errors import ApiError
 from speech_mtp.serving.forms import ConsentForm, ConsentName, VoiceForm, content
 from speech_mtp.serving.routes.shared import Client, Service
 from speech_mtp.serving.service import VoiceService
-from speech_mtp.serving.shelf import Record
 from speech_mtp.serving.sound_in import decode, refused_as
-from speech_mtp.serving.voices import CONSENT_RATE, MOST_SECONDS, Voices, name_taken, owner_of
+from speech_mtp.serving.voices import CONSENT_RATE, MOST_SECONDS, ClientVoices, name_taken, owner_of
+from speech_mtp.voices.shelf import Record
 
 router = APIRouter(route_class=StrictRoute)
 MOST_BYTES = 10 * 2**20
@@ -35,13 +36,13 @@ async def make_voice(body: Annotated[VoiceForm, multipart()], service: Service, 
     def make() -> Record:
         with refused_as("audio_sample"):
             samples = decode(data, voices.sample_rate, MOST_SECONDS)
-        return voices.make(owner, body.name, consent, samples)
+        return voices.make(owner, body.name, torch.from_numpy(samples), voices.sample_rate, {"consent": consent})
 
     voice = shape(await service.voice_maker.run(client, make))
     return {**voice, "success": True, "voice": voice, **_note(service)}
 
 
-def _consent(service: VoiceService, voices: Voices, owner: str, consent: str | None) -> str:
+def _consent(service: VoiceService, voices: ClientVoices, owner: str, consent: str | None) -> str:
     """What is kept of a consent. Raises ApiError 400 for none, where one is needed, and for an unknown record."""
     consent = (consent or "").strip()
     if consent.startswith(f"{voices.consents.prefix}_") and voices.consents.find(owner, consent) is None:

@@ -1,4 +1,4 @@
-"""Small things that clients leave with the server and that outlive it: one safetensors file each, in one folder.
+"""Small things that people leave here and that outlive the program: one safetensors file each, in one folder.
 
 A record belongs to who made it; nobody else sees it. Its file is named by its id, which is ours, so that nothing that a
 client wrote is ever part of a path. Files are written aside and renamed, links are not followed, and what another
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from speech_mtp.files import replacing
 
-log = logging.getLogger("speech_mtp.serving")
+log = logging.getLogger("speech_mtp.voices")
 
 SUFFIX = ".safetensors"
 TENSOR = "value"
@@ -92,21 +92,25 @@ class Shelf:
             return None
 
     # -- what comes and goes --------------------------------------------------------------------------------------
-    def add(self, owner: str, name: str, notes: Mapping[str, str], tensor: Tensor) -> Record:
-        """A new record. Raises FullShelfError where there is no room."""
+    def add(
+        self, owner: str, name: str, notes: Mapping[str, str], tensor: Tensor, more: Mapping[str, Tensor] | None = None
+    ) -> Record:
+        """A new record, ``more`` tensors lying beside the one that it is. Raises FullShelfError where there is no
+        room."""
         with self._lock:
             self._refresh()
             self._check_room(owner)
             record_id = f"{self.prefix}_{secrets.token_hex(12)}"
-            return self._write(record_id, owner, name, int(time.time()), notes, tensor)
+            return self._write(record_id, owner, name, int(time.time()), notes, {TENSOR: tensor, **(more or {})})
 
     def rename(self, record: Record, name: str) -> Record | None:
         """``record`` by another name; None if it has gone meanwhile."""
-        tensor = self.tensor(record)
-        if tensor is None:
+        try:
+            tensors = load_file(self._path(record.id))
+        except (OSError, SafetensorError):
             return None
         with self._lock:
-            return self._write(record.id, record.owner, name, record.created_at, record.notes, tensor)
+            return self._write(record.id, record.owner, name, record.created_at, record.notes, tensors)
 
     def remove(self, record: Record) -> bool:
         """Forget it; whether it was there."""
@@ -134,13 +138,19 @@ class Shelf:
         return path
 
     def _write(
-        self, record_id: str, owner: str, name: str, created_at: int, notes: Mapping[str, str], tensor: Tensor
+        self,
+        record_id: str,
+        owner: str,
+        name: str,
+        created_at: int,
+        notes: Mapping[str, str],
+        tensors: Mapping[str, Tensor],
     ) -> Record:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._path(record_id)
         head = dict(zip(OWN, (record_id, owner, name, str(created_at)), strict=True))
         with replacing(path) as aside:
-            save_file({TENSOR: tensor.contiguous()}, aside, {**notes, **head})
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, aside, {**notes, **head})
         found = path.stat()
         stamp = (found.st_ino, found.st_mtime_ns)
         record = Record(record_id, owner, name, created_at, dict(notes), found.st_size, stamp)

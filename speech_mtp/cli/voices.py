@@ -1,0 +1,163 @@
+"""Voices: ``voices`` lists, adds and removes them, ``convert`` says a recording in one of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from speech_mtp.cli.shared import Model, Threads, Voice, check_output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from speech_mtp.codecs.base import Codec
+    from speech_mtp.lm.bundle import SpeechModel
+    from speech_mtp.voices.saved import SavedVoices
+
+group = typer.Typer(no_args_is_help=True, help="Voices of a model, and those that were made of recordings.")
+VoiceFrom = Annotated[Path | None, typer.Option(help="A recording of 3 to 10 seconds: the voice of who speaks in it.")]
+FEW = 8
+"""A codec that has heard no more voices makes others sound near one of them."""
+BLOCK_S = 2.0
+"""Seconds of a file that are converted at a time."""
+
+
+def _saved(codec: Codec) -> SavedVoices:
+    from speech_mtp.hub import cache_folder
+    from speech_mtp.voices.saved import SavedVoices
+
+    return SavedVoices(cache_folder() / "voices", codec)
+
+
+def _recording(path: Path) -> tuple[Tensor, int]:
+    from speech_mtp import audio
+
+    return audio.read(path, mono=True)
+
+
+def made_of(codec: Codec, path: Path) -> Tensor:
+    """The voice of a recording, ``[E]``. Raises what reading it raises, and ValueError naming it for one that makes
+    no voice."""
+    from speech_mtp.voices.reference import UnusableRecordingError, timbre_of
+
+    try:
+        return timbre_of(codec, *_recording(path))
+    except UnusableRecordingError as error:
+        raise UnusableRecordingError(f"{path} makes no voice. {error}") from None
+
+
+def chosen(model: SpeechModel, voice: str | None, reference: Path | None) -> str | Tensor | None:
+    """The voice that is asked for: that of a recording, one of the model's, or one that was made before. Raises
+    ValueError for two at once."""
+    if voice is not None and reference is not None:
+        raise ValueError("--voice and --voice-from are two voices; give one of them.")
+    if reference is not None:
+        return made_of(model.codec, reference)
+    if voice is None or voice in model.voices:
+        return voice
+    return _made(model.codec, voice, list(model.voices))
+
+
+def _made(codec: Codec, voice: str, own: list[str]) -> Tensor:
+    """A voice that was made of a recording. Raises ValueError, naming all that there are, for an unknown one."""
+    from speech_mtp import plugins
+    from speech_mtp.voices.saved import EVERYBODY
+
+    saved = _saved(codec)
+    timbre = saved.timbre(EVERYBODY, voice)
+    if timbre is None:
+        hint = plugins.nearest(voice, [*own, *(record.name for record in saved.of())])
+        raise ValueError(f"There is no voice {voice!r}; {hint}. `speech-mtp voices add` makes one of a recording.")
+    return timbre
+
+
+# -- the group --------------------------------------------------------------------------------------------------------
+@group.command("list")
+def list_voices(model: Model = "tiny-en") -> None:
+    """All voices that the model can speak with."""
+    from speech_mtp import hub
+
+    codec, own = hub.load_voices(model)
+    for name in own:
+        print(f"{name}\tof the model")
+    for record in _saved(codec).of():
+        print(f"{record.name}\tof a recording\t{record.id}")
+
+
+@group.command("add")
+def add_voice(
+    name: Annotated[str, typer.Argument(help="What to call it.")],
+    recording: Annotated[Path, typer.Argument(help="3 to 10 seconds of somebody who has agreed to it.")],
+    model: Model = "tiny-en",
+    keep_reference: Annotated[
+        bool, typer.Option("--keep-reference", help="Keep the recording with the voice.")
+    ] = False,
+) -> None:
+    """Make a voice of a recording; ``say``, ``convert`` and ``serve`` know it by its name."""
+    from speech_mtp import hub
+    from speech_mtp.voices.reference import UnusableRecordingError
+    from speech_mtp.voices.saved import EVERYBODY
+
+    codec, own = hub.load_voices(model)
+    if not name.strip() or name in own:
+        raise ValueError(f"A voice cannot be called {name!r}; the model has one of that name, or it is empty.")
+    wave, rate = _recording(recording)
+    try:
+        record = _saved(codec).make(EVERYBODY, name, wave, rate, keep_reference=keep_reference)
+    except UnusableRecordingError as error:
+        raise UnusableRecordingError(f"{recording} makes no voice. {error}") from None
+    print(f"{record.name}: made of {recording}, {record.id}")
+    if len(own) <= FEW:
+        print(f"The model was trained on few voices ({', '.join(own)}): this one sounds near one of them.")
+
+
+@group.command("remove")
+def remove_voice(name: Annotated[str, typer.Argument(help="Its name or id.")], model: Model = "tiny-en") -> None:
+    """Delete a voice that was made of a recording."""
+    from speech_mtp import hub
+    from speech_mtp.voices.saved import EVERYBODY
+
+    record = _saved(hub.load_voices(model)[0]).forget(EVERYBODY, name)
+    if record is None:
+        raise ValueError(f"There is no voice {name!r} that was made of a recording; `speech-mtp voices list` has them.")
+    print(f"{record.name}: removed")
+
+
+# -- a recording in another voice -------------------------------------------------------------------------------------
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN.WAV", help="A recording of any length and rate.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="A .wav or .flac file.")] = Path("converted.wav"),
+    voice: Voice = None,
+    voice_from: VoiceFrom = None,
+    model: Model = "tiny-en",
+    threads: Threads = None,
+) -> None:
+    """Say a recording in another voice: its words and melody, that voice's timbre."""
+    if (voice is None) == (voice_from is None):
+        raise ValueError("Say in which voice: --voice NAME, or --voice-from RECORDING.")
+    check_output(out)
+    from speech_mtp import audio, hub
+    from speech_mtp.threads import SPEECH, use_threads
+    from speech_mtp.voices.conversion import Converter
+
+    use_threads(threads, SPEECH)
+    codec, own = hub.load_voices(model)
+    if voice_from is not None:
+        target = made_of(codec, voice_from)
+    else:
+        assert voice is not None
+        target = own[voice] if voice in own else _made(codec, voice, list(own))
+    converter = Converter(codec, target, block_s=BLOCK_S)
+    rate = codec.spec.sample_rate
+
+    def converted() -> Iterator[Tensor]:
+        for block in audio.read_blocks(source, rate):
+            yield converter.push(block)
+        yield converter.close()
+
+    seconds = audio.write_blocks(out, converted(), rate)
+    print(f"{out}: {seconds:.2f} s of audio")
