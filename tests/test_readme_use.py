@@ -38,6 +38,7 @@ TOY = {
         *(f"run.model.{size}" for size in ("dim=32", "num_layers=2", "heads=2", "hidden=48", "unit_dim=16")),
         *("run.task.batch=2", "run.loop.steps=2"),
     ],
+    "recipes/corpus/own.yaml": ["g2p=tests.lm.tiny:Letters", "workers=1", "pitch=false"],
     "recipes/text_mtp/answers.yaml": ["run.invent.prompts=2", "run.answer.max_new_tokens=9", "run.dtype=fp32"],
     "recipes/text_mtp/ablations/medusa.yaml": [
         f"{HEAD}.draft_vocab=50",
@@ -120,6 +121,7 @@ def test_every_command_of_the_readme_works(clone: Path, monkeypatch: pytest.Monk
         "scores.json",
         "bench.json",
         "streams.json",
+        "runs/own/report.json",
     )
     folders = ("eagle3", "medusa", "runs/talker/export")
     assert [name for name in (*made, *folders) if not (clone / name).exists()] == []

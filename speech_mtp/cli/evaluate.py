@@ -196,19 +196,17 @@ def _aligner(name: str) -> Aligner:
     import torch
 
     from speech_mtp import audio, hub, plugins
-    from speech_mtp.corpus.align import unit_of_frame
+    from speech_mtp.corpus.align import phoneme_log_probs, unit_of_frame
     from speech_mtp.text.g2p.base import read_text
 
     codec = hub.load_aligner(name)
-    spec = codec.spec
     g2p = plugins.build("text.g2p", "hibari")
 
-    @torch.inference_mode()
     def align(wave: Tensor, sample_rate: int, text: str) -> tuple[Tensor, Tensor, float] | None:
-        codes = codec.encode(audio.resample(wave, sample_rate, spec.sample_rate)[None, None])
+        laws = phoneme_log_probs(codec, audio.resample(wave, sample_rate, codec.spec.sample_rate))
         phonemes = torch.tensor([unit.id for unit in read_text(g2p, text)])
-        unit = unit_of_frame(codec.phoneme_log_probs(codes)[0], phonemes)
-        return None if unit is None else (phonemes, unit, spec.frame_rate_hz)
+        unit = unit_of_frame(laws, phonemes)
+        return None if unit is None else (phonemes, unit, codec.spec.frame_rate_hz)
 
     return align
 

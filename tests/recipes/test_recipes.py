@@ -96,11 +96,15 @@ def test_a_stage_is_valid_and_its_plugins_exist(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CORPORA), ids=named)
-def test_a_corpus_is_valid_and_its_teachers_exist(path: Path) -> None:
+def test_a_corpus_is_valid_and_its_plugins_exist(path: Path) -> None:
     corpus = settings.load(path, CorpusConfig)
     for plan in corpus.voices:
         name = plan.teacher if isinstance(plan.teacher, str) else plan.teacher["name"]
         plugins.find("corpus.teachers", name)
+    for recording in corpus.recordings:
+        plugins.find(
+            "corpus.recordings", recording.source if isinstance(recording.source, str) else recording.source["name"]
+        )
     for source in corpus.texts:
         assert (ROOT / source.path).is_file() or (corpus.write is not None and source.path == corpus.write.out)
     if corpus.write is not None:
