@@ -68,8 +68,7 @@ def timbre_of(codec: Codec, wave: Tensor, rate_hz: int) -> Tensor:
 def reference_of(wave: Tensor, from_hz: int, to_hz: int) -> Reference:
     """At most ``MOST_S`` seconds of speech of ``wave [S]``, without silence, at ``to_hz``.
 
-    Raises UnusableRecordingError for silence and for less than a second of speech; that what is loud is a voice is taken
-    on trust.
+    Raises UnusableRecordingError for silence and for less than a second of speech. What is loud is taken for a voice.
     """
     wave = wave[: int(LOOKED_AT_S * from_hz)]
     if len(wave):
