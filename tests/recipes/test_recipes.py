@@ -51,6 +51,8 @@ SERVED = {RECIPES / "serve_ray/serve.yaml"}
 """Files of Ray Serve; ``test_serve_ray.py`` reads them."""
 STAGES = [path for path in FILES if path not in BASES | CORPORA | SERVED | {PROMPTS}]
 CODES = json.loads((RECIPES / "tiny_en/codes/codec.json").read_text("utf-8"))
+PUBLISHED = {"facebook/encodec_24khz"}
+"""Repositories of a hub that recipes name."""
 TRUNK = TrunkShape(576, 49152, 30, 9, 3, 64, 1536)
 
 
@@ -106,11 +108,15 @@ def test_a_stage_is_valid_and_its_plugins_exist(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CORPORA), ids=named)
-def test_a_corpus_is_valid_and_its_teachers_exist(path: Path) -> None:
+def test_a_corpus_is_valid_and_its_plugins_exist(path: Path) -> None:
     corpus = settings.load(path, CorpusConfig)
     for plan in corpus.voices:
         name = plan.teacher if isinstance(plan.teacher, str) else plan.teacher["name"]
         plugins.find("corpus.teachers", name)
+    for recording in corpus.recordings:
+        plugins.find(
+            "corpus.recordings", recording.source if isinstance(recording.source, str) else recording.source["name"]
+        )
     for source in corpus.texts:
         assert (ROOT / source.path).is_file() or (corpus.write is not None and source.path == corpus.write.out)
     if corpus.write is not None:
@@ -131,7 +137,7 @@ def test_a_base_is_the_base_of_something() -> None:
 def test_what_a_stage_reads_is_there_or_made_by_another(path: Path) -> None:
     made = {stage_of(other).out for other in STAGES} | {settings.load(path, CorpusConfig).out for path in CORPORA}
     for key, name in inputs(stage_of(path)):
-        there = (ROOT / name).exists() or name in hub.known_models()
+        there = (ROOT / name).exists() or name in {*hub.known_models(), *PUBLISHED}
         assert there or made & {Path(name), *Path(name).parents} or commanded(path, str(name)), (key, name)
 
 
