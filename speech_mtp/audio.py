@@ -5,10 +5,12 @@ A file of another sample rate is refused by :func:`read`; :func:`resample` and :
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -32,25 +34,42 @@ def read(path: str | os.PathLike[str], sample_rate: int | None = None, *, mono: 
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no audio file {os.fspath(path)}.")
-    try:
-        samples, rate = soundfile.read(os.fspath(path), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, EOFError) as error:
-        raise ValueError(f"{os.fspath(path)} cannot be read as audio; give a WAV, FLAC or OGG file.") from error
-    num_samples, num_channels = samples.shape
-    if num_channels > 1 and not mono:
-        raise ValueError(
-            f"{os.fspath(path)} has {num_channels} channels, but one is needed; "
-            "mix it down in a sound editor, or read it with mono=True."
-        )
-    if num_samples == 0:
-        raise ValueError(f"{os.fspath(path)} holds no samples; give a file that is not empty.")
-    wave = torch.from_numpy(samples).mean(dim=1)
-    if not wave.isfinite().all():
-        raise ValueError(f"{os.fspath(path)} holds samples that are NaN or infinite; export it again.")
+    wave, rate = decode(path, os.fspath(path), mono=mono)
     if sample_rate is not None and rate != sample_rate:
         raise ValueError(
             f"{os.fspath(path)} is sampled at {rate} Hz, but {sample_rate} Hz is needed; resample it first."
         )
+    return wave, rate
+
+
+def decode(
+    source: str | os.PathLike[str] | BinaryIO, name: str, *, mono: bool = False, longest_s: float = math.inf
+) -> tuple[Tensor, int]:
+    """As :func:`read`, from a file or from memory, at any rate; ``name`` is what errors call it.
+
+    Also raises ``ValueError`` for more than ``longest_s`` seconds, before they are read.
+    """
+    try:
+        with soundfile.SoundFile(source) as file:
+            if file.frames > longest_s * file.samplerate:
+                minutes = file.frames / file.samplerate / 60
+                raise ValueError(
+                    f"{name} lasts {minutes:.0f} minutes, more than {longest_s / 60:.0f}; cut it in parts."
+                )
+            samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+    except (soundfile.LibsndfileError, EOFError) as error:
+        raise ValueError(f"{name} cannot be read as audio; give a WAV, FLAC or OGG file.") from error
+    num_samples, num_channels = samples.shape
+    if num_channels > 1 and not mono:
+        raise ValueError(
+            f"{name} has {num_channels} channels, but one is needed; "
+            "mix it down in a sound editor, or read it with mono=True."
+        )
+    if num_samples == 0:
+        raise ValueError(f"{name} holds no samples; give a file that is not empty.")
+    wave = torch.from_numpy(samples).mean(dim=1)
+    if not wave.isfinite().all():
+        raise ValueError(f"{name} holds samples that are NaN or infinite; export it again.")
     return wave, rate
 
 
@@ -117,6 +136,12 @@ def resample(wave: Tensor, from_hz: int, to_hz: int) -> Tensor:
     if from_hz <= 0 or to_hz <= 0:
         raise ValueError(f"Cannot resample from {from_hz} Hz to {to_hz} Hz; both rates must be positive.")
     return torchaudio.functional.resample(wave, from_hz, to_hz)
+
+
+def at_seconds(track: Tensor, seconds: Tensor, rate_hz: float) -> Tensor:
+    """The entries of ``track [N, ...]``, of which there are ``rate_hz`` a second, that lie at ``seconds [M]``: times
+    past its end have the last."""
+    return track[(seconds * rate_hz).long().clamp(max=len(track) - 1)]
 
 
 def pcm16(wave: Tensor) -> bytes:

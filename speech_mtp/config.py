@@ -162,9 +162,18 @@ def _keys_beside(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[st
     models: list[type] = [schema]
     for part in loc[:-1]:
         fields = [_fields(model)[part] for model in models if part in _fields(model)]
+        inside = [inner for field in fields for inner in _models_in(field)]
         # A part that is no field is an index, or pydantic's label for a member of a union.
-        models = [inner for field in fields for inner in _models_in(field)] or models
-    return [field for model in models for field in _fields(model)]
+        models = inside or [model for model in models if part in _labels(model)] or models
+    return sorted({field for model in models for field in _fields(model)})
+
+
+def _labels(model: type) -> list[Any]:
+    """What pydantic may call a member of a union: its class, or a value of the field that tells members apart."""
+    tags = [
+        tag for field in _fields(model).values() if typing.get_origin(field) is typing.Literal for tag in field.__args__
+    ]
+    return [model.__name__, *tags]
 
 
 def _fields(model: type) -> dict[Any, Any]:

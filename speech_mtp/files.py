@@ -1,4 +1,4 @@
-"""Files that are either there whole or not there at all."""
+"""Files that are either there whole or not there at all, and files that grow by whole records."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextmanager
@@ -31,3 +32,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OSError(f"Cannot write {os.fspath(path)}: {error.strerror or error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def open_at(path: Path, size: int) -> BinaryIO:
+    """``path`` (made if it is not there) for writing behind its first ``size`` bytes; what follows them is cut off."""
+    path.touch()
+    file = path.open("r+b")
+    file.truncate(size)
+    file.seek(size)
+    return file

@@ -58,6 +58,8 @@ class CodecSpec:
 
     ``streams`` maps a stream's name to the slice of the K axis that it fills, in the order of the K
     axis; ``codebook_sizes`` has one entry per K. ``timbre_dim`` is 0 for a codec without timbre.
+    ``loss_weights``, one per K, weigh the losses of the streams where a talker is trained on the codes (empty: 1 each).
+    ``num_phonemes`` is how many symbols the codec's phoneme head tells apart, 0 without one.
     """
 
     sample_rate: int
@@ -65,8 +67,14 @@ class CodecSpec:
     streams: dict[str, slice]
     codebook_sizes: tuple[int, ...]
     timbre_dim: int = 0
+    loss_weights: tuple[float, ...] = ()
+    num_phonemes: int = 0
 
     def __post_init__(self) -> None:
+        if not self.loss_weights:
+            object.__setattr__(self, "loss_weights", (1.0,) * self.num_streams)
+        if len(self.loss_weights) != self.num_streams:
+            raise ValueError(f"There are {len(self.loss_weights)} loss weights for {self.num_streams} codebooks.")
         filled = [k for s in self.streams.values() for k in range(s.start, s.stop)]
         if filled != list(range(len(self.codebook_sizes))):
             raise ValueError(f"streams {self.streams} do not cover the {len(self.codebook_sizes)} codebooks in order.")

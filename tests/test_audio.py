@@ -71,6 +71,22 @@ def test_unusable_files_are_refused_by_name(tmp_path: Path) -> None:
             audio.read(path)
 
 
+def test_audio_in_memory_is_read_as_a_file_is(tmp_path: Path, tone: torch.Tensor) -> None:
+    audio.write(tmp_path / "tone.wav", tone, 24000)
+    wave, rate = audio.decode(io.BytesIO((tmp_path / "tone.wav").read_bytes()), "the tone")
+    assert torch.equal(wave, audio.read(tmp_path / "tone.wav")[0])
+    assert rate == 24000
+    with pytest.raises(ValueError, match="the tone cannot be read as audio"):
+        audio.decode(io.BytesIO(b"this is no audio"), "the tone")
+
+
+def test_audio_that_is_too_long_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "long.wav", np.zeros(130 * 8000), 8000)
+    with pytest.raises(ValueError, match=r"lasts 2 minutes, more than 1; cut it in parts\."):
+        audio.decode(tmp_path / "long.wav", "it", longest_s=60)
+    assert len(audio.decode(tmp_path / "long.wav", "it", longest_s=130)[0]) == 130 * 8000
+
+
 def test_another_sample_rate_is_refused(tmp_path: Path, tone: torch.Tensor) -> None:
     audio.write(tmp_path / "tone.wav", tone, 16000)
     with pytest.raises(ValueError, match=r"sampled at 16000 Hz, but 24000 Hz is needed"):

@@ -186,7 +186,7 @@ def test_a_codec_that_does_not_fit_its_settings_is_refused(tmp_path: Path) -> No
         with pytest.raises(ValueError, match=sentence):
             hub.load_codec(tmp_path)
     with pytest.raises(ValueError, match="cannot be saved here"):
-        hub.save_codec(Encodec.__new__(Encodec), tmp_path / "other")
+        hub.save_codec(Encodec.tiny(backend="encodec"), tmp_path / "other")
 
 
 # -- names ----------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ TOY = {
         *(f"run.model.{size}" for size in ("dim=32", "num_layers=2", "heads=2", "hidden=48", "unit_dim=16")),
         *("run.task.batch=2", "run.loop.steps=2"),
     ],
+    "recipes/corpus/own.yaml": ["g2p=tests.lm.tiny:Letters", "workers=1", "pitch=false"],
     "recipes/text_mtp/answers.yaml": ["run.invent.prompts=2", "run.answer.max_new_tokens=9", "run.dtype=fp32"],
     "recipes/text_mtp/ablations/medusa.yaml": [
         f"{HEAD}.draft_vocab=50",
@@ -48,7 +49,7 @@ TOY = {
         *("run.sources.stdlib.name=files", "run.sources.stdlib.paths=[recipes/*/*.yaml]", "run.dev_fraction=0.4"),
     ],
     "recipes/objectives/trunk.yaml": [
-        *("run.trunk.dim=32", "run.trunk.num_layers=1", "run.task.dev_rows=4", "run.loop.steps=2"),
+        *("run.model.dim=32", "run.model.num_layers=1", "run.task.dev_rows=4", "run.loop.steps=2"),
     ],
 }
 """Overrides for size, by recipe."""
@@ -69,6 +70,9 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(module, "resolve_backbone", lambda *_: backbone)
     monkeypatch.setattr(hub, "load", lambda name, **settings: speech, raising=False)
     monkeypatch.setattr(hub, "load_codec", lambda name: speech.codec)
+    monkeypatch.setattr(hub, "load_voices", lambda name: (speech.codec, speech.voices))
+    monkeypatch.setenv("SPEECH_MTP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("speech_mtp.voices.reference.LEAST_S", 0.1)  # its speech is short
     monkeypatch.setattr(evaluate, "_recording_of", lambda model, voice: None)
     monkeypatch.setattr(speech_report, "speech_report", lambda say, texts, known: {"wer": float(say(texts[0]).seconds)})
     monkeypatch.chdir(tmp_path / "clone")
@@ -108,12 +112,24 @@ def carry_out(monkeypatch: pytest.MonkeyPatch, line: str) -> int:
 def test_every_command_of_the_readme_works(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     programs = [line for line in COMMANDS if "speech-mtp " in line]
     assert {line.split("speech-mtp ")[1].split()[0] for line in programs} >= {
-        *("say", "tokenize", "generate", "train", "eval", "bench", "export")
+        *("say", "tokenize", "voices", "convert", "generate", "train", "eval", "bench", "export")
     }
     for line in COMMANDS:
         if "pytest" not in line:
             assert carry_out(monkeypatch, line) == 0, line
-    made = ("hello.wav", "voice.wav", "out/001.wav", "voice.safetensors", "scores.json", "bench.json", "streams.json", "text.json")
+    made = (
+        "hello.wav",
+        "voice.wav",
+        "me.wav",
+        "converted.wav",
+        "out/001.wav",
+        "voice.safetensors",
+        "scores.json",
+        "bench.json",
+        "streams.json",
+        "runs/own/report.json",
+        "text.json",
+    )
     folders = ("eagle3", "medusa", "runs/talker/export", "runs/objectives/trunk/export")
     assert [name for name in (*made, *folders) if not (clone / name).exists()] == []
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from speech_mtp.codecs.dac import Dac
 from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.lm.speech_lm import SpeechLM, SpeechLMConfig
@@ -36,4 +37,13 @@ def tiny_model(**settings: Any) -> SpeechModel:
     lm = tiny_lm(codec.spec.codebook_sizes, **settings)
     rng = torch.Generator().manual_seed(2)
     voices = {name: torch.randn(codec.spec.timbre_dim, generator=rng) for name in ("low", "high")}
+    return SpeechModel("tiny", UnitMaker(tiny_backbone(), Letters()), lm, codec, voices, Sampling(seed=5))
+
+
+def tiny_model_without_timbre() -> SpeechModel:
+    """The same two voices, which the talker knows by heart: its codec has no timbre. 16 kHz, 500 frames a second."""
+    codec, names = Dac.tiny().eval(), ("low", "high")
+    settings = {"frame_rate_hz": codec.spec.frame_rate_hz, "timbre_dim": 0, "voices": names}
+    lm = tiny_lm(codec.spec.codebook_sizes, **settings)
+    voices = dict(zip(names, torch.eye(2), strict=True))
     return SpeechModel("tiny", UnitMaker(tiny_backbone(), Letters()), lm, codec, voices, Sampling(seed=5))

@@ -48,6 +48,8 @@ class Timbre:
             samples = np.frombuffer(base64.b64decode(wanted.audio, validate=True), np.int16)
         except (ValidationError, binascii.Error, ValueError):
             return {"error": "This is not a recording that can be read."}
+        if not self._service.model.codec.spec.timbre_dim:
+            return {"error": "The codec of this model has no timbre, so a recording cannot take another voice."}
         if not LEAST_S * RATE <= len(samples) <= MOST_S * RATE:
             return {"error": f"A recording must last from {LEAST_S} to {MOST_S} seconds."}
         try:

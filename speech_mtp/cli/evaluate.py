@@ -12,6 +12,8 @@ import typer
 
 from speech_mtp.cli.shared import (
     Backbone,
+    BestOf,
+    CodecSource,
     Device,
     Lexicon,
     Model,
@@ -21,6 +23,7 @@ from speech_mtp.cli.shared import (
     Voice,
     check_output,
     check_texts,
+    codec_of,
     listed,
     load_model,
     load_text_lm,
@@ -54,6 +57,7 @@ def eval_speech(
     lexicon: Lexicon = None,
     seed: Seed = None,
     temperature: Temperature = None,
+    best_of: BestOf = 1,
     threads: Threads = None,
 ) -> None:
     """Word errors, success, opinion scores, speaker similarity and speed; the worst voice's figures come first."""
@@ -73,17 +77,18 @@ def eval_speech(
     reports = {}
     for name in [voice] if voice else loaded.voices:
         known = recording or _recording_of(model, name)
-        reports[name] = speech_report(partial(_spoken, loaded, name, sampling), texts, known)
+        reports[name] = speech_report(partial(_spoken, loaded, name, sampling, best_of), texts, known)
         print(f"{name}: {summary(reports[name])}", flush=True)
     worst = max(reports, key=lambda name: reports[name]["wer"])
     figures = {k: v for k, v in reports[worst].items() if k != "rows"}
-    write_report(out, {"model": model, "voice": worst, **figures, "sampling": asdict(sampling), "voices": reports})
+    settings = {"sampling": asdict(sampling), "best_of": best_of}
+    write_report(out, {"model": model, "voice": worst, **figures, **settings, "voices": reports})
 
 
-def _spoken(model: SpeechModel, voice: str, sampling: Sampling, text: str) -> Utterance:
+def _spoken(model: SpeechModel, voice: str, sampling: Sampling, best_of: int, text: str) -> Utterance:
     from speech_mtp.streaming.timed import speak_timed
 
-    return speak_timed(model, text, voice, sampling)
+    return speak_timed(model, text, voice, sampling, best_of)
 
 
 def _recording_of(model: str, voice: str) -> tuple[Any, int] | None:
@@ -108,7 +113,7 @@ def eval_codec(
     ] = None,
     split: Annotated[str, typer.Option(help="Which part of a corpus.")] = "dev",
     per_voice: Annotated[int, typer.Option(min=1, help="Recordings of each voice at most.")] = 50,
-    codec: Annotated[str, typer.Option(help="Packaged name, folder or hub id.")] = "tiny-en",
+    codec: CodecSource = "tiny-en",
     parts: Annotated[str, typer.Option(help=f"What to measure, with commas between: {', '.join(PARTS)}.")] = (
         "quality,views,probes"
     ),
@@ -140,7 +145,7 @@ def eval_codec(
     from speech_mtp.threads import use_threads
 
     use_threads(threads)
-    loaded = hub.load_codec(codec)
+    loaded = hub.load_codec(codec_of(codec))
 
     def recordings(number: int) -> list[Sample]:
         rate = loaded.spec.sample_rate
@@ -189,28 +194,21 @@ def _probes(codec: Codec, samples: list[Sample], aligner: str, steps: int) -> di
 
 
 def _aligner(name: str) -> Aligner:
-    """Forced alignment by the phoneme head of a decoupled codec, and the text read by the packaged G2P."""
+    """Forced alignment by the phoneme head of a codec, and the text read by the packaged G2P."""
     import torch
 
     from speech_mtp import audio, hub, plugins
-    from speech_mtp.codecs.decoupled import Decoupled
-    from speech_mtp.corpus.align import unit_of_frame
+    from speech_mtp.corpus.align import phoneme_log_probs, unit_of_frame
     from speech_mtp.text.g2p.base import read_text
 
-    codec = hub.load_codec(name)
-    if not isinstance(codec, Decoupled) or codec.phonemes is None:
-        raise ValueError(f"The codec {name!r} has no phoneme head, so it cannot align; name another --aligner.")
-    head, spec = codec.phonemes, codec.spec
+    codec = hub.load_aligner(name)
     g2p = plugins.build("text.g2p", "hibari")
 
-    @torch.inference_mode()
     def align(wave: Tensor, sample_rate: int, text: str) -> tuple[Tensor, Tensor, float] | None:
-        codes = codec.encode(audio.resample(wave, sample_rate, spec.sample_rate)[None, None])
-        content, _ = codec.values(codes.frames)
-        laws = head(content, torch.ones_like(content[..., :1])).log_softmax(-1)[0]
+        laws = phoneme_log_probs(codec, audio.resample(wave, sample_rate, codec.spec.sample_rate))
         phonemes = torch.tensor([unit.id for unit in read_text(g2p, text)])
         unit = unit_of_frame(laws, phonemes)
-        return None if unit is None else (phonemes, unit, spec.frame_rate_hz)
+        return None if unit is None else (phonemes, unit, codec.spec.frame_rate_hz)
 
     return align
 

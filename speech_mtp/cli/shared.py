@@ -21,10 +21,16 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Option(help="Packaged name, folder or hub id.")]
 Backbone = Annotated[str | None, typer.Option(help="Folder or hub id of the language model, if not found by itself.")]
+CodecSource = Annotated[
+    str, typer.Option(help="Packaged name, folder or hub id, or {name: encodec, source: FOLDER, num_codebooks: 8}.")
+]
 Voice = Annotated[str | None, typer.Option(help="Name of a voice; by default the model's first.")]
 Lexicon = Annotated[Path | None, typer.Option(help="A file of words and how to read them: word TAB phonemes.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same audio.")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy.")]
+BestOf = Annotated[
+    int, typer.Option(min=1, max=16, help="Takes of each sentence, of which the one that is told most clearly is kept.")
+]
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Threads of torch; by default SPEECH_MTP_THREADS, else 1 for speech, all for text."),
@@ -110,6 +116,13 @@ def load_model(
     if group is not None and group != made_for:
         raise ValueError(f"Model {model} decodes {made_for} frames per step, not {group}; use --group {made_for}.")
     return loaded
+
+
+def codec_of(text: str) -> Any:
+    """The name, folder or hub id of a codec as it is, and ``{name: encodec, source: ...}`` as in a recipe."""
+    from speech_mtp.config import parse_override
+
+    return parse_override(f"codec={text}")[1] if text.startswith("{") else text
 
 
 def sampling_of(model: SpeechModel, seed: int | None, temperature: float | None) -> Sampling:

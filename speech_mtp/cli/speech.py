@@ -13,6 +13,8 @@ import typer
 
 from speech_mtp.cli.shared import (
     Backbone,
+    BestOf,
+    CodecSource,
     Lexicon,
     Model,
     Seed,
@@ -21,6 +23,7 @@ from speech_mtp.cli.shared import (
     Voice,
     check_output,
     check_texts,
+    codec_of,
     load_model,
     read_lines,
     sampling_of,
@@ -46,6 +49,7 @@ def say(
     group: Annotated[int | None, typer.Option(help="Frames per step; the model must be made for it.")] = None,
     seed: Seed = None,
     temperature: Temperature = None,
+    best_of: BestOf = 1,
     threads: Threads = None,
     as_json: Annotated[
         bool,
@@ -68,7 +72,7 @@ def say(
     if out_dir is not None:
         out_dir.mkdir(parents=True, exist_ok=True)
     for words, path in jobs:
-        spoken = speak_timed(loaded, words, speaker, sampling)
+        spoken = speak_timed(loaded, words, speaker, sampling, best_of)
         _write_audio(path, spoken)
         _tell(spoken, path, as_json)
 
@@ -114,7 +118,7 @@ def tokenize(
     sound: Annotated[Path | None, typer.Argument(metavar="[OUT.WAV]", help="File for --resynthesize.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="A .safetensors file.")] = None,
     resynthesize: Annotated[bool, typer.Option("--resynthesize", help="Also write what the codes sound like.")] = False,
-    codec: Annotated[str, typer.Option(help="Packaged name, folder or hub id.")] = "tiny-en",
+    codec: CodecSource = "tiny-en",
     threads: Threads = None,
 ) -> None:
     """Audio -> codes ("frames [K, F]") and timbre ("[E]") in a safetensors file."""
@@ -128,7 +132,7 @@ def tokenize(
     from speech_mtp.threads import use_threads
 
     use_threads(threads)
-    loaded = hub.load_codec(codec)
+    loaded = hub.load_codec(codec_of(codec))
     wave, rate = audio.read(source, loaded.spec.sample_rate)
     codes = loaded.encode(wave[None, None])
     tensors = {"frames": codes.frames[0].contiguous()}

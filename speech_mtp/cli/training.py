@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from speech_mtp.cli.shared import Backbone, Model, Overrides
+from speech_mtp.plugins import MissingExtra
 
 
 def corpus(config: Path, overrides: Overrides = None, model: Model = "tiny-en", backbone: Backbone = None) -> None:
-    """Make a corpus of teacher speech, or go on with one; the backbone writes its text."""
+    """Make a corpus of teacher speech (the backbone writes its text) and of recordings, or go on with one."""
     from speech_mtp import config as settings
     from speech_mtp.corpus.build import CorpusConfig, build_corpus
 
@@ -23,8 +25,21 @@ def corpus(config: Path, overrides: Overrides = None, model: Model = "tiny-en", 
 
         return load_causal_lm(hub.find_backbone(backbone, model), torch.float32)
 
-    figures = build_corpus(settings.load(config, CorpusConfig, overrides or ()), writer)
+    loaded = settings.load(config, CorpusConfig, overrides or ())
+    figures = build_corpus(loaded, writer)
+    _picture(loaded.out)
     print(json.dumps(figures, ensure_ascii=False))
+
+
+def _picture(folder: Path) -> None:
+    """The report's picture, where the package that draws is installed."""
+    from speech_mtp.corpus.report import distributions
+    from speech_mtp.evaluation.plots import corpus_distributions
+
+    try:
+        corpus_distributions(distributions(folder), folder / "report.png")
+    except MissingExtra as missing:
+        print(f"speech-mtp: report.png was left out. {missing}", file=sys.stderr)
 
 
 def train(config: Path, overrides: Overrides = None) -> None:

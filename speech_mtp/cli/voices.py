@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,8 +12,6 @@ import typer
 from speech_mtp.cli.shared import Model, Threads, Voice, check_output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
     from speech_mtp.codecs.base import Codec
@@ -33,21 +33,40 @@ def _saved(codec: Codec) -> SavedVoices:
     return SavedVoices(cache_folder() / "voices", codec)
 
 
-def _recording(path: Path) -> tuple[Tensor, int]:
-    from speech_mtp import audio
+def _recording(path: Path, rate_hz: int) -> Tensor:
+    """As much of a recording as a voice is made of, ``[S]``."""
+    import torch
 
-    return audio.read(path, mono=True)
+    from speech_mtp import audio
+    from speech_mtp.voices.reference import LOOKED_AT_S
+
+    blocks: list[Tensor] = []
+    for block in audio.read_blocks(path, rate_hz):
+        blocks.append(block)
+        if sum(map(len, blocks)) >= LOOKED_AT_S * rate_hz:
+            break
+    return torch.cat(blocks)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What makes no voice is said of ``path``."""
+    from speech_mtp.voices.reference import UnusableRecordingError
+
+    try:
+        yield
+    except UnusableRecordingError as error:
+        raise UnusableRecordingError(f"{path} makes no voice. {error}") from None
 
 
 def made_of(codec: Codec, path: Path) -> Tensor:
     """The voice of a recording, ``[E]``. Raises what reading it raises, and ValueError naming it for one that makes
     no voice."""
-    from speech_mtp.voices.reference import UnusableRecordingError, timbre_of
+    from speech_mtp.voices.reference import timbre_of
 
-    try:
-        return timbre_of(codec, *_recording(path))
-    except UnusableRecordingError as error:
-        raise UnusableRecordingError(f"{path} makes no voice. {error}") from None
+    rate = codec.spec.sample_rate
+    with _naming(path):
+        return timbre_of(codec, _recording(path, rate), rate)
 
 
 def chosen(model: SpeechModel, voice: str | None, reference: Path | None) -> str | Tensor | None:
@@ -84,8 +103,11 @@ def list_voices(model: Model = "tiny-en") -> None:
     codec, own = hub.load_voices(model)
     for name in own:
         print(f"{name}\tof the model")
-    for record in _saved(codec).of():
+    saved = _saved(codec)
+    for record in saved.of():
         print(f"{record.name}\tof a recording\t{record.id}")
+    for record in saved.of_other_codecs():
+        print(f"{record.name}\tof a recording, for another model\t{record.id}")
 
 
 @group.command("add")
@@ -93,23 +115,20 @@ def add_voice(
     name: Annotated[str, typer.Argument(help="What to call it.")],
     recording: Annotated[Path, typer.Argument(help="3 to 10 seconds of somebody who has agreed to it.")],
     model: Model = "tiny-en",
-    keep_reference: Annotated[
-        bool, typer.Option("--keep-reference", help="Keep the recording with the voice.")
-    ] = False,
+    keep_reference: Annotated[bool, typer.Option("--keep-reference", help="Keep the speech, too.")] = False,
 ) -> None:
     """Make a voice of a recording; ``say``, ``convert`` and ``serve`` know it by its name."""
     from speech_mtp import hub
-    from speech_mtp.voices.reference import UnusableRecordingError
+    from speech_mtp.serving.settings import OPENAI_VOICES
     from speech_mtp.voices.saved import EVERYBODY
 
     codec, own = hub.load_voices(model)
-    if not name.strip() or name in own:
-        raise ValueError(f"A voice cannot be called {name!r}; the model has one of that name, or it is empty.")
-    wave, rate = _recording(recording)
-    try:
+    if name in own or name in OPENAI_VOICES:
+        raise ValueError(f"A voice cannot be called {name!r}: there is one of that name already.")
+    rate = codec.spec.sample_rate
+    with _naming(recording):
+        wave = _recording(recording, rate)
         record = _saved(codec).make(EVERYBODY, name, wave, rate, keep_reference=keep_reference)
-    except UnusableRecordingError as error:
-        raise UnusableRecordingError(f"{recording} makes no voice. {error}") from None
     print(f"{record.name}: made of {recording}, {record.id}")
     if len(own) <= FEW:
         print(f"The model was trained on few voices ({', '.join(own)}): this one sounds near one of them.")
@@ -140,6 +159,8 @@ def convert(
     if (voice is None) == (voice_from is None):
         raise ValueError("Say in which voice: --voice NAME, or --voice-from RECORDING.")
     check_output(out)
+    if not source.is_file():
+        raise FileNotFoundError(f"There is no audio file {source}.")
     from speech_mtp import audio, hub
     from speech_mtp.threads import SPEECH, use_threads
     from speech_mtp.voices.conversion import Converter

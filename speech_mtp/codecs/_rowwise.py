@@ -6,11 +6,12 @@ is that rows are not batched: ``B`` rows cost ``B`` runs of the model. Everythin
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -43,8 +44,9 @@ class RowStates:
 
 
 class RowwiseCodec(Codec):
-    """Subclasses set ``spec`` and ``decoder`` and implement ``_encode_row`` and ``_latents``."""
+    """Subclasses set ``spec``, ``model`` and ``decoder`` and implement ``_encode_row`` and ``_latents``."""
 
+    model: Any
     decoder: Stage
 
     @abstractmethod
@@ -54,6 +56,18 @@ class RowwiseCodec(Codec):
     @abstractmethod
     def _latents(self, frames: Tensor) -> Tensor:
         """``frames [1, K, F]`` with F > 0 -> the decoder's input ``[1, D, F]``."""
+
+    def to_config(self) -> dict[str, object]:
+        """The configuration of the ``transformers`` model, and how many of its codebooks are used."""
+        model = json.loads(self.model.config.to_json_string(use_diff=False))
+        return {"model": model, "num_codebooks": self.spec.num_streams}
+
+    @classmethod
+    def from_config(cls, entries: dict[str, Any]) -> Self:
+        from transformers import AutoConfig, AutoModel
+
+        config = AutoConfig.for_model(**entries["model"])
+        return cls(AutoModel.from_config(config), num_codebooks=entries["num_codebooks"])
 
     @torch.no_grad()
     def encode(self, wave: Tensor, lengths: Tensor | None = None, timbre: Tensor | None = None) -> Codes:

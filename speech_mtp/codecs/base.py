@@ -7,7 +7,7 @@ and streamed audio are the same lines. A codec knows nothing of text, positions 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,21 @@ class Codec(nn.Module, ABC):
     @abstractmethod
     def flush(self, state: Any, rows: Tensor) -> list[Tensor]:
         """End the utterances of ``rows [R]``: their last samples, so that F frames gave F * samples_per_frame."""
+
+    def phoneme_log_probs(self, codes: Codes) -> Tensor:
+        """``[B, F, spec.num_phonemes]``: log probabilities of the phonemes of ``speech_mtp.text.phonemes.SYMBOLS`` in
+        every frame (0 is CTC's blank). Raises ``ValueError`` for a codec without a phoneme head."""
+        raise ValueError(f"A {type(self).__name__} codec has no phoneme head, so it tells no phonemes; name another.")
+
+    def to_config(self) -> dict[str, object]:
+        """Settings, plain JSON, from which :meth:`from_config` makes this codec with other weights. Raises
+        ``ValueError`` for a codec that cannot be saved."""
+        raise ValueError(f"A {type(self).__name__} codec is loaded from its own source and cannot be saved here.")
+
+    @classmethod
+    def from_config(cls, entries: dict[str, Any]) -> Self:
+        """From the :meth:`to_config` of another one (JSON makes lists of tuples)."""
+        return cls(**entries)
 
     @torch.inference_mode()
     def decode(self, codes: Codes) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ from speech_mtp.nn.fsq import FSQ
 from speech_mtp.nn.source_filter import Pitch, SourceFilterDecoder, SourceFilterState
 from speech_mtp.nn.spectral import LogMel, LowSpectrum
 from speech_mtp.types import CodecSpec, Codes
+
+LOSS_WEIGHTS = (1.0, 0.6)
+"""Of content and prosody, where a talker is trained."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,8 @@ class Decoupled(Codec):
             streams={"content": slice(0, 1), "prosody": slice(1, 2)},
             codebook_sizes=(self.content_fsq.size, self.prosody_fsq.size),
             timbre_dim=c.timbre_dim,
+            loss_weights=LOSS_WEIGHTS,
+            num_phonemes=c.num_symbols,
         )
         self.mel = LogMel(c.sample_rate, 1024, c.hop, c.num_mels)
         self.low = LowSpectrum(2048, c.hop, c.low_bins)
@@ -145,7 +150,7 @@ class Decoupled(Codec):
         return cls(small).eval()
 
     @classmethod
-    def from_config(cls, entries: dict[str, object]) -> Decoupled:
+    def from_config(cls, entries: dict[str, Any]) -> Decoupled:
         """From the ``asdict`` of a :class:`DecoupledConfig` (lists become tuples)."""
         return cls(DecoupledConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()}))  # type: ignore[arg-type]
 
@@ -194,6 +199,14 @@ class Decoupled(Codec):
         (_, content), (_, prosody) = self.quantise(mel, low, mask, timbre)
         frames = torch.stack([content, prosody], 1) * mask[:, None, :, 0].long()
         return Codes(frames, mask[..., 0].sum(1).long(), timbre)
+
+    def phoneme_log_probs(self, codes: Codes) -> Tensor:
+        if self.phonemes is None:
+            return super().phoneme_log_probs(codes)
+        steps = torch.arange(codes.frames.shape[2], device=codes.frames.device)
+        content, _ = self.values(codes.frames)
+        logits: Tensor = self.phonemes(content, (steps < codes.lengths[:, None])[..., None].float())
+        return logits.log_softmax(-1)
 
     # -- decoding ---------------------------------------------------------------------------------------------
     def values(self, frames: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,10 @@ class Encodec(RowwiseCodec):
         if channels != 1 or normalize or any(isinstance(m, nn.GroupNorm) for m in self.model.modules()):
             raise ValueError("This EnCodec model is stereo or normalises whole utterances; use the mono 24 kHz model.")
         transformers = backend == "transformers"
-        self.quantizers = self.model.quantizer.layers if transformers else self.model.quantizer.vq.layers
+        # A list, so that a checkpoint holds these weights once.
+        self.quantizers: list[Any] = list(
+            self.model.quantizer.layers if transformers else self.model.quantizer.vq.layers
+        )
         size = self.model.quantizer.codebook_size if transformers else self.model.quantizer.bins
         self.decoder = seanet(self.model.decoder.layers if transformers else self.model.decoder.model)
         streams = pick_streams(len(self.quantizers), num_codebooks)
@@ -76,6 +79,11 @@ class Encodec(RowwiseCodec):
         model = EncodecModel(config)
         randomise(model)
         return cls(model if backend == "transformers" else _package_model(config, model.state_dict()), backend)
+
+    def to_config(self) -> dict[str, object]:
+        if not hasattr(self.model, "config"):
+            raise ValueError("EnCodec of the package encodec cannot be saved here; use the same one of transformers.")
+        return super().to_config()
 
     def _encode_row(self, wave: Tensor) -> Tensor:
         residual, codes = self.model.encoder(wave), []

@@ -1,32 +1,28 @@
 """Text -> teachers -> audio with a manifest: in parallel, and going on where a kill stopped it.
 
 1. collect the sentences and their splits, 2. give each voice its share of them, 3. leave out what the manifest
-already holds, 4. speak batches in worker processes, each on one core, 5. write audio, then its rows, 6. report.
+already holds, 4. speak batches in worker processes, each on one core, 5. write audio, then its rows, 6. add recordings
+(:mod:`speech_mtp.corpus.importing`), 7. report.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from tqdm import tqdm
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from speech_mtp import audio, plugins
 from speech_mtp.corpus.checks import AudioRules, fit
+from speech_mtp.corpus.cutting import PieceRules
+from speech_mtp.corpus.importing import RecordingPlan, import_recordings, notice
 from speech_mtp.corpus.manifest import (
     MANIFEST,
     REJECTS,
@@ -37,6 +33,8 @@ from speech_mtp.corpus.manifest import (
     read_manifest,
     read_rejects,
 )
+from speech_mtp.corpus.processes import Progress, in_processes
+from speech_mtp.corpus.recorded import Treatment
 from speech_mtp.corpus.report import report
 from speech_mtp.corpus.selfwrite import WriteConfig, answered, expand_prompts, read_prompts, write
 from speech_mtp.corpus.sentences import SentenceRules
@@ -47,7 +45,7 @@ from speech_mtp.text.g2p.base import G2P, read_text
 from speech_mtp.text.phonemes import render
 from speech_mtp.threads import processors
 
-REPORT = "report.json"
+REPORT, NOTICE = "report.json", "NOTICE"
 Writer = Callable[[], tuple[Any, Any]]
 
 
@@ -61,28 +59,43 @@ class VoicePlan(BaseModel):
 
 
 class CorpusConfig(BaseModel):
-    """One corpus. ``write`` (optional) makes self-written text first; ``workers`` 0 means one per core."""
+    """One corpus: ``texts`` spoken by ``voices``, ``recordings``, or both. ``workers`` 0 means one per core.
+
+    ``write`` (optional) makes self-written text first. Recordings are cut by ``pieces`` and aligned by the phoneme head
+    of the codec ``aligner``; ``pitch`` false leaves their pitch to the stage that lays the corpus out, one process.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     out: Path
-    texts: list[TextSource] = Field(min_length=1)
-    voices: list[VoicePlan] = Field(min_length=1)
+    texts: list[TextSource] = []
+    voices: list[VoicePlan] = []
+    recordings: list[RecordingPlan] = []
     write: WriteConfig | None = None
     g2p: str | dict[str, Any] = "hibari"
     sentences: SentenceRules = SentenceRules()
     audio: AudioRules = AudioRules()
+    pieces: PieceRules = PieceRules()
+    aligner: str = "tiny-en"
+    pitch: bool = True
     coverage_words: int = Field(default=20_000, ge=0)
     seed: int = 0
     workers: int = Field(default=0, ge=0)
     batch: int = Field(default=32, ge=1)
 
-    @field_validator("voices")
-    @classmethod
-    def _distinct(cls, voices: list[VoicePlan]) -> list[VoicePlan]:
-        names = [plan.voice for plan in voices]
-        if len(set(names)) < len(names):
+    @model_validator(mode="after")
+    def _consistent(self) -> CorpusConfig:
+        voices, sources = [plan.voice for plan in self.voices], [plan.name for plan in self.recordings]
+        if not (voices or sources):
+            raise ValueError("there is nothing to make: add voices with texts, or recordings")
+        if bool(voices) != bool(self.texts):
+            raise ValueError("voices need texts, and texts need voices; add what is missing")
+        if len(set(voices)) < len(voices):
             raise ValueError("each voice may be planned once; add up the shares of the one that is there twice")
-        return voices
+        if len(set(voices + sources)) < len(voices + sources):
+            raise ValueError("two recordings have one name, or that of a voice; rename one")
+        if sources and self.pieces.max_seconds > self.audio.max_seconds:
+            raise ValueError("pieces.max_seconds is more than audio.max_seconds allows; lower it or raise that")
+        return self
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,22 @@ def build_corpus(config: CorpusConfig, writer: Writer | None = None) -> dict[str
     ``writer`` returns a causal LM and its tokenizer; it is called if text remains to be written (``config.write``).
     Raises ``ValueError`` or ``FileNotFoundError`` for unusable settings and texts, before any audio is made.
     """
+    for recording in config.recordings:
+        recording.open()  # what is wrong in the recipe is said before hours of speech are made
+    rejected_text = _speak_texts(config, writer) if config.voices else Counter()
+    if config.recordings:
+        treatment = Treatment(config.out, _spec(config.g2p), config.aligner, config.pieces, config.audio, config.pitch)
+        import_recordings(config.recordings, treatment, config.workers or processors())
+        with replacing(config.out / NOTICE) as path:
+            path.write_text(notice(config.recordings), encoding="utf-8")
+    figures = report(config.out, rejected_text, config.coverage_words)
+    with replacing(config.out / REPORT) as path:
+        path.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return figures
+
+
+def _speak_texts(config: CorpusConfig, writer: Writer | None) -> Counter[str]:
+    """Let the voices speak what is missing; how many pieces of text were refused for which reason."""
     plans = {plan.voice: plan for plan in config.voices}
     for plan in plans.values():
         _teacher(_spec(plan.teacher)).check_voice(plan.voice)
@@ -110,18 +139,18 @@ def build_corpus(config: CorpusConfig, writer: Writer | None = None) -> dict[str
     script = load_script(config.texts, config.sentences, config.coverage_words, config.seed)
     with JsonLines(config.out / MANIFEST) as manifest, JsonLines(config.out / REJECTS) as rejects:
         finished = {row.id for row in read_manifest(config.out)} | {r.id for r in read_rejects(config.out)}
-        jobs = [job for job in plan_jobs(config, script) if job.id not in finished]
-        batches = _batches(jobs, config.batch)
-        progress = Progress(len(jobs))
-        for made in _speak_all(batches, plans, config):
+        batches = _batches([job for job in plan_jobs(config, script) if job.id not in finished], config.batch)
+        progress = Progress(sum(map(len, batches)))
+        tasks = [
+            (batch, _spec(plans[batch[0].voice].teacher), _spec(config.g2p), config.audio, config.out)
+            for batch in batches
+        ]
+        for made in in_processes(speak_batch, tasks, min(config.workers or processors(), max(1, len(tasks)))):
             manifest.append(as_line(item) for item in made if isinstance(item, ManifestEntry))
             rejects.append(as_line(item) for item in made if isinstance(item, Reject))
             progress.advance(len(made), sum(item.seconds for item in made if isinstance(item, ManifestEntry)))
         progress.close()
-    figures = report(config.out, script.rejects, config.coverage_words)
-    with replacing(config.out / REPORT) as path:
-        path.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return figures
+    return script.rejects
 
 
 def _write_text(config: WriteConfig, writer: Writer | None) -> None:
@@ -157,26 +186,6 @@ def _batches(jobs: list[Job], size: int) -> list[list[Job]]:
         by_voice.setdefault(job.voice, []).append(job)
     batches = [voice[i : i + size] for voice in by_voice.values() for i in range(0, len(voice), size)]
     return sorted(batches, key=lambda batch: stable_fraction(batch[0].id))
-
-
-def _speak_all(
-    batches: list[list[Job]], plans: dict[str, VoicePlan], config: CorpusConfig
-) -> Iterator[list[ManifestEntry | Reject]]:
-    if not batches:
-        return
-    workers = min(config.workers or processors(), len(batches))
-    with one_thread_each():
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
-        try:
-            running: list[Future[list[ManifestEntry | Reject]]] = []
-            for batch in batches:
-                teacher = _spec(plans[batch[0].voice].teacher)
-                running.append(pool.submit(speak_batch, batch, teacher, _spec(config.g2p), config.audio, config.out))
-            for future in as_completed(running):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def speak_batch(jobs: list[Job], teacher: str, g2p: str, rules: AudioRules, out: Path) -> list[ManifestEntry | Reject]:
@@ -225,60 +234,3 @@ def _teacher(spec: str) -> Teacher:
 def _g2p(spec: str) -> G2P:
     g2p: G2P = plugins.build("text.g2p", json.loads(spec))
     return g2p
-
-
-def start_worker() -> None:
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-@contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Processes started inside compute on one thread each, so that one process a core fills the machine."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
-
-
-class Progress:
-    """A bar on a terminal, otherwise a plain line every ``every_s`` seconds, on stderr."""
-
-    def __init__(self, total: int, every_s: float = 10.0) -> None:
-        self._total, self._every_s = total, every_s
-        self._done, self._audio_s = 0, 0.0
-        self._started = self._told = time.monotonic()
-        self._bar = tqdm(total=total, unit="utt", desc="corpus") if sys.stderr.isatty() else None
-
-    def advance(self, utterances: int, audio_s: float) -> None:
-        """Count ``utterances`` more, accepted ones lasting ``audio_s`` in all."""
-        self._done += utterances
-        self._audio_s += audio_s
-        if self._bar is not None:
-            self._bar.update(utterances)
-            self._bar.set_postfix(hours=f"{self._audio_s / 3600:.2f}", refresh=False)
-        elif time.monotonic() - self._told >= self._every_s or self._done == self._total:
-            self._told = time.monotonic()
-            left_s = (self._told - self._started) / self._done * (self._total - self._done)
-            line = (
-                f"corpus: {self._done} of {self._total} utterances, {self._audio_s / 3600:.2f} h, {left_s:.0f} s left"
-            )
-            print(line, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Leave the bar as it is."""
-        if self._bar is not None:
-            self._bar.close()

@@ -57,14 +57,18 @@ def fit(utterance: Utterance, text: str, rules: AudioRules) -> tuple[Utterance, 
         return trimmed, "too fast"
     if np.diff(loud).max(initial=0) * _FRAME / SAMPLE_RATE > rules.max_pause_s:
         return trimmed, "long pause"
-    return replace(trimmed, wave=_levelled(trimmed.wave, rules.level_dbfs)), None
+    return replace(trimmed, wave=levelled(trimmed.wave, rules.level_dbfs)), None
 
 
 def utterance_clipped(wave: NDArray[np.float32]) -> float:
-    """Fraction of the samples ``[S]`` that lie in a flat top: two or more neighbours at the same full-scale value."""
+    """Fraction of the samples ``[S]`` that lie in a flat top."""
+    return len(flat_tops(wave)) / (len(wave) - 1)
+
+
+def flat_tops(wave: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Indices of samples of ``wave [S]`` that have the same full-scale value as their neighbour: they are clipped."""
     top = np.abs(wave) >= 0.999
-    flat = top[1:] & top[:-1] & (wave[1:] == wave[:-1])
-    return float(flat.mean())
+    return np.flatnonzero(top[1:] & top[:-1] & (wave[1:] == wave[:-1]))
 
 
 def _loud_frames(wave: NDArray[np.float32]) -> NDArray[np.intp]:
@@ -85,8 +89,8 @@ def _trim(utterance: Utterance, first: int, last: int, rules: AudioRules) -> Utt
     return replace(utterance, wave=utterance.wave[start:stop], f0_hz=pitch)
 
 
-def _levelled(wave: NDArray[np.float32], level_dbfs: float) -> NDArray[np.float32]:
+def levelled(wave: NDArray[np.float32], level_dbfs: float) -> NDArray[np.float32]:
     """One gain for the whole utterance: its RMS at ``level_dbfs``, unless a peak would pass full scale."""
     gain = 10 ** (level_dbfs / 20) / np.sqrt((wave.astype(np.float64) ** 2).mean())
-    levelled: NDArray[np.float32] = (wave * min(gain, _FULL_SCALE / np.abs(wave).max())).astype(np.float32)
-    return levelled
+    scaled: NDArray[np.float32] = (wave * min(gain, _FULL_SCALE / np.abs(wave).max())).astype(np.float32)
+    return scaled

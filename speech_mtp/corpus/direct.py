@@ -8,9 +8,7 @@ workers as before.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from speech_mtp import plugins
-from speech_mtp.corpus.build import one_thread_each, start_worker
 from speech_mtp.corpus.checks import AudioRules, fit
+from speech_mtp.corpus.processes import in_processes
 from speech_mtp.corpus.store import PITCH_HOP, AudioStoreWriter, estimate_pitch, read_rows, resample_pitch
 from speech_mtp.corpus.teachers.base import Teacher, Utterance
 from speech_mtp.text.g2p.base import G2P, read_text
@@ -62,11 +60,8 @@ def speak(speech: Speech, out: Path, workers: int, max_time_s: float | None = No
         for voice in share.voices or []:
             teacher.check_voice(voice)
     until = time.time() + max_time_s if max_time_s else None
-    with one_thread_each():
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool:
-            parts = [pool.submit(_speak_part, speech, out, worker, workers, until) for worker in range(workers)]
-            refused = sum(part.result() for part in parts)
+    jobs = [(speech, out, worker, workers, until) for worker in range(workers)]
+    refused = sum(in_processes(_speak_part, jobs, workers))
     rows = [row for folder in stores_in(out) for row in read_rows(folder)]
     hours = sum(row.samples for row in rows) / 24_000 / 3600
     return {"utterances": len(rows), "hours": hours, "voices": len({row.voice for row in rows}), "refused": refused}

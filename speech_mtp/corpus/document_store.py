@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from speech_mtp.corpus.documents.base import Document, DocumentSource
 from speech_mtp.corpus.texts import stable_fraction
-from speech_mtp.files import replacing
+from speech_mtp.files import open_at, replacing
 from speech_mtp.lm.backbone import load_tokenizer
 
 SPLITS = ("train", "dev")
@@ -66,8 +66,9 @@ def make_store(
     out: Path, sources: Mapping[str, DocumentSource], tokenizer: Path, dev_fraction: float, inputs: Any
 ) -> dict[str, Any]:
     """Write the documents of ``sources``, or go on with that; returns the manifest. ``inputs``, any JSON, says what
-    they are: other inputs begin anew. Empty documents are left out. Raises ValueError where a split has no text."""
-    named = [inputs, {name: source.licence for name, source in sources.items()}]  # the licence tells the version too
+    they are: other inputs, and files that have changed, begin anew. Empty documents are left out. Raises ValueError
+    where a split has no text."""
+    named = [inputs, {name: source.stamp() for name, source in sources.items()}]
     digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
     known = _read(out / MANIFEST)
     if known.get("digest") == digest:
@@ -81,21 +82,25 @@ def make_store(
         "digest": digest,
         "inputs": inputs,
         "vocab_size": encoder.vocab_size,
-        "start": encoder.start,
-        "end": encoder.end,
         "sources": counted.report(),
+        **_figures(out, dev_fraction),
     }
-    rows = _rows(out)
+    with replacing(out / MANIFEST) as path:
+        path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _figures(out: Path, dev_fraction: float) -> dict[str, dict[str, int]]:
+    """Documents, tokens and bytes of each split."""
+    found, rows = {}, _rows(out)
     for number, split in enumerate(SPLITS):
         mine = rows[rows[:, 0] == number]
         if not len(mine):
             raise ValueError(
                 f"No document is in the {split} split; give more documents, or another dev_fraction ({dev_fraction})."
             )
-        manifest[split] = {"documents": len(mine), "tokens": int(mine[:, 1].sum()), "bytes": int(mine[:, 2].sum())}
-    with replacing(out / MANIFEST) as path:
-        path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return manifest
+        found[split] = {"documents": len(mine), "tokens": int(mine[:, 1].sum()), "bytes": int(mine[:, 2].sum())}
+    return found
 
 
 class _Counted:
@@ -137,8 +142,8 @@ def _write(out: Path, documents: Iterable[Document], encoder: Encoder, dev_fract
     done = _rows(out)
     sizes = [int(done[done[:, 0] == number, 1].sum()) * dtype.itemsize for number in range(len(SPLITS))]
     paths = [out / f"{split}.tokens" for split in SPLITS]
-    files = [_open_at(path, size) for path, size in zip(paths, sizes, strict=True)]
-    rows = _open_at(out / ROWS, done.nbytes)
+    files = [open_at(path, size) for path, size in zip(paths, sizes, strict=True)]
+    rows = open_at(out / ROWS, done.nbytes)
     for batch in tqdm(_batches(islice(documents, len(done), None)), desc="documents", unit="MB", mininterval=5):
         found = []
         for document, ids in zip(batch, encoder.ids([d.text for d in batch]), strict=True):
@@ -161,14 +166,6 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
             batch.append(more)
             size += len(more.text)
         yield batch
-
-
-def _open_at(path: Path, size: int):  # type: ignore[no-untyped-def]
-    path.touch()
-    file = path.open("r+b")
-    file.truncate(size)
-    file.seek(size)
-    return file
 
 
 def _rows(folder: Path) -> np.ndarray:

@@ -24,8 +24,10 @@ class ManifestEntry:
     """One utterance that was spoken and kept. ``split`` is ``train`` or ``dev``.
 
     ``audio`` is relative to the folder of the manifest. ``phonemes`` is a string as
-    :func:`speech_mtp.text.phonemes.render` writes it. ``f0_hz`` is the teacher's own pitch (0 = unvoiced) at
-    ``f0_rate_hz`` from the first sample on, None if the teacher does not tell it.
+    :func:`speech_mtp.text.phonemes.render` writes it. ``f0_hz`` is the pitch (0 = unvoiced) at ``f0_rate_hz`` from the
+    first sample on, None if the teacher does not tell it. Only recordings have ``source`` (its name in the recipe),
+    ``start_s`` (where in the recording the piece was cut out), ``level_dbfs`` (RMS before levelling) and ``agreement``
+    (of sound and text: :mod:`speech_mtp.corpus.align`).
     """
 
     id: str
@@ -39,16 +41,21 @@ class ManifestEntry:
     licence: str
     f0_hz: list[float] | None = None
     f0_rate_hz: float | None = None
+    source: str | None = None
+    start_s: float | None = None
+    level_dbfs: float | None = None
+    agreement: float | None = None
 
 
 @dataclass(frozen=True)
 class Reject:
-    """One utterance that was refused, and why."""
+    """One utterance that was refused, and why: ``detail`` is a sentence where ``reason`` does not say all."""
 
     id: str
     text: str
     voice: str
     reason: str
+    detail: str | None = None
 
 
 class JsonLines:

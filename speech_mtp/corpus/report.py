@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from speech_mtp.corpus.coverage import speakable_word
 from speech_mtp.corpus.manifest import ManifestEntry, read_manifest, read_rejects
 from speech_mtp.corpus.sentences import frequent_words, words_of
@@ -25,12 +27,52 @@ def report(folder: Path, text_rejects: Counter[str], coverage_words: int) -> dic
     return {
         "hours": _hours(rows),
         "utterances": len(rows),
+        "speakers": len({row.voice for row in rows}),
+        "seconds": _spread([row.seconds for row in rows]),
+        "chars_per_second": _spread([len(row.text) / row.seconds for row in rows]),
         "sentences": {split: len({r.text for r in rows if r.split == split}) for split in ("train", "dev")},
         "voices": {voice: _voice([r for r in rows if r.voice == voice]) for voice in sorted({r.voice for r in rows})},
+        "sources": {name: _source([r for r in rows if r.source == name]) for name in _names(rows)},
         "phonemes": _phonemes(rows),
         "words": _words(rows, coverage_words),
         "rejected_text": dict(text_rejects.most_common()),
+        "rejects": dict(Counter(r.reason for r in rejects).most_common()),
         "rejected_audio": dict(Counter(f"{r.voice}: {r.reason}" for r in rejects).most_common()),
+    }
+
+
+def distributions(folder: Path) -> dict[str, Any]:
+    """What a picture of the corpus in ``folder`` shows: seconds, characters a second and levels (dBFS, of recordings
+    before they were levelled) of all utterances, and minutes of each voice, the most first."""
+    rows = read_manifest(folder)
+    minutes: dict[str, float] = {}
+    for row in rows:
+        minutes[row.voice] = minutes.get(row.voice, 0.0) + row.seconds / 60
+    return {
+        "seconds": [row.seconds for row in rows],
+        "chars_per_second": [len(row.text) / row.seconds for row in rows],
+        "level_dbfs": [row.level_dbfs for row in rows if row.level_dbfs is not None],
+        "minutes": dict(sorted(minutes.items(), key=lambda item: -item[1])),
+    }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    """Smallest, fifth percentile, median, 95th percentile, largest."""
+    names = ("min", "p5", "median", "p95", "max")
+    found = np.percentile(values, [0, 5, 50, 95, 100]).tolist() if values else []
+    return {name: round(value, 2) for name, value in zip(names, found, strict=False)}
+
+
+def _names(rows: list[ManifestEntry]) -> list[str]:
+    return sorted({row.source for row in rows if row.source is not None})
+
+
+def _source(rows: list[ManifestEntry]) -> dict[str, Any]:
+    return {
+        "licence": rows[0].licence,
+        "hours": _hours(rows),
+        "utterances": len(rows),
+        "speakers": len({row.voice for row in rows}),
     }
 
 

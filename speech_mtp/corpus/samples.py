@@ -41,20 +41,20 @@ def from_folder(folder: Path, sample_rate: int, per_voice: int) -> Iterator[Reco
 def from_corpus(folder: Path, split: str, sample_rate: int, per_voice: int) -> Iterator[Recording]:
     """At most ``per_voice`` recordings of each voice of a ``split``; the voices get the same sentences where they can.
 
-    ``folder`` is a corpus or one laid out for training. Raises ``ValueError`` if it has nothing of that split.
+    ``folder`` is a corpus or one laid out for training; it is resampled to ``sample_rate``. Raises ``ValueError`` if it
+    has nothing of that split.
     """
     if (folder / MANIFEST).is_file():
         made = read_manifest(folder)
         found = [(row.voice, row.text, i) for i, row in enumerate(made) if row.split == split]
         for voice, text, i in _chosen(found, folder, split, per_voice):
-            yield voice, text, audio.read(folder / made[i].audio, sample_rate)[0]
+            wave, rate = audio.read(folder / made[i].audio)
+            yield voice, text, audio.resample(wave, rate, sample_rate)
         return
     store = AudioStore([folder])
-    if sample_rate != SAMPLE_RATE:
-        raise ValueError(f"{folder} is sampled at {SAMPLE_RATE} Hz, but the codec needs {sample_rate} Hz.")
     found = [(row.voice, row.text, i) for i, row in enumerate(store.rows) if row.split == split]
     for voice, text, i in _chosen(found, folder, split, per_voice):
-        yield voice, text, store.wave(i)
+        yield voice, text, audio.resample(store.wave(i), SAMPLE_RATE, sample_rate)
 
 
 def _chosen(found: list[tuple[str, str, int]], folder: Path, split: str, per_voice: int) -> list[tuple[str, str, int]]:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from speech_mtp import audio
 from speech_mtp.corpus.manifest import read_manifest
+from speech_mtp.files import open_at
 
 SAMPLE_RATE = 24_000
 PITCH_HOP = 240
@@ -50,8 +51,8 @@ class AudioStoreWriter:
         self.rows = read_rows(folder)
         samples = self.rows[-1].start + self.rows[-1].samples if self.rows else 0
         steps = self.rows[-1].pitch_start + self.rows[-1].pitch_steps if self.rows else 0
-        self._audio = _open_at(folder / "audio.i16", 2 * samples)
-        self._pitch = _open_at(folder / "f0.f32", 4 * steps)
+        self._audio = open_at(folder / "audio.i16", 2 * samples)
+        self._pitch = open_at(folder / "f0.f32", 4 * steps)
         whole = "".join(json.dumps(asdict(row)) + "\n" for row in self.rows)
         (folder / "rows.jsonl").write_text(whole, encoding="utf-8")
         self._lines = (folder / "rows.jsonl").open("a", encoding="utf-8")
@@ -78,14 +79,6 @@ class AudioStoreWriter:
     def close(self) -> None:
         for file in (self._audio, self._pitch, self._lines):
             file.close()
-
-
-def _open_at(path: Path, size: int):  # type: ignore[no-untyped-def]
-    path.touch()
-    file = path.open("r+b")
-    file.truncate(size)
-    file.seek(size)
-    return file
 
 
 def read_rows(folder: Path) -> list[StoredUtterance]:

@@ -132,15 +132,15 @@ class TextLaw(Law):
 
 @dataclass(frozen=True)
 class Guard:
-    """When a row is a runaway: more than ``frames_per_unit`` frames per text unit, or ``frames_per_character`` where
-    units are tokens of any length (plus ``spare_frames``), or the same content code for more than ``max_repeat``
-    frames. Where positions point into the text, the units before the pointer count: how much more text there is, or has
-    arrived, makes no difference."""
+    """When a row is a runaway: more than ``unit_s`` seconds per text unit, or ``character_s`` per character where units
+    are tokens of any length (plus ``spare_s``), or the same content code for more than ``max_repeat_s``. Where
+    positions point into the text, the units before the pointer count: how much more text there is, or has arrived,
+    makes no difference."""
 
-    frames_per_unit: float = 8.0
-    frames_per_character: float = 6.0
-    spare_frames: int = 50
-    max_repeat: int = 60
+    unit_s: float = 0.32
+    character_s: float = 0.24
+    spare_s: float = 2.0
+    max_repeat_s: float = 2.4
 
 
 class SpeechLaw(Law):
@@ -150,7 +150,7 @@ class SpeechLaw(Law):
     """
 
     def __init__(self, lm: GroupLM, guard: Guard | None = None) -> None:
-        self.lm, self.guard = lm, guard or Guard()
+        self.lm, self.guard, self._rate_hz = lm, guard or Guard(), lm.config.frame_rate_hz
 
     def chooser(self, rows: SpeechRows, draft: Draft, out: LMOutput) -> Choose:
         b, m = draft.parents.shape
@@ -181,7 +181,7 @@ class SpeechLaw(Law):
         found = self.lm.layout.status(place.pointer, place.control, units, complete)
         frames, limit = self._frames(place), self._limit(place, units, characters)
         found = torch.where(frames > limit, int(Status.LENGTH), found)
-        return torch.where(place.run > self.guard.max_repeat, int(Status.RUNAWAY), found)
+        return torch.where(place.run > self.guard.max_repeat_s * self._rate_hz, int(Status.RUNAWAY), found)
 
     def _frames(self, place: SpeechPlace) -> Tensor:
         return place.position * self.lm.layout.frames_per_group
@@ -189,10 +189,9 @@ class SpeechLaw(Law):
     def _limit(self, place: SpeechPlace, units: Tensor, characters: Tensor) -> Tensor:
         """Frames that a row may have; -1 characters: it counts by units."""
         known = place.pointer if self.lm.layout.points else units
-        by_units = self.guard.frames_per_unit * known
-        return torch.where(characters < 0, by_units, self.guard.frames_per_character * characters) + (
-            self.guard.spare_frames
-        )
+        guard, rate = self.guard, self._rate_hz
+        frames = torch.where(characters < 0, guard.unit_s * rate * known, guard.character_s * rate * characters)
+        return frames + guard.spare_s * rate
 
     def detail(self, rows: SpeechRows, b: int, status: Status) -> str:
         """Why row ``b`` was ended by the guard; empty otherwise."""

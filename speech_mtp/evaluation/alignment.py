@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from speech_mtp.audio import at_seconds
 from speech_mtp.codecs.base import Codec
 from speech_mtp.evaluation.codec_report import Sample
 from speech_mtp.evaluation.f0 import COARSE_RATE_HZ, coarse_log_f0
@@ -34,15 +35,10 @@ def aligned_utterances(
             text=sample.text,
             frames=frames,
             phonemes=phonemes,
-            unit=_at(unit, seconds, frames_per_second),
-            log_f0=_at(coarse_log_f0(sample.wave, rate), seconds, COARSE_RATE_HZ),
+            unit=at_seconds(unit, seconds, frames_per_second),
+            log_f0=at_seconds(coarse_log_f0(sample.wave, rate), seconds, COARSE_RATE_HZ),
             energy=_energy(sample.wave, frames.shape[1], codec.spec.samples_per_frame),
         )
-
-
-def _at(track: Tensor, seconds: Tensor, rate_hz: float) -> Tensor:
-    """The entries of ``track`` that lie at ``seconds``."""
-    return track[(seconds * rate_hz).long().clamp(max=len(track) - 1)]
 
 
 def _energy(wave: Tensor, frames: int, samples_per_frame: int) -> Tensor:

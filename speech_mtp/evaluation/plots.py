@@ -52,6 +52,23 @@ def service_load(rows: list[dict[str, Any]], out: Path) -> None:
     _save(figure, out)
 
 
+def corpus_distributions(found: dict[str, Any], out: Path) -> None:
+    """Histograms of ``seconds``, ``chars_per_second`` and ``level_dbfs`` (may be empty) of the utterances of a corpus,
+    and the ``minutes`` of its voices, the 40 largest, as PNG."""
+    pyplot = _pyplot()
+    figure, panels = pyplot.subplots(1, 4, figsize=(16, 3.6))
+    titles = {"seconds": "seconds", "chars_per_second": "characters a second", "level_dbfs": "level as recorded, dBFS"}
+    for panel, (key, title) in zip(panels, titles.items(), strict=False):
+        panel.hist(found[key], bins=40)
+        panel.set_xlabel(title)
+        panel.set_ylabel("utterances")
+    voices = list(found["minutes"].items())[:40]
+    panels[3].barh([voice for voice, _ in voices][::-1], [minutes for _, minutes in voices][::-1])
+    panels[3].tick_params(axis="y", labelsize=8 if len(voices) < 15 else 5)
+    panels[3].set_xlabel("minutes")
+    _save(figure, out)
+
+
 def spectrograms(waves: dict[str, Tensor], sample_rate: int, out: Path) -> None:
     """Mel spectrograms of named waves ``[S]``, one below the other, as PNG."""
     import librosa

@@ -20,6 +20,7 @@ from speech_mtp.hub.heads import (
 )
 from speech_mtp.hub.models import load, load_voices, save_model
 from speech_mtp.hub.parts import (
+    load_aligner,
     load_any_lm,
     load_codec,
     load_direct_lm,
@@ -53,6 +54,7 @@ __all__ = [
     "known_heads",
     "known_models",
     "load",
+    "load_aligner",
     "load_any_lm",
     "load_checkpoint",
     "load_codec",

@@ -27,6 +27,7 @@ from speech_mtp.hub.parts import (
 )
 from speech_mtp.hub.settings import DIRECT, OWN_G2P, TALKER, model_settings
 from speech_mtp.lm.bundle import SpeechModel
+from speech_mtp.lm.group_lm import GroupLMConfig
 from speech_mtp.lm.packed_backbone import PackedBackbone
 from speech_mtp.lm.packed_backbone import fits as reads_alone
 from speech_mtp.lm.reader import TextReader
@@ -36,7 +37,7 @@ from speech_mtp.lm.units import UnitMaker
 from speech_mtp.storage import CARD, CONFIG, Storage, new_folder
 from speech_mtp.text.lexicon import Lexicon, read_lexicon
 from speech_mtp.threads import SPEECH, use_threads
-from speech_mtp.types import Sampling
+from speech_mtp.types import CodecSpec, Sampling
 
 if TYPE_CHECKING:  # imported where they are used: the first imports ``transformers``, which takes a second
     from speech_mtp.lm.direct import DirectLM
@@ -54,7 +55,7 @@ def save_model(
     text_encoder: TextEncoder | None = None,
     tokenizer: Any = None,
 ) -> None:
-    """Save a model that speaks: ``codec``, speech LM and ``voices`` (name -> timbre ``[E]``).
+    """Save a model that speaks: ``codec``, speech LM and ``voices`` (name -> vector ``[E]``).
 
     ``entries`` hold its backbone (source and fingerprint) and default sampling, and for a talker the hidden layer and
     the G2P. The G2P named ``own`` is the ``text_encoder``, stored in ``text``. The direct form reads its text with the
@@ -72,6 +73,7 @@ def save_model(
             f"The tokenizer has {len(tokenizer)} tokens, the language model {lm.trunk.config.vocab_size}; "
             "name the backbone that it was trained from."
         )
+    _check_codec(codec.spec, lm.config)
     target, note = Path(folder), "Part of the model in the folder above."
     target.mkdir(parents=True, exist_ok=True)
     save_codec(codec, target / "codec", storage, note)
@@ -88,6 +90,14 @@ def save_model(
     config = {"kind": "model", "form": form, "voices": list(voices), **entries}
     with replacing(target / CONFIG) as path:
         path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _check_codec(own: CodecSpec, lm: GroupLMConfig) -> None:
+    """Raises ValueError where the codec is not the one whose codes the speech LM was trained on."""
+    found = [(c.codebook_sizes, c.frame_rate_hz, c.timbre_dim) for c in (own, lm)]
+    if found[0] != found[1]:
+        makes, speaks = (f"codebooks of {s}, {r:g} Hz and a timbre of {t}" for s, r, t in found)
+        raise ValueError(f"The codec has {makes}, the speech LM {speaks}; name the codec that encoded its corpus.")
 
 
 def load(

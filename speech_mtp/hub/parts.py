@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -22,32 +24,59 @@ LM = TypeVar("LM", "SpeechLM", "DirectLM")
 
 
 def save_codec(codec: Codec, folder: str | Path, dtype: Storage = "int8", card: str = "") -> None:
-    """Save a codec that gives its settings with ``to_config``. Errors as for :func:`save_checkpoint`."""
-    to_config = getattr(codec, "to_config", None)
-    if to_config is None:
-        raise ValueError(f"A {type(codec).__name__} codec is loaded from its own source and cannot be saved here.")
+    """Save a codec, its weights included. Errors as for :func:`save_checkpoint` and ``codec.to_config``."""
     module, _, name = type(codec).__module__.rpartition(".")
     if module != "speech_mtp.codecs":
         name = f"{type(codec).__module__}:{type(codec).__qualname__}"
-    settings = {"name": name, **to_config()}
+    settings = {"name": name, **codec.to_config()}
     state = {k: v.float() if v.dtype == torch.float64 else v for k, v in codec.state_dict().items()}
     save_checkpoint(folder, {"kind": "codec", "codec": settings}, state, dtype, card)
 
 
-def load_codec(name_or_path: str | Path) -> Codec:
-    """The codec of a model or of a codec checkpoint, in evaluation mode. Errors as for :func:`load_checkpoint`."""
-    folder = find_model(name_or_path)
+def load_codec(source: str | Path | Mapping[str, Any]) -> Codec:
+    """A codec of the registry, in evaluation mode; a packaged name, a folder or a hub id says where it is.
+
+    There lies a model that speaks, a codec checkpoint, or a published model whose ``model_type`` is the name of a codec
+    (encodec, mimi, dac). A published one may be given settings: ``{name: encodec, source: facebook/encodec_24khz,
+    num_codebooks: 8}``. Errors as for :func:`load_checkpoint` and :func:`speech_mtp.plugins.build`.
+    """
+    if isinstance(source, Mapping):
+        if "source" not in source:
+            raise ValueError(f"The codec {dict(source)} has no source; add the folder or hub id of its weights.")
+        codec: Codec = plugins.build("codecs", {**source, "source": find_model(source["source"])})
+        return codec.eval()
+    folder = find_model(source)
     if (folder / "codec").is_dir():
         folder = folder / "codec"
+    published = _model_type(folder)
+    if published in plugins.names("codecs"):
+        return load_codec({"name": published, "source": folder})
     config, state = load_checkpoint(folder, kind="codec")
     entries = dict(config["codec"])
     cls = plugins.find("codecs", entries.pop("name"))
     try:
-        codec: Codec = cls.from_config(entries)
-    except TypeError as error:
+        codec = cls.from_config(entries)
+    except (TypeError, KeyError) as error:
         raise ValueError(f"{folder / CONFIG} has settings that this version does not know: {error}.") from error
     load_weights(codec, state, folder)
     return codec.eval()
+
+
+def load_aligner(source: str | Path | Mapping[str, Any]) -> Codec:
+    """A codec that tells which phoneme a frame speaks. Errors as for :func:`load_codec`, and for one that does not."""
+    codec = load_codec(source)
+    if not codec.spec.num_phonemes:
+        raise ValueError(f"The codec {source} has no phoneme head, so it cannot align; name another aligner.")
+    return codec
+
+
+def _model_type(folder: Path) -> str | None:
+    """What the configuration of a published model says it is; None for everything else."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config.get("model_type") if isinstance(config, dict) else None
 
 
 def save_speech_lm(lm: SpeechLM | DirectLM, folder: str | Path, dtype: Storage = "fp32", card: str = "") -> None:

@@ -47,6 +47,11 @@ class Aligned(Layout):
         labels = torch.cat([advance[..., None], self.group(frames)], -1)
         return self._positions(labels, groups, path[:, :-1])
 
+    def can_end(self, unit_of_frame: Tensor, num_units: int) -> bool:
+        starts = unit_of_frame[:: self.frames_per_group]
+        groups_left = torch.arange(len(starts), 0, -1, device=starts.device)
+        return bool((num_units - starts <= self.max_advance * groups_left).all())
+
     def status(self, pointer: Tensor, control: Tensor, num_units: Tensor, complete: Tensor) -> Tensor:
         known = complete | (pointer + self.ahead < num_units)
         going = torch.where(known, int(Status.GOING), int(Status.WAITING))

@@ -84,6 +84,10 @@ class Layout(ABC):
     def pack(self, codes: Codes, unit_of_frame: Tensor, num_units: Tensor) -> Positions:
         """Codes and their alignment (``unit_of_frame [B, F]``, ``num_units [B]``) -> training positions."""
 
+    def can_end(self, unit_of_frame: Tensor, num_units: int) -> bool:
+        """Whether the control channel can lead through an utterance with this alignment ``[F]`` to its end."""
+        return True
+
     def unpack(self, positions: Positions) -> Codes:
         """Training positions -> codes, whole groups (the padding of the last group is kept)."""
         if positions.labels is None:

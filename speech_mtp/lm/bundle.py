@@ -20,8 +20,9 @@ if TYPE_CHECKING:  # it imports ``transformers``, which takes a second
 
 @dataclass
 class SpeechModel:
-    """A loaded model: a talker with its reader of text, or the direct form. ``voices`` maps a name to a timbre vector
-    ``[E]``; ``sampling`` is the checkpoint's default."""
+    """A loaded model: a talker with its reader of text, or the direct form. ``voices`` maps a name to its vector
+    ``[E]``: a timbre or, where the codec has none, the one-hot of a voice that the speech LM was trained on (see
+    :class:`~speech_mtp.lm.group_lm.GroupLMConfig`). ``sampling`` is the checkpoint's default."""
 
     name: str
     maker: UnitMaker | TokenMaker
@@ -32,8 +33,10 @@ class SpeechModel:
 
     def timbre(self, voice: str | Tensor | None) -> Tensor:
         """``[1, E]`` of a voice, which may be a timbre vector ``[E]`` itself (None: the first one); an unknown name is
-        an error that lists the known ones."""
+        an error that lists the known ones, and so is a vector where the codec has no timbre."""
         if isinstance(voice, Tensor):
+            if not self.codec.spec.timbre_dim:
+                raise ValueError(f"The codec of model {self.name} has no timbre; name one of the model's voices.")
             return voice[None].to(next(iter(self.voices.values())).device)
         name = voice or next(iter(self.voices))
         if name not in self.voices:

@@ -76,9 +76,9 @@ class DirectLM(GroupLM):
         self.output = build_output(config.output, dim, sizes)
         width = config.voice_width
         self.timbre = (
-            nn.Linear(config.timbre_dim, dim)
+            nn.Linear(config.voice_dim, dim)
             if config.voice == "added"
-            else nn.Sequential(nn.Linear(config.timbre_dim, width), nn.SiLU(), nn.Linear(width, dim))
+            else nn.Sequential(nn.Linear(config.voice_dim, width), nn.SiLU(), nn.Linear(width, dim))
         )
         self._match_scale()
         self.requires_grad_(True)

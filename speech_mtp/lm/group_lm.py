@@ -7,7 +7,7 @@ the backbone itself stands behind it is its own affair. A group LM knows nothing
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,21 @@ from speech_mtp.types import MOST_REPEATS, Draft, LMOutput, Positions, RowSampli
 
 @dataclass(frozen=True)
 class GroupLMConfig:
-    """What a model must know of the codec whose tokens it predicts."""
+    """What a model must know of the codec whose tokens it predicts.
+
+    A codec without timbre (``timbre_dim`` 0) does not tell voices apart. Its speech LM therefore learns a vector for
+    each of the ``voices`` of its corpus: wherever a timbre is asked for, the one-hot of a voice among them stands in.
+    """
 
     codebook_sizes: tuple[int, ...]
     frame_rate_hz: float
     timbre_dim: int
+    voices: tuple[str, ...] = field(default=(), kw_only=True)
+
+    @property
+    def voice_dim(self) -> int:
+        """Size of the vector that says who speaks."""
+        return self.timbre_dim or len(self.voices)
 
 
 @dataclass
@@ -83,7 +93,7 @@ class GroupLM(nn.Module, Trunk):
         self, positions: Positions, units: TextUnits, timbre: Tensor, taps: tuple[int, ...] = (-1,)
     ) -> LMOutput:
         """Teacher-forced hidden states of the speech positions, ``[B, T, taps, D]``, with their input vectors.
-        ``timbre [B, E]``."""
+        ``timbre [B, E]``, of size ``config.voice_dim``."""
 
     @abstractmethod
     def prefill(self, units: TextUnits, timbre: Tensor, size: int = 64) -> SpeechRows:

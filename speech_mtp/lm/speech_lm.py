@@ -63,7 +63,7 @@ class SpeechLM(GroupLM):
         self.units = UnitEncoder(c.num_phonemes, c.backbone_dim, c.unit_dim, blank=c.blank_states)
         self.window = Window(c.unit_dim, c.dim, c.past, c.ahead) if self.layout.points else None
         self.prefix = None if self.layout.points else nn.Linear(c.unit_dim, c.dim)
-        self.timbre = nn.Linear(c.timbre_dim, c.dim)
+        self.timbre = nn.Linear(c.voice_dim, c.dim)
         self.talker = Talker(c.dim, c.num_layers, c.heads, c.hidden, c.dropout)
         self.output = build_output(c.output, c.dim, sizes)
 

@@ -48,6 +48,7 @@ class Speech(BaseModel):
     speed: Annotated[float, Field(ge=0.25, le=4.0, allow_inf_nan=False)] = 1.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     lexicon: dict[str, str] | None = None
+    best_of: Annotated[int, Field(ge=1, le=8)] = 1
     instructions: Annotated[str, Field(max_length=4096)] | None = None
     ref_audio: Any = None
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from speech_mtp.serving.bodies import SURROGATE
 from speech_mtp.serving.errors import ApiError
-from speech_mtp.serving.names import NAME
+from speech_mtp.voices.saved import NAME, NAME_RULE
 
 LANGUAGE = re.compile(r"([A-Za-z]{2,3})([-_][A-Za-z0-9-]{1,32})?")
 
@@ -30,7 +30,7 @@ def _language(tag: str) -> str:
 
 def _voice_name(name: str) -> str:
     if NAME.fullmatch(name) is None:
-        raise ValueError("a name is 1 to 64 letters, digits, dots, - and _, the first of them a letter or digit")
+        raise ValueError(NAME_RULE)
     return name
 
 

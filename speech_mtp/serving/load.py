@@ -115,6 +115,8 @@ class Load:
                 async with asyncio.timeout(luck.uniform(0, LEAVE_S) if leaving else ANSWER_S):
                     async for num_bytes in sound(http, turn, answer):
                         answer.hear(num_bytes)
+                if answer.first_s is None:
+                    raise RuntimeError("an answer without sound")
                 await answer.play_out()
             except Exception as error:
                 answer.left = leaving and isinstance(error, TimeoutError)

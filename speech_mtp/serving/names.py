@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from speech_mtp import plugins
 from speech_mtp.serving.errors import ApiError
 from speech_mtp.serving.settings import OPENAI_VOICES, Settings
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+from speech_mtp.voices.saved import NAME
 
 
 def public_name(name: str) -> str:

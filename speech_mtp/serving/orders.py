@@ -11,6 +11,7 @@ from speech_mtp.serving.errors import ApiError
 from speech_mtp.serving.lexicon import Readings
 from speech_mtp.serving.service import VoiceService
 from speech_mtp.serving.speaking import Manner
+from speech_mtp.streaming.takes import check_best_of
 from speech_mtp.text.normalize import check_script, check_text
 
 
@@ -31,9 +32,21 @@ def order(service: VoiceService, client: str, speech: Speech, paced: bool) -> Or
     sampling = service.model.sampling
     if speech.seed is not None:
         sampling = replace(sampling, seed=speech.seed)
-    ahead_s = settings.ahead_s if paced else inf
-    voice = service.voice(client, speech.voice_name)
-    manner = Manner(voice, sampling, ahead_s=ahead_s, backlog_s=settings.backlog_s, speed=speech.speed)
+    if paced and speech.best_of > 1:
+        message = "best_of is for whole files, as a listener would wait between its sentences; leave it out."
+        raise ApiError(400, message, "best_of")
+    try:
+        check_best_of(service.model, speech.best_of)
+    except ValueError as error:
+        raise ApiError(400, str(error), "best_of") from None
+    manner = Manner(
+        service.voice(client, speech.voice_name),
+        sampling,
+        ahead_s=settings.ahead_s if paced else inf,
+        speed=speech.speed,
+        backlog_s=settings.backlog_s,
+        best_of=speech.best_of,
+    )
     return Order(manner, speech.response_format, speech.speed, _readings(service, speech))
 
 

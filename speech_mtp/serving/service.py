@@ -27,6 +27,7 @@ from speech_mtp.serving.client_secrets import ClientSecrets
 from speech_mtp.serving.engine import Engine
 from speech_mtp.serving.errors import ApiError, EngineFailedError
 from speech_mtp.serving.listening import Listening, Source
+from speech_mtp.serving.memory import keep_small
 from speech_mtp.serving.metrics import Metrics
 from speech_mtp.serving.names import Names
 from speech_mtp.serving.said import Said
@@ -99,11 +100,13 @@ class VoiceService:
                 loop.call_soon_threadsafe(self.warm.set)
 
         self.engine.start(tell)
+        self._keeping_small = asyncio.ensure_future(keep_small())
         if self.recogniser is not None:
             self._loading = asyncio.ensure_future(self.ears.run("", self.recogniser.warm_up))
 
     async def stop(self) -> None:
         """End the engine; whoever is still being spoken to is cut off."""
+        self._keeping_small.cancel()
         self.ears.close()
         self.voice_maker.close()
         await asyncio.to_thread(self.engine.stop)

@@ -33,7 +33,8 @@ CUSHION_S = 0.08
 class Manner:
     """How somebody wants to be spoken to. ``ahead_s``, seconds of a listener who hears it ``speed``
     times as fast: infinite for a file that is wanted as fast as it goes.
-    ``is_reply``: its text is written meanwhile. ``voice``: a name of the model's, or a timbre vector ``[E]``."""
+    ``is_reply``: its text is written meanwhile. ``voice``: a name of the model's, or a timbre vector ``[E]``.
+    ``best_of``: takes of each sentence."""
 
     voice: str | Tensor | None = None
     sampling: Sampling | None = None
@@ -43,6 +44,7 @@ class Manner:
     backlog_s: float = 8.0
     max_chars: int = 4096
     is_reply: bool = False
+    best_of: int = 1
 
 
 @dataclass
@@ -133,7 +135,8 @@ class Speaking(Arrivals[Chunk]):
     def _open(self, scheduler: Scheduler) -> None:
         manner = self.manner
         try:
-            self._stream = scheduler.speak(manner.voice, manner.sampling, manner.ramp, max_total=manner.max_chars)
+            limits = {"max_total": manner.max_chars, "best_of": manner.best_of}
+            self._stream = scheduler.speak(manner.voice, manner.sampling, manner.ramp, **limits)
             self._stream.ahead_s, self._stream.speed = manner.ahead_s, manner.speed
             self._stream.is_reply = manner.is_reply
         except ValueError as error:

@@ -28,9 +28,11 @@ def speak(
     sampling: Sampling | None = None,
     ramp: Ramp = RAMP,
     rule: DecodingRule | None = None,
+    best_of: int = 1,
 ) -> Iterator[Chunk]:
     """Speak a text, or a stream of pieces of text (words may be cut anywhere); ``rule`` drafts groups of speech.
-    ``voice`` is a name of the model's, or a timbre vector ``[E]`` that its codec has made of a recording.
+    ``voice`` is a name of the model's, or a timbre vector ``[E]`` that its codec has made of a recording. Of
+    ``best_of`` takes of every sentence the best is sounded, when all are there (:mod:`speech_mtp.streaming.takes`).
 
     A stream is spoken while it arrives: a talker that points into its text waits in mid-sentence where it is not there
     yet; where the text is a prefix (the direct form, the layout ``prefix``) each sentence is gathered first. Raises
@@ -38,9 +40,9 @@ def speak(
     """
     scheduler = Scheduler(model, rule=rule, max_streams=1)
     if not isinstance(text, str):
-        return _spoken(scheduler, scheduler.speak(voice, sampling, ramp), iter(text))
+        return _spoken(scheduler, scheduler.speak(voice, sampling, ramp, best_of=best_of), iter(text))
     check_text(text)
-    stream = scheduler.speak(voice, sampling, ramp, max_total=len(text))
+    stream = scheduler.speak(voice, sampling, ramp, max_total=len(text), best_of=best_of)
     stream.push(text)
     stream.finish_text()
     return _spoken(scheduler, stream, iter(()))

@@ -170,9 +170,10 @@ class Scheduler:
         self.waiting = [s for s in self.waiting if not s.done]
         if self._run is not None and self._run.is_sparse:
             stay = self._run.gather()
-            self._talking = {b: self._talking[old] for b, old in enumerate(stay)}
-            for b, stream in self._talking.items():
-                stream.row = b
+            places = {old: b for b, old in enumerate(stay)}
+            self._talking = {places[old]: stream for old, stream in self._talking.items()}
+            for stream in self.streams:
+                stream.rows = {places[old]: take for old, take in stream.rows.items()}
         self._admit()
 
     def _admit(self) -> None:
@@ -188,19 +189,23 @@ class Scheduler:
 
     def _without_text(self) -> Stream | None:
         """A stream between sentences that has nothing to say at the moment."""
-        return next((s for s in self.streams if s.row is None and not self._can_go_on(s)), None)
+        return next((s for s in self.streams if not s.rows and not self._can_go_on(s)), None)
 
     def _leave(self, stream: Stream) -> None:
-        if self._run is not None and stream.row is not None:
-            self._run.leave(stream.row)
-            self._talking.pop(stream.row, None)
-            stream.row = None
+        for row in list(stream.rows):
+            self._leave_row(row)
+        stream.rows = {}
+
+    def _leave_row(self, row: int) -> None:
+        assert self._run is not None
+        self._run.leave(row)
+        self._talking.pop(row, None)
 
     # -- the reader -----------------------------------------------------------------------------------------------
     def _read(self) -> bool:
         """Text -> units, one block of each stream that needs some; rows join the talker or are fed."""
         worked = False
-        wanting = [s for s in self.streams if s.row is None or self._waits(s)]
+        wanting = [s for s in self.streams if not s.rows or self._waits(s)]
         for stream in wanting:
             had = stream.unread
             worked |= self._safely(stream, stream.take_text) or had
@@ -241,31 +246,33 @@ class Scheduler:
         return False
 
     def _waits(self, stream: Stream) -> bool:
-        assert self._run is not None
-        return stream.row is not None and self._run.status[stream.row] is Status.WAITING
+        """Whether its talker cannot go on without more units, in no row."""
+        run = self._run
+        return run is not None and bool(stream.rows) and all(run.status[b] is Status.WAITING for b in stream.rows)
 
     def _give_units(self, stream: Stream) -> None:
         """The units that are there go to the talker."""
         units = stream.units()
         if units is None or not int(units.lengths[0]):
             return
-        if stream.row is None:
+        if not stream.rows:
             self._join(stream, units)
-        else:
-            assert self._run is not None
-            self._run.feed(stream.row, units)
+            return
+        assert self._run is not None
+        for row in stream.rows:
+            self._run.feed(row, units)
 
     def _join(self, stream: Stream, units: Any) -> None:
         assert self.model is not None
-        rows: Any = self.model.lm.prefill(units, stream.timbre)
-        rows.sampling = RowSampling([stream.next_sampling()], stream.timbre.device)
-        if self._run is None:
-            law = SpeechLaw(self.model.lm)
-            self._run = Run(self.model.lm, law, rows, self.rule)
-            stream.row = 0
-        else:
-            stream.row = self._run.join(rows)
-        self._talking[stream.row] = stream
+        for sampling in stream.begin_sentence():
+            rows: Any = self.model.lm.prefill(units, stream.timbre)
+            rows.sampling = RowSampling([sampling], stream.timbre.device)
+            if self._run is None:
+                row, self._run = 0, Run(self.model.lm, SpeechLaw(self.model.lm), rows, self.rule)
+            else:
+                row = self._run.join(rows)
+            stream.begin_take(row)
+            self._talking[row] = stream
 
     # -- the talker -----------------------------------------------------------------------------------------------
     def _talk(self) -> bool:
@@ -277,13 +284,15 @@ class Scheduler:
         if made is not None:
             for b, stream in self._talking.items():
                 if made.new[b] and wanted[b]:
-                    stream.take_groups(made.tokens[b : b + 1, : len(made.new[b])], made.pointers[b])
+                    groups = made.tokens[b : b + 1, : len(made.new[b])]
+                    self._safely(stream, partial(stream.take_groups, b, groups, made.pointers[b]))
         ended = [(b, s) for b, s in self._talking.items() if run.finish[b] is not None]
         for b, stream in ended:
             finish = run.finish[b]
             assert finish is not None
-            self._leave(stream)
-            stream.end_sentence(finish)
+            self._leave_row(b)
+            if not stream.done:
+                self._safely(stream, partial(stream.end_take, b, finish))
         return made is not None or bool(ended)
 
     def _who_talks(self, rows: int) -> list[bool]:
@@ -316,7 +325,7 @@ class Scheduler:
 
     def _queue_s(self) -> float:
         """How long the codec's thread may take until a stream is sounded again: those that speak may come first."""
-        return 0.0 if self._thread is None else self._thread.call_s * len(self._talking)
+        return 0.0 if self._thread is None else self._thread.call_s * len(set(self._talking.values()))
 
     def _take_all(self, sounded: list[Sounded]) -> bool:
         """Take what the codec's thread has made; whether there was anything."""
@@ -343,18 +352,19 @@ class Scheduler:
         """Whether text may be written: no stream that can go on is about to run dry. The text of a reply does not wait
         for the codec's thread, nor for sound that needs more text."""
         now = self.clock()
-        able = [s for s in self.streams if not s.held and (self._says_more(s) if s.is_reply else self._can_go_on(s))]
+        streams = [s for s in self.streams if not s.held and s.best_of == 1]  # takes have no sound to run dry
+        able = [s for s in streams if (self._says_more(s) if s.is_reply else self._can_go_on(s))]
         margin_s = max(self.pace.margin_s, self._write_s + self._round_s)  # until they are sounded again
         return all(s.buffered_s(now) > min(margin_s, s.ahead_s / 2) for s in able)
 
     def _can_go_on(self, stream: Stream) -> bool:
         """Whether there is anything to do for ``stream`` before more text comes."""
         sounding = stream.due or (self._thread is not None and self._thread.has(stream))
-        return sounding or self._says_more(stream) or (stream.row is None and stream.text_ended)
+        return sounding or self._says_more(stream) or (not stream.rows and stream.text_ended)
 
     def _says_more(self, stream: Stream) -> bool:
         """Whether ``stream`` has text to read, or a talker that can go on."""
-        return stream.unread or (stream.row is not None and not self._waits(stream))
+        return stream.unread or (bool(stream.rows) and not self._waits(stream))
 
 
 def run_to_end(scheduler: Scheduler) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.lm.units import UnitMaker, UnitStream, WordUnits
 from speech_mtp.streaming.feed import MAX_TOTAL, Feed, Piece
+from speech_mtp.streaming.takes import NEXT_TAKE, Take, best, check_best_of
 from speech_mtp.streaming.word_track import WordTrack
 from speech_mtp.types import Finish, Sampling, TextUnits, WordTime
 
@@ -59,7 +60,9 @@ LARGEST = 8
 class Stream:
     """A text that is spoken while it comes. :meth:`push` text, :meth:`finish_text`, :meth:`take` chunks of sound.
 
-    ``finish`` says why it ended. ``max_total`` limits the characters of the whole text. Where others are spoken too,
+    ``finish`` says why it ended. ``max_total`` limits the characters of the whole text. With ``best_of`` every sentence
+    is said so many times at once, and the best take is sounded when all have ended (:mod:`speech_mtp.streaming.takes`);
+    ValueError where the model cannot tell. Where others are spoken too,
     ``begin_s`` seconds are gathered before any is sounded, and with less than ``low_s`` left to play, a stream does not
     wait until the ramp is filled. When it is sounded then depends on the time, and its samples on that in their last
     bits; so do those of a text that comes in pieces, for what was said is sounded while more is waited for.
@@ -73,10 +76,13 @@ class Stream:
         ramp: Ramp,
         clock: Callable[[], float],
         max_total: int = MAX_TOTAL,
+        best_of: int = 1,
     ) -> None:
+        check_best_of(model, best_of)
         self.model, self.sampling, self.ramp, self.clock = model, sampling, ramp, clock
         self.timbre = model.timbre(voice)
-        self.row: int | None = None  # its place in the talker's run
+        self.best_of = best_of
+        self.rows: dict[int, Take] = {}  # places in the talker's run, where the sentence at hand is said
         self.reading: UnitStream | None = None  # of the sentence that is read piece by piece
         self.speed = 1.0  # so many times faster it is played than it is spoken
         self.ahead_s = inf  # with more sound than this left to play, it need not be talked on
@@ -92,6 +98,7 @@ class Stream:
         self._text_ended = self._left_behind = False
         self._gathered = ""
         self._whole: tuple[TextUnits, list[WordUnits]] | None = None  # a sentence that was read whole
+        self._takes: list[Take] = []  # of the sentence at hand
         self._sentence = 0
         self._pointer = 0  # of the talker, in the units of the sentence
         self._worst = Finish("stop")
@@ -103,7 +110,7 @@ class Stream:
         self._flushed = False
         self._codec = model.codec.open(1)
         self._codec_row = torch.zeros(1, dtype=torch.long)
-        model.codec.reset(self._codec, self._codec_row, self.timbre)
+        model.codec.reset(self._codec, self._codec_row, self.timbre if model.codec.spec.timbre_dim else None)
         self._words: list[WordTime] = []
         self._chunks: deque[Chunk] = deque()
         self._runs_out = clock()  # when a listener will have heard all that was sounded
@@ -147,7 +154,7 @@ class Stream:
             self._leave_behind()
         while self._pieces and not self._sentence_closed():
             self._take_piece(self._pieces.popleft())
-        if self._text_ended and not self._pieces and self.row is None and not self._reading_something():
+        if self._text_ended and not self._pieces and not self.rows and not self._reading_something():
             self._flushed = True
 
     def _sentence_closed(self) -> bool:
@@ -192,18 +199,48 @@ class Stream:
             self.reading = None
         return units
 
-    def next_sampling(self) -> Sampling:
-        """The settings of the sentence that begins now."""
+    def begin_sentence(self) -> list[Sampling]:
+        """The settings of the sentence that begins now, of each of its takes."""
         rate = self.model.codec.spec.frame_rate_hz
         self._track = WordTrack(self.frames / rate, rate, self.model.lm.layout.frames_per_group)
-        seed = self.sampling.seed + _NEXT_SENTENCE * self._sentence
-        seed = (seed + 2**63) % 2**64 - 2**63  # as 64-bit numbers add
+        first = self.sampling.seed + _NEXT_SENTENCE * self._sentence
+        seeds = [first + NEXT_TAKE * take for take in range(self.best_of)]
         self._sentence += 1
-        return replace(self.sampling, seed=seed)
+        return [replace(self.sampling, seed=(seed + 2**63) % 2**64 - 2**63) for seed in seeds]  # as 64-bit numbers add
+
+    def begin_take(self, row: int) -> None:
+        """The talker says the sentence in ``row``, too."""
+        self.rows[row] = Take()
+        self._takes.append(self.rows[row])
 
     # -- groups -----------------------------------------------------------------------------------------------------
-    def take_groups(self, tokens: Tensor, pointers: list[int]) -> None:
-        """The talker has made groups ``tokens [1, T, C]``, after which the pointer stood at ``pointers``."""
+    def take_groups(self, row: int, tokens: Tensor, pointers: list[int]) -> None:
+        """The talker has made groups ``tokens [1, T, C]`` in ``row``, after which the pointer stood at ``pointers``."""
+        if self.best_of == 1:
+            self.say(tokens, pointers)
+        else:
+            self.rows[row].said.append((tokens, pointers))
+            self._pointer = max(self._pointer, *pointers)
+
+    def end_take(self, row: int, finish: Finish) -> None:
+        """The sentence at hand has been spoken in ``row``."""
+        self.rows.pop(row).finish = finish
+        if self.rows:
+            return
+        if self.best_of > 1:
+            chosen = best(self.model, self._takes, self._phonemes())
+            for tokens, pointers in chosen.said:
+                self.say(tokens, pointers)
+            finish = chosen.finish or finish
+        self.end_sentence(finish)
+
+    def _phonemes(self) -> Tensor:
+        """``[U]`` of the sentence at hand."""
+        units = self.units()
+        return torch.zeros(0, dtype=torch.long) if units is None else units.phoneme[0, : int(units.lengths[0])]
+
+    def say(self, tokens: Tensor, pointers: list[int]) -> None:
+        """Groups that are to be sounded."""
         self.steps += 1
         self.frames += tokens.shape[1] * self.model.lm.layout.frames_per_group
         self._pending.extend(tokens.split(1, 1))
@@ -216,7 +253,7 @@ class Stream:
             self._tell(torch.zeros(0))
 
     def end_sentence(self, finish: Finish) -> None:
-        """The sentence at hand has been spoken."""
+        self._takes = []
         self._worst = max(self._worst, finish, key=lambda f: _SEVERITY.index(f.reason))
         self._left_behind = self.reading is not None and not self.reading.finished
         self.reading = self._whole = None

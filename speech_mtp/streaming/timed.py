@@ -35,13 +35,18 @@ class Utterance:
 
 
 def speak_timed(
-    model: SpeechModel, text: str | Iterable[str], voice: str | Tensor | None = None, sampling: Sampling | None = None
+    model: SpeechModel,
+    text: str | Iterable[str],
+    voice: str | Tensor | None = None,
+    sampling: Sampling | None = None,
+    best_of: int = 1,
 ) -> Utterance:
     """Speak to the end and time it. Errors as for :func:`speech_mtp.streaming.pipeline.speak`."""
     clock = _Clock()
     chunks: list[Chunk] = []
     first: float | None = None
-    for chunk in speak(model, text if isinstance(text, str) else clock.waiting_for(text), voice, sampling):
+    texts = text if isinstance(text, str) else clock.waiting_for(text)
+    for chunk in speak(model, texts, voice, sampling, best_of=best_of):
         chunks.append(chunk)
         if first is None and chunk.wave.numel():
             first = clock.elapsed_s()

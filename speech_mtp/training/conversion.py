@@ -17,10 +17,8 @@ from typing import Any
 import torch
 
 from speech_mtp import hub, plugins
-from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.corpus.codes import batches_of, encode_batches, load_codes, save_codes
 from speech_mtp.corpus.store import AudioStore
-from speech_mtp.files import replacing
 from speech_mtp.lm.backbone import Backbone, load_tokenizer
 from speech_mtp.lm.direct import DirectLM
 from speech_mtp.lm.fingerprint import digest_of
@@ -37,13 +35,14 @@ BATCHES_A_PART = 16
 
 
 def encode(stage: EncodeRun) -> dict[str, Any]:
-    """Codes, alignment and timbre of every utterance of the stores."""
+    """Codes, alignment and timbre (if the codec has one) of every utterance of the stores."""
     codec = hub.load_codec(stage.codec)
-    if not isinstance(codec, Decoupled):
-        raise ValueError(f"The codec {stage.codec} has no phoneme head to align with; train one by recipes/tokenizer.")
+    aligns_itself = stage.aligner is None and codec.spec.num_phonemes
+    aligner = codec if aligns_itself else hub.load_aligner(stage.aligner or hub.DEFAULT_MODEL)
     store = AudioStore(stage.data)
     rows = [asdict(row) for row in store.rows]
-    parts = Parts(stage.out, [digest_of(codec), rows, stage.batch, stage.part])
+    codecs = [codec.spec.num_streams, digest_of(codec), digest_of(aligner)]
+    parts = Parts(stage.out, [codecs, rows, stage.batch, stage.part])
     if (report := parts.report()) is not None:
         return report
     batches = batches_of(store, stage.batch, stage.part)
@@ -51,19 +50,12 @@ def encode(stage: EncodeRun) -> dict[str, Any]:
     device = str(stage.torch_device())
 
     def write(number: int, folder: Path) -> None:
-        save_codes(encode_batches(codec, store, shares[number], device), folder)
+        save_codes(encode_batches(codec, aligner, store, shares[number], device), folder)
 
     corpus = load_codes(*parts.make(len(shares), write, "encode"))
     if not len(corpus):
-        raise ValueError("No utterance of the stores could be aligned with its phonemes; train the codec for longer.")
+        raise ValueError("No utterance of the stores could be aligned with its phonemes; train the aligner for longer.")
     save_codes(corpus, stage.out)
-    meta = {
-        "codebook_sizes": codec.spec.codebook_sizes,
-        "frame_rate_hz": codec.spec.frame_rate_hz,
-        "timbre_dim": codec.spec.timbre_dim,
-    }
-    with replacing(stage.out / "codec.json") as path:
-        path.write_text(json.dumps(meta), encoding="utf-8")
     hours = corpus.frames.shape[1] / codec.spec.frame_rate_hz / 3600
     return parts.finish({"utterances": len(corpus), "hours": hours})
 
@@ -148,7 +140,7 @@ def _write_model(
         folder,
         codec=hub.load_codec(stage.codec),
         lm=lm,
-        voices=_timbres(stage),
+        voices=_voices(stage, lm.config.voices),
         entries=entries,
         storage=stage.storage,
         text_encoder=hub.load_text_encoder(stage.text_encoder) if stage.text_encoder else None,
@@ -160,9 +152,9 @@ def _write_model(
         shutil.copyfile(recording, folder / "voices" / f"{name}{recording.suffix}")
 
 
-def _timbres(stage: PackageRun) -> dict[str, torch.Tensor]:
-    """Each voice's mean timbre in the code corpus."""
-    corpus = load_codes(*stage.codes)
+def _voices(stage: PackageRun, known: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
+    """Each voice's mean timbre in the code corpus, or its one-hot among the voices ``known`` to the speech LM."""
+    corpus = load_codes(*stage.codes).told_apart(known)
     voices = {}
     for name, voice in stage.voices.items():
         mine = [i for i, row in enumerate(corpus.rows) if row.voice == voice]

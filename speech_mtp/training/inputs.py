@@ -11,6 +11,7 @@ MAKERS = {
     "corpus": "speech-mtp corpus recipes/corpus/config.yaml",
     "data": "speech-mtp train recipes/tokenizer/store.yaml",
     "codec": "speech-mtp train recipes/tokenizer/config.yaml",
+    "aligner": "speech-mtp train recipes/tokenizer/config.yaml",
     "codes": "speech-mtp train recipes/tiny_en/encode.yaml",
     "units": "speech-mtp train recipes/tiny_en/units.yaml",
     "lm": "speech-mtp train recipes/tiny_en/config.yaml",
@@ -31,7 +32,7 @@ def inputs(stage: Stage) -> Iterator[tuple[str, str | Path]]:
     for key in (*MAKERS, *GIVEN):
         value = getattr(stage, key, None)
         if isinstance(value, dict):
-            value = list(value.values())
+            value = [value.get("source")] if key == "codec" else list(value.values())
         for name in value if isinstance(value, list) else [value]:
             if name is not None:
                 yield key, name

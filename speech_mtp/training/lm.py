@@ -15,9 +15,10 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
-from speech_mtp.corpus.codes import CodeCorpus, CodeRow
+from speech_mtp.corpus.codes import CodecFacts, CodeCorpus, CodeRow
 from speech_mtp.corpus.texts import rows_of
 from speech_mtp.files import replacing
+from speech_mtp.layouts.base import Layout
 from speech_mtp.lm.direct import DirectLM
 from speech_mtp.lm.group_lm import GroupLM
 from speech_mtp.lm.speech_lm import SpeechLM
@@ -31,14 +32,15 @@ from speech_mtp.training.distributed import Workers
 from speech_mtp.training.precision import mixed
 from speech_mtp.types import Codes, Kind, Positions, TextUnits
 
-TALKER_WEIGHTS = {"control": 1.0, "stream0": 1.0, "stream1": 0.6}
+PACE_ROWS = 1000
+"""About so many utterances are looked at to see whether the layout fits them."""
 
 
 @dataclass(frozen=True)
 class LMTaskConfig:
     """``noise`` is the share of input groups whose codes are replaced by random ones (they will be imperfect in
     decoding too); ``timbre_noise`` the spread added to timbre vectors; ``weights`` are those of the loss terms (None:
-    ``TALKER_WEIGHTS``, and for the direct form the paper's); ``zero_hidden`` trains a talker without the backbone."""
+    those of the codec's spec, and for the direct form the paper's); ``zero_hidden`` trains without the backbone."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -223,6 +225,23 @@ class LMData:
         return Codes(frames, lengths, timbre), unit, self.units.units(texts)
 
 
+def talker_weights(lm: GroupLM, codec: CodecFacts | None) -> dict[str, float]:
+    """1 for the control channel, and for every stream what its codec says (1 where the codec is not known)."""
+    streams = codec.loss_weights if codec else (1.0,) * len(lm.config.codebook_sizes)
+    return {"control": 1.0, **{f"stream{k}": weight for k, weight in enumerate(streams)}}
+
+
+def check_pace(layout: Layout, corpus: CodeCorpus) -> None:
+    """Raises ValueError where more than one in a hundred utterances are spoken faster than the layout can tell."""
+    rows = range(0, len(corpus), max(1, len(corpus) // PACE_ROWS)) if layout.points else ()
+    late = [i for i in rows if not layout.can_end(corpus.item(i)[1], len(parse(corpus.rows[i].phonemes)))]
+    if 100 * len(late) > len(rows):
+        raise ValueError(
+            f"In {len(late)} of {len(rows)} utterances, such as {corpus.rows[late[0]].id}, more text is spoken in "
+            f"{layout.frames_per_group} frames than the layout allows; make groups shorter or its max_advance larger."
+        )
+
+
 class LMTask(Task):
     """Trains the talker, its embeddings and its output layer; the backbone stays frozen, its states are stored.
 
@@ -241,13 +260,14 @@ class LMTask(Task):
     ) -> None:
         if config.zero_hidden and not lm.reads_states:
             raise ValueError("The direct form reads no stored states; leave task.zero_hidden out.")
+        check_pace(lm.layout, corpus)
         direct = isinstance(lm, DirectLM)
         self.workers = workers or Workers()
         self.lm, self.config, self.device = lm.to(device), config, device
         self.train_data = LMData(corpus, units, config, "train")
         self.dev_data = LMData(corpus, units, config, "dev")
         self.objective = objective or (Direct() if direct else NTP())
-        self.weights = config.weights or (paper_weights(lm) if direct else TALKER_WEIGHTS)
+        self.weights = config.weights or (paper_weights(lm) if direct else talker_weights(lm, corpus.codec))
         decayed = [p for p in lm.parameters() if p.ndim > 1]
         plain = [p for p in lm.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -11,7 +11,6 @@ goes on after a kill: training from its last checkpoint, the others with what is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 from speech_mtp import hub, plugins
 from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
 from speech_mtp.corpus import answers
-from speech_mtp.corpus.codes import load_codes
+from speech_mtp.corpus.codes import CODEC, CodeCorpus, load_codes
 from speech_mtp.corpus.direct import Speech, read_sentences, speak, stores_in
 from speech_mtp.corpus.store import AudioStore, store_manifest
 from speech_mtp.lm.backbone import Backbone, load_causal_lm, load_tokenizer
@@ -121,35 +120,43 @@ def _lm(stage: LMRun) -> dict[str, Any]:
         raise ValueError(f"There is no form {form!r} of a speech LM (model.name); {plugins.nearest(form, forms)}.")
     lm: SpeechLM | DirectLM
     units: TextStore
-    lm, units = _direct_form(stage) if form == hub.DIRECT else _talker(stage)
+    corpus = load_codes(*stage.codes)
+    lm, units = _direct_form(stage, corpus) if form == hub.DIRECT else _talker(stage, corpus)
     if stage.start is not None:
         load = hub.load_direct_lm if form == hub.DIRECT else hub.load_speech_lm
         _start_from(lm, load(stage.start), str(stage.start))
-    task = LMTask(lm, load_codes(*stage.codes), units, stage.task, stage.torch_device(), workers)
+    told_apart = corpus.told_apart(lm.config.voices)
+    task = LMTask(lm, told_apart, units, stage.task, stage.torch_device(), workers)
     return _finish(task, stage, workers)
 
 
-def _talker(stage: LMRun) -> tuple[SpeechLM, UnitStore]:
+def _talker(stage: LMRun, corpus: CodeCorpus) -> tuple[SpeechLM, UnitStore]:
     if stage.units is None or stage.backbone is not None:
         raise ValueError("A talker is trained on stored states: give the folder `units`, and no `backbone`.")
     units = UnitStore(stage.units)
     fixed = {"num_phonemes": len(SYMBOLS), "backbone_dim": units.dim}
-    return SpeechLM(SpeechLMConfig(**_lm_settings(stage, SpeechLMConfig, fixed))), units
+    return SpeechLM(SpeechLMConfig(**_lm_settings(stage, corpus, SpeechLMConfig, fixed))), units
 
 
-def _direct_form(stage: LMRun) -> tuple[DirectLM, TokenStore]:
+def _direct_form(stage: LMRun, corpus: CodeCorpus) -> tuple[DirectLM, TokenStore]:
     if stage.backbone is None or stage.units is not None:
         raise ValueError("The direct form is the language model itself: give its source `backbone`, and no `units`.")
     folder = hub.resolve_backbone(stage.backbone["sha256"], stage.backbone, None)
     backbone, tokenizer = load_causal_lm(folder, torch.float32)
-    lm = DirectLM(DirectConfig(**_lm_settings(stage, DirectConfig, {})), backbone)
+    lm = DirectLM(DirectConfig(**_lm_settings(stage, corpus, DirectConfig, {})), backbone)
     return lm, TokenStore(lm.text_maker(tokenizer))
 
 
-def _lm_settings(stage: LMRun, schema: type[GroupLMConfig], fixed: dict[str, Any]) -> dict[str, Any]:
-    """The settings ``model`` of a recipe, with those that the codec and ``fixed`` decide."""
-    meta = json.loads((stage.codes[0] / "codec.json").read_text(encoding="utf-8"))
-    fixed = {**fixed, **meta, "codebook_sizes": tuple(meta["codebook_sizes"])}
+def _lm_settings(
+    stage: LMRun, corpus: CodeCorpus, schema: type[GroupLMConfig], fixed: dict[str, Any]
+) -> dict[str, Any]:
+    """The settings ``model`` of a recipe, with those that the corpus and ``fixed`` decide."""
+    codec = corpus.codec
+    if codec is None:
+        raise FileNotFoundError(f"{stage.codes[0]} holds no {CODEC}; run the encode stage of the recipe first.")
+    voices = () if codec.timbre_dim else tuple(sorted({row.voice for row in corpus.rows}))
+    sizes = {"codebook_sizes": codec.codebook_sizes, "frame_rate_hz": codec.frame_rate_hz}
+    fixed = {**fixed, **sizes, "timbre_dim": codec.timbre_dim, "voices": voices}
     given = {key: value for key, value in stage.model.items() if key != "name"}
     free = [key for key in schema.__dataclass_fields__ if key not in fixed]
     wrong = [key for key in given if key not in free]
@@ -227,7 +234,7 @@ def _speech_mtp(stage: SpeechMTPRun) -> dict[str, Any]:
     if stage.start is not None:
         for name, head in heads.items():
             _start_from(head, hub.load_head(stage.start / name, lm), str(stage.start / name))
-    corpus, units = load_codes(*stage.codes), _units_for(lm, stage)
+    corpus, units = load_codes(*stage.codes).told_apart(lm.config.voices), _units_for(lm, stage)
     task = speech_mtp.SpeechMTPTask(lm, heads, stage.heads, corpus, units, stage.task, workers)
     return _finish(task, stage, workers)
 

@@ -78,14 +78,17 @@ class CodecRun(Stage):
 
 
 class EncodeRun(Stage):
-    """Encode and align the stores ``data`` with ``codec``; the result is a code corpus in ``out``.
+    """Encode the stores ``data`` with ``codec`` and align them with their phonemes: a code corpus in ``out``.
 
+    ``codec`` is a packaged name, a folder, a hub id, or ``{name: encodec, source: folder or id, ...}`` with settings.
+    ``aligner`` is a codec whose phoneme head aligns: by default ``codec`` itself if it has one, else the packaged one.
     ``part`` (i, n) does the i-th of n shares of the work, so that several processes fill several folders.
     """
 
     kind: Literal["encode"]
     data: list[Path]
-    codec: str
+    codec: str | dict[str, Any]
+    aligner: str | None = None
     batch: int = 16
     part: tuple[int, int] = (0, 1)
 
@@ -141,7 +144,8 @@ class TextEncoderRun(Stage):
 
 
 class PackageRun(Stage):
-    """Join ``codec`` and the speech LM of ``lm`` into the model folder ``out``; ``voices`` maps names to corpus voices.
+    """Join ``codec`` (named as for encoding) and the speech LM of ``lm`` into the model folder ``out``; ``voices`` maps
+    names to corpus voices. The weights of either are copied, those of a published codec too.
 
     ``references`` maps voices to recordings (FLAC or WAV) that ship with the model, to compare its voice with. A talker
     comes with its ``backbone`` by reference, the ``hidden_layer`` it reads and its ``g2p``; with ``g2p`` own, the
@@ -150,7 +154,7 @@ class PackageRun(Stage):
     """
 
     kind: Literal["package"]
-    codec: str
+    codec: str | dict[str, Any]
     lm: Path
     codes: list[Path]
     voices: dict[str, str]
@@ -230,16 +234,17 @@ class DocumentsRun(Stage):
 
 
 class TrunkRun(Stage):
-    """Train a ``trunk`` on ``documents``, the folder of the stage of that name: sizes of one that begins from nothing,
-    or the folder or hub id of a Llama to go on with, which the documents' tokenizer must then be that of.
+    """Train a trunk of text on ``documents``, the folder of the stage of that name. ``model`` are the sizes of one that
+    begins from nothing, or the folder or hub id of a Llama to go on with; the documents' tokenizer must then be its
+    own.
 
     The result is a plain Hugging Face folder, ``out/export``. ``objective`` names a plug-in of ``objectives``.
     """
 
     kind: Literal["trunk"]
     documents: Path
-    trunk: CausalLMConfig | str = CausalLMConfig()
-    objective: dict[str, Any] = {"name": "ntp"}
+    model: CausalLMConfig | str = CausalLMConfig()
+    objective: dict[str, Any] | str = "ntp"
     task: TrunkTaskConfig = TrunkTaskConfig()
     loop: LoopConfig
 

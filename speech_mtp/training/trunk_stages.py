@@ -40,14 +40,14 @@ def trunk_task(stage: TrunkRun, workers: Workers | None = None) -> TrunkTask:
     torch.manual_seed(stage.loop.seed)
     store = DocumentStore(stage.documents)
     objective = plugins.build("objectives", stage.objective)
-    if isinstance(stage.trunk, str):
-        folder = hub.find_backbone(stage.trunk)
+    if isinstance(stage.model, str):
+        folder = hub.find_backbone(stage.model)
         lm = read_llama(folder)
         if load_tokenizer(folder).get_vocab() != load_tokenizer(store.folder).get_vocab():
             raise ValueError(
-                f"The documents in {store.folder} have another tokenizer than {stage.trunk}; make them with "
-                f"run.tokenizer={stage.trunk}."
+                f"The documents in {store.folder} have another tokenizer than {stage.model}; make them with "
+                f"run.tokenizer={stage.model}."
             )
     else:
-        lm = CausalLM(stage.trunk, store.vocab_size)
+        lm = CausalLM(stage.model, store.vocab_size)
     return TrunkTask(lm, store, stage.task, stage.torch_device(), workers, objective, stage.loop.steps)

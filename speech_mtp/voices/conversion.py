@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from speech_mtp.codecs.base import Codec
-from speech_mtp.voices.reference import MOST_S, UnusableRecordingError, timbre_of
+from speech_mtp.voices.reference import LOOKED_AT_S, MOST_S, UnusableRecordingError, check_timbre, reference_of
 
 BLOCK_S = 0.32
 """Seconds that are converted at a time."""
@@ -17,16 +17,20 @@ class Converter:
 
     A code depends on ``codec.reach_frames`` frames on both sides of it, so a block is encoded together with so many
     around it and only its own codes are kept: however the recording comes in pieces, its codes are those of the whole.
-    Prosody is heard relative to who speaks, ``source [E]``; if it is not given, it is the voice of the first ten
-    seconds, which are waited for.
+
+    Prosody is heard relative to who speaks, ``source [E]``, at the level ``gain`` times that of the recording; what is
+    sounded has the recording's own level. If they are not given, they are those of the first ten seconds, which are
+    waited for; where nobody speaks in them, of what comes then.
 
     Raises ValueError for a codec that keeps no timbre apart.
     """
 
-    def __init__(self, codec: Codec, target: Tensor, source: Tensor | None = None, block_s: float = BLOCK_S) -> None:
-        if not codec.spec.timbre_dim or codec.reach_frames is None:
-            raise ValueError("This codec keeps no timbre apart, so it converts no voices; choose a decoupled one.")
-        self.codec, self._target, self._source = codec, target, source
+    def __init__(
+        self, codec: Codec, target: Tensor, source: Tensor | None = None, gain: float = 1.0, block_s: float = BLOCK_S
+    ) -> None:
+        check_timbre(codec)
+        assert codec.reach_frames is not None, "a codec with timbre says how far its codes reach"
+        self.codec, self._target, self._source, self._gain = codec, target, source, gain
         self._reach = codec.reach_frames
         self._block = max(1, round(block_s * codec.spec.frame_rate_hz))
         self._row = torch.zeros(1, dtype=torch.long)
@@ -35,48 +39,59 @@ class Converter:
         self._kept = torch.zeros(0)  # the recording from frame `_first` on
         self._first = self._done = 0  # `_done` frames are converted
         self._heard = self._said = 0  # samples of the recording, and of what was made of it
+        self._looked = 0  # samples of `_kept` in which nobody was found
 
     @torch.inference_mode()
     def push(self, wave: Tensor) -> Tensor:
         """More of the recording, ``[S]`` at the codec's rate -> what has become final, ``[S']``."""
         self._kept = torch.cat([self._kept, wave])
         self._heard += len(wave)
-        if self._source is None and self._heard < MOST_S * self.codec.spec.sample_rate:
+        if not self._look_for_speaker(closing=False):
             return torch.zeros(0)
-        found = [torch.zeros(0)]
-        while self._heard // self.codec.spec.samples_per_frame >= self._done + self._block + self._reach:
-            found.append(self._convert(self._done + self._block))
-        return self._tell(torch.cat(found))
+        frames = self._heard // self.codec.spec.samples_per_frame - self._reach
+        return self._tell(self._convert_up_to(frames, whole=True))
 
     @torch.inference_mode()
     def close(self) -> Tensor:
         """The rest, ``[S']``; everything together is then as long as the recording."""
-        frames = -(-self._heard // self.codec.spec.samples_per_frame)
-        found = [torch.zeros(0)]
-        while self._done < frames:
-            found.append(self._convert(min(self._done + self._block, frames)))
-        found += self.codec.flush(self._state, self._row)
-        return self._tell(torch.cat(found)[: self._heard - self._said])
+        self._look_for_speaker(closing=True)
+        rest = self._convert_up_to(-(-self._heard // self.codec.spec.samples_per_frame), whole=False)
+        last = self.codec.flush(self._state, self._row)[0] / self._gain
+        return self._tell(torch.cat([rest, last])[: self._heard - self._said])
 
     def _tell(self, wave: Tensor) -> Tensor:
         self._said += len(wave)
         return wave
 
+    def _look_for_speaker(self, closing: bool) -> bool:
+        """Whether the recording can be converted: it is known who speaks, or nobody does for a minute. It is looked
+        for in ten seconds more at a time, so that pieces make no difference."""
+        rate = self.codec.spec.sample_rate
+        while self._source is None and (len(self._kept) - self._looked >= MOST_S * rate or closing):
+            self._looked = min(self._looked + int(MOST_S * rate), len(self._kept))
+            try:
+                reference = reference_of(self._kept[: self._looked], rate, rate)
+                self._source, self._gain = reference.timbre(self.codec), reference.gain
+            except UnusableRecordingError:
+                if self._looked >= LOOKED_AT_S * rate or (closing and self._looked == len(self._kept)):
+                    return True
+        return self._source is not None
+
+    def _convert_up_to(self, frames: int, whole: bool) -> Tensor:
+        """Convert up to ``frames``, in ``whole`` blocks only."""
+        found = [torch.zeros(0)]
+        while self._done + (self._block if whole else 1) <= frames:
+            found.append(self._convert(min(self._done + self._block, frames)))
+        self._looked = min(self._looked, len(self._kept))
+        return torch.cat(found)
+
     def _convert(self, end: int) -> Tensor:
         """What the frames that come next, up to ``end``, sound like."""
         size, first = self.codec.spec.samples_per_frame, self._first
-        window = self._kept[: (end + self._reach - first) * size]
-        codes = self.codec.encode(window[None, None], timbre=self._speaker()[None])
+        window = self._gain * self._kept[: (end + self._reach - first) * size]
+        speaker = self._target if self._source is None else self._source
+        codes = self.codec.encode(window[None, None], timbre=speaker[None])
         block = codes.frames[:, :, self._done - first : end - first]
         self._done, self._first = end, max(0, end - self._reach)
         self._kept = self._kept[(self._first - first) * size :]
-        return self.codec.push(self._state, block, torch.tensor([block.shape[2]]))[0]
-
-    def _speaker(self) -> Tensor:
-        if self._source is None:
-            rate = self.codec.spec.sample_rate
-            try:
-                self._source = timbre_of(self.codec, self._kept[: int(MOST_S * rate)], rate)
-            except UnusableRecordingError:
-                self._source = self._target  # nobody speaks
-        return self._source
+        return self.codec.push(self._state, block, torch.tensor([block.shape[2]]))[0] / self._gain

@@ -125,10 +125,10 @@ class Shelf:
     def _check_room(self, owner: str) -> None:
         mine = sum(record.owner == owner for record in self._records.values())
         if mine >= self.capacity.of_one:
-            raise FullShelfError(f"There are {mine} of yours already, as many as one may have; delete one.")
+            raise FullShelfError(f"There are {mine} of yours already, as many as one may have; remove one.")
         used = sum(record.num_bytes for record in self._records.values())
         if len(self._records) >= self.capacity.records or used >= self.capacity.num_bytes:
-            raise FullShelfError("The server keeps as many as it can; ask its operator for room.")
+            raise FullShelfError("As many are kept as there may be; whoever runs this can make room.")
 
     # -- files ----------------------------------------------------------------------------------------------------
     def _path(self, record_id: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import numpy as np
@@ -37,4 +38,4 @@ class Vowels(G2P):
     name = "vowels"
 
     def phonemize(self, text: str) -> list[Unit]:
-        return [Unit("ə", 0, True, 0, len(text)) for _ in text.split()]
+        return [Unit("ə", 0, True, *word.span()) for word in re.finditer(r"\S+", text)]

@@ -134,6 +134,10 @@ def test_files_are_documents_and_so_are_lines_of_json(tmp_path: Path) -> None:
         Files([f"{tmp_path}/*.md"])
     with pytest.raises(ValueError, match=r"c\.jsonl, line 1 has no text under 'text'"):
         list(Files([f"{tmp_path}/c.jsonl"]).documents())
+    before = source.stamp()
+    assert Files([f"{tmp_path}/**/*.txt", f"{tmp_path}/c.jsonl"], field="body").stamp() == before
+    (tmp_path / "a.txt").write_text("first, and more", "utf-8")
+    assert source.stamp() != before
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ValueError, match="not a text file in UTF-8"):
         list(Files([f"{tmp_path}/bad.txt"]).documents())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
-from speech_mtp.corpus.align import unit_of_frame
-from speech_mtp.corpus.codes import encode_store, load_codes, save_codes
+from speech_mtp.corpus import align
+from speech_mtp.corpus.align import agreement, firings, phoneme_log_probs, unit_of_frame
+from speech_mtp.corpus.codes import batches_of, encode_batches, load_codes, save_codes
 from speech_mtp.corpus.store import AudioStore, AudioStoreWriter, resample_pitch
 from speech_mtp.text.phonemes import SYMBOLS
 
@@ -68,6 +70,58 @@ def test_alignment_follows_the_peaks_of_the_lattice() -> None:
     assert unit.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
 
 
+def peaked(phonemes: list[int], frames: list[int], length: int) -> torch.Tensor:
+    """A lattice of eight symbols that speaks each phoneme in one frame and is blank elsewhere."""
+    log_probs = torch.full((length, 8), -9.0)
+    log_probs[:, 0] = -0.1
+    for label, frame in zip(phonemes, frames, strict=True):
+        log_probs[frame, 0], log_probs[frame, label] = -9.0, -0.01
+    return log_probs.log_softmax(-1)
+
+
+def test_long_audio_is_aligned_in_steps_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    frames = np.cumsum(rng.integers(3, 12, 400)).tolist()
+    labels = rng.integers(1, 8, 400).tolist()
+    lattice = peaked(labels, frames, frames[-1] + 300)  # with a long silence at the end
+    whole = firings(lattice, torch.tensor(labels))
+    monkeypatch.setattr(align, "LONGEST", 500)
+    steps = firings(lattice, torch.tensor(labels))
+    assert whole is not None
+    assert steps is not None
+    assert whole.starts == whole.ends == steps.starts == steps.ends == frames
+    assert torch.equal(whole.margins, steps.margins)
+    assert float(whole.margins.min()) == 0
+
+
+def test_long_audio_without_its_words_is_aligned_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(align, "LONGEST", 50)
+    assert firings(torch.zeros(400, 8).log_softmax(-1), torch.ones(399, dtype=torch.long)) is None
+    few = firings(torch.zeros(400, 8).log_softmax(-1), torch.tensor([1, 2, 3]))
+    assert few is None or len(few.starts) == 3
+
+
+def test_agreement_tells_a_text_from_another() -> None:
+    lattice = peaked([1, 2, 3, 4, 5], [2, 5, 8, 11, 14], 18)
+    for text, low, high in (
+        ([1, 2, 3, 4, 5], 0.99, 1.0),
+        ([5, 4, 3, 2, 1], float("-inf"), 0.01),
+        ([1, 2, 6, 4, 5], 0.1, 0.9),
+    ):
+        found = firings(lattice, torch.tensor(text))
+        assert found is not None
+        assert low <= agreement(lattice, torch.tensor(text), found.margins) <= high
+
+
+def test_windows_do_not_change_what_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = Decoupled(replace(Decoupled.tiny().config, num_symbols=len(SYMBOLS))).eval()
+    wave = 0.1 * torch.randn(24_000 * 7 + 77, generator=torch.Generator().manual_seed(0))
+    whole = phoneme_log_probs(codec, wave)
+    monkeypatch.setattr(align, "WINDOW_S", 2)
+    assert whole.shape == (176, len(SYMBOLS))
+    assert torch.allclose(phoneme_log_probs(codec, wave), whole, atol=1e-5)
+
+
 def test_too_many_phonemes_cannot_be_aligned() -> None:
     assert unit_of_frame(torch.zeros(3, 8).log_softmax(-1), torch.tensor([1, 1, 2])) is None
 
@@ -82,7 +136,8 @@ def test_code_corpora_round_trip_and_join(tmp_path: Path) -> None:
         decoder_blocks=(1, 1),
         num_symbols=len(SYMBOLS),
     )
-    corpus = encode_store(Decoupled(small), AudioStore([tmp_path / "audio"]), batch=2)
+    codec, store = Decoupled(small), AudioStore([tmp_path / "audio"])
+    corpus = encode_batches(codec, codec, store, batches_of(store, 2))
     save_codes(corpus, tmp_path / "codes")
     both = load_codes(tmp_path / "codes", tmp_path / "codes")
     assert len(both) == 2 * len(corpus) == 6

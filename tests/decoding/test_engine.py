@@ -108,14 +108,17 @@ def stuck_lm(channel: int, token: int) -> SpeechLM:
     return lm
 
 
-def test_too_long_is_told_as_length() -> None:
-    guard = Guard(frames_per_unit=2.0, spare_frames=4)
-    run = engine.start(stuck_lm(0, 0), MAKER.make(["hello."]), TIMBRE[:1], Sampling(), guard=guard)
+@pytest.mark.parametrize(("frame_rate_hz", "frames"), [(25.0, 6), (75.0, 14)])
+def test_too_long_is_told_as_length(frame_rate_hz: float, frames: int) -> None:
+    guard = Guard(unit_s=2 / 25, spare_s=4 / 25)
+    lm = stuck_lm(0, 0)
+    lm.config = dataclasses.replace(lm.config, frame_rate_hz=frame_rate_hz)
+    run = engine.start(lm, MAKER.make(["hello."]), TIMBRE[:1], Sampling(), guard=guard)
     while run.advance() is not None:
         pass
     assert run.finish[0] is not None
     assert run.finish[0].reason == "length"
-    assert 2 * run.steps == 6  # the first whole group over the limit: the pointer stands on the first unit
+    assert 2 * run.steps == frames  # the first whole group over the limit: the pointer stands on the first unit
 
 
 def test_one_code_for_ever_is_told_as_runaway_and_the_repeat_guard_breaks_it() -> None:
@@ -126,7 +129,7 @@ def test_one_code_for_ever_is_told_as_runaway_and_the_repeat_guard_breaks_it() -
             lm.output.heads[channel].bias.zero_()
             lm.output.heads[channel].bias[17] = 20.0
     units = MAKER.make([TEXTS[0]])
-    guard = Guard(max_repeat=9)
+    guard = Guard(max_repeat_s=9 / 25)
     run = engine.start(lm, units, TIMBRE[:1], Sampling(), guard=guard)
     while run.advance() is not None:
         pass

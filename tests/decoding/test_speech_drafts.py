@@ -199,7 +199,7 @@ def test_a_row_that_waits_or_is_guarded_inside_a_draft_ends_there(depth: int) ->
         got += made.new[0]
     assert got == plain
 
-    guard = Guard(frames_per_unit=0.0, spare_frames=6)
+    guard = Guard(unit_s=0.0, spare_s=6 / 25)
     plainly = engine.start(lm, units, TIMBRE[:1], Sampling(), None, torch.tensor([4]), guard)
     guarded = engine.start(lm, units, TIMBRE[:1], Sampling(), rule, torch.tensor([4]), guard)
     for either in (plainly, guarded):

@@ -16,6 +16,7 @@ from speech_mtp.types import Sampling
 from tests.demo.showing import showing
 from tests.serving.chatting import LM
 from tests.serving.running import Running, serving, until
+from tests.tiny import tiny_model_without_timbre
 
 from speech_mtp_demo.text_lab import FORGOTTEN_S, MOST_JOBS, Asked, Job, TextLab, Way  # isort: skip # after gradio
 from speech_mtp_demo.timbre import RATE, Timbre  # isort: skip
@@ -141,3 +142,8 @@ def test_a_recording_is_said_again_in_another_voice(server: Running) -> None:
 )
 def test_a_bad_recording_is_refused_in_a_sentence(server: Running, asked: Any, sentence: str) -> None:
     assert sentence in Timbre(server.service).swap(asked, "")["error"]
+
+
+def test_a_codec_without_timbre_says_no_recording_again() -> None:
+    with serving(model=tiny_model_without_timbre()) as server:
+        assert "has no timbre" in Timbre(server.service).swap({"audio": sound(1.0), "voice": "low"}, "")["error"]

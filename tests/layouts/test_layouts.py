@@ -133,3 +133,18 @@ def test_the_control_mask_holds_the_pointer_inside_and_moves_it_on() -> None:
 def test_a_group_without_frames_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         layout(name, 0)
+
+
+@given(batch=batches(), most=st.integers(1, 6))
+@settings(max_examples=60)
+def test_the_aligned_layout_knows_which_utterances_it_leads_to_their_end(
+    batch: tuple[int, Codes, Tensor, Tensor], most: int
+) -> None:
+    group, codes, unit, units = batch
+    made = plugins.build(
+        "layouts", {"name": "aligned", "max_advance": most}, codebook_sizes=SIZES, frames_per_group=group
+    )
+    for b, n in enumerate(codes.lengths.tolist()):
+        positions = made.pack(codes.row(b), unit[b : b + 1, :n], units[b : b + 1])
+        end = int(positions.pointer[0, -1] + positions.labels[0, -1, 0])
+        assert made.can_end(unit[b, :n], int(units[b])) == (end == int(units[b]))

@@ -148,4 +148,4 @@ def test_at_first_every_token_is_as_likely() -> None:
     torch.manual_seed(0)
     lm = CausalLM(CausalLMConfig(dim=64, num_layers=4), 257)
     law = logits(lm, torch.randint(257, (2, 60))).log_softmax(-1)
-    assert -law.mean().item() == pytest.approx(math.log(257), abs=0.1)
+    assert -law.mean().item() == pytest.approx(math.log(257), abs=0.3)

@@ -38,7 +38,7 @@ def recipe(folder: Path, objective: dict[str, Any]) -> TrainConfig:
         "kind": "trunk",
         "out": str(folder / "out"),
         "documents": str(folder / "documents"),
-        "trunk": {"dim": 32, "num_layers": 2},
+        "model": {"dim": 32, "num_layers": 2},
         "objective": objective,
         "task": {"batch": 4, "length": 32},
         "loop": {"steps": 4, "learning_rate": 1e-3},

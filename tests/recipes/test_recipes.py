@@ -52,6 +52,8 @@ SERVED = {RECIPES / "serve_ray/serve.yaml"}
 """Files of Ray Serve; ``test_serve_ray.py`` reads them."""
 STAGES = [path for path in FILES if path not in BASES | CORPORA | SERVED | {PROMPTS}]
 CODES = json.loads((RECIPES / "tiny_en/codes/codec.json").read_text("utf-8"))
+PUBLISHED = {"facebook/encodec_24khz"}
+"""Repositories of a hub that recipes name."""
 TRUNK = TrunkShape(576, 49152, 30, 9, 3, 64, 1536)
 
 
@@ -88,11 +90,11 @@ def check_plugins(stage: Stage) -> None:
             SpeechMTP(build_head(entry.head, lm, 0), lm, entry.objective)
     if isinstance(stage, TrunkRun):
         objective: Objective = plugins.build("objectives", stage.objective)
-        if not isinstance(stage.trunk, CausalLMConfig):
+        if not isinstance(stage.model, CausalLMConfig):
             return
-        assert stage.task.length <= stage.trunk.max_positions
+        assert stage.task.length <= stage.model.max_positions
         with torch.device("meta"):
-            objective.bind(CausalLM(stage.trunk, 257), Course(stage.task.length, stage.loop.steps))
+            objective.bind(CausalLM(stage.model, 257), Course(stage.task.length, stage.loop.steps))
     if isinstance(stage, DocumentsRun):
         for spec in stage.sources.values():
             plugins.build("corpus.documents", spec)
@@ -108,11 +110,15 @@ def test_a_stage_is_valid_and_its_plugins_exist(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CORPORA), ids=named)
-def test_a_corpus_is_valid_and_its_teachers_exist(path: Path) -> None:
+def test_a_corpus_is_valid_and_its_plugins_exist(path: Path) -> None:
     corpus = settings.load(path, CorpusConfig)
     for plan in corpus.voices:
         name = plan.teacher if isinstance(plan.teacher, str) else plan.teacher["name"]
         plugins.find("corpus.teachers", name)
+    for recording in corpus.recordings:
+        plugins.find(
+            "corpus.recordings", recording.source if isinstance(recording.source, str) else recording.source["name"]
+        )
     for source in corpus.texts:
         assert (ROOT / source.path).is_file() or (corpus.write is not None and source.path == corpus.write.out)
     if corpus.write is not None:
@@ -133,7 +139,7 @@ def test_a_base_is_the_base_of_something() -> None:
 def test_what_a_stage_reads_is_there_or_made_by_another(path: Path) -> None:
     made = {stage_of(other).out for other in STAGES} | {settings.load(path, CorpusConfig).out for path in CORPORA}
     for key, name in inputs(stage_of(path)):
-        there = (ROOT / name).exists() or name in hub.known_models()
+        there = (ROOT / name).exists() or name in {*hub.known_models(), *PUBLISHED}
         assert there or made & {Path(name), *Path(name).parents} or commanded(path, str(name)), (key, name)
 
 

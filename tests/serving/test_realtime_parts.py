@@ -8,7 +8,7 @@ import pytest
 from speech_mtp.serving.errors import ApiError
 from speech_mtp.serving.realtime.config import SessionConfig
 from speech_mtp.serving.realtime.ear import HEARING_RATE, Ear, silero
-from speech_mtp.serving.realtime.items import item_of
+from speech_mtp.serving.realtime.items import Item, item_of
 from speech_mtp.serving.realtime.sound import WIRE, Receiver
 from speech_mtp.serving.realtime.transcript import SpokenTranscript
 from speech_mtp.serving.realtime.turns import STEP_MS, TurnDetector
@@ -166,3 +166,15 @@ def test_without_times_of_words_text_is_heard_at_an_even_pace() -> None:
     track = SpokenTranscript(timed=False)
     track.text = "One two three four."
     assert [track.until(ms, 1000) for ms in (0, 500, 800)] == ["", "One two", "One two three"]
+
+
+def test_what_was_cut_off_never_comes_back() -> None:
+    track = SpokenTranscript()
+    track.text, track.complete = "One two three.", True
+    for number, word in enumerate(("One", "two", "three")):
+        track.say(WordTime(word, float(number), number + 0.9), 1.0)
+    item = Item("item_1", "assistant", track.text, spoken=True, track=track, audio_ms=3000)
+    assert (item.cut(5000), item.text) == (3000, "One two three.")
+    assert (item.cut(1000), item.text) == (1000, "One")
+    assert (item.cut(5000), item.text) == (1000, "One")
+    assert (item.cut(0), item.text) == (0, "")

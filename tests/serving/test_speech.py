@@ -19,8 +19,9 @@ from speech_mtp.serving.encoding import FORMATS
 from speech_mtp.serving.names import Names
 from speech_mtp.serving.settings import OPENAI_LISTENERS, OPENAI_VOICES, Settings
 from speech_mtp.streaming.pipeline import speak
-from tests.serving.running import LONG, TEXT, Running
-from tests.tiny import tiny_model
+from tests.serving.running import LONG, TEXT, Running, serving
+from tests.streaming.test_takes import said, with_phonemes
+from tests.tiny import tiny_model, tiny_model_without_timbre
 
 
 def spoken(text: str = TEXT, voice: str = "low") -> bytes:
@@ -55,6 +56,17 @@ def test_pcm_is_what_the_library_speaks(server: Running) -> None:
     assert answer.headers["content-type"] == "audio/pcm"
     assert answer.headers["x-speech-mtp-sample-rate"] == "24000"
     assert alike(answer.content, spoken())
+
+
+def test_a_codec_without_timbre_of_another_rate_is_sent_at_24_khz() -> None:
+    model = tiny_model_without_timbre()
+    alone = {name: torch.cat([chunk.wave for chunk in speak(model, "Hi.", name)]) for name in model.voices}
+    assert not torch.equal(alone["low"], alone["high"])
+    with serving(model=model) as server:
+        for name, wave in alone.items():
+            sound = server.post(input="Hi.", voice=name, response_format="pcm").content
+            assert len(sound) / 2 == pytest.approx(1.5 * len(wave), abs=2)
+            assert np.abs(np.frombuffer(sound, "<i2")).max() > 0
 
 
 def test_a_long_text_that_is_read_in_slices_is_the_same(server: Running) -> None:
@@ -135,6 +147,13 @@ def test_the_lexicon_changes_how_its_word_is_read(server: Running) -> None:
     assert not alike(read, plain)
 
 
+def test_the_best_of_several_takes() -> None:
+    with serving(model=with_phonemes()) as server:
+        answer = server.post(input=TEXT, response_format="pcm", best_of=3)
+        assert answer.status_code == 200
+        assert alike(answer.content, audio.pcm16(said(list(speak(server.service.model, TEXT, best_of=3)))))
+
+
 @pytest.mark.parametrize("voice", [*OPENAI_VOICES, {"id": "low"}, "high"])
 def test_openai_names_are_understood(server: Running, voice: Any) -> None:
     body = {"input": "Good.", "voice": voice, "model": "gpt-4o-mini-tts", "instructions": "Gladly.", "user": "me"}
@@ -166,6 +185,10 @@ def test_openai_names_are_understood(server: Running, voice: Any) -> None:
         ({"input": "Good.", "seed": 2**63}, 400, "seed"),
         ({"input": "Good.", "seed": 1.5}, 400, "seed"),
         ({"input": "Good.", "lexicon": {"fox": "§§"}}, 400, "lexicon"),
+        ({"input": "Good.", "best_of": 0}, 400, "best_of"),
+        ({"input": "Good.", "best_of": 9}, 400, "best_of"),
+        ({"input": "Good.", "best_of": 2}, 400, "best_of"),  # this codec tells no phonemes
+        ({"input": "Good.", "best_of": 2, "stream_format": "sse"}, 400, "best_of"),
         ({"input": "Good.", "lexicon": {f"w{i}": "dˈɑɡ" for i in range(300)}}, 400, "lexicon"),
         ({"input": "Good.", "instructions": "x" * 4097}, 400, "instructions"),
     ],

@@ -75,13 +75,13 @@ class Codes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.of: dict[Stream, list[torch.Tensor]] = {}
-        take = Stream.take_groups
+        take = Stream.say
 
         def spy(stream: Stream, tokens: torch.Tensor, pointers: list[int]) -> None:
             self.of.setdefault(stream, []).append(tokens)
             take(stream, tokens, pointers)
 
-        monkeypatch.setattr(Stream, "take_groups", spy)
+        monkeypatch.setattr(Stream, "say", spy)
 
     def of_stream(self, stream: Stream) -> torch.Tensor:
         return torch.cat(self.of[stream], 1)
@@ -413,7 +413,7 @@ def test_a_text_that_is_there_does_not_wait_for_one_that_is_not(begun: str) -> N
     second.push(TEXTS[1])
     second.finish_text()
     run_to_end(scheduler)
-    if first.row is None:
+    if not first.rows:
         assert second.finish is not None
     first.push("here it is.")
     first.finish_text()
@@ -590,14 +590,14 @@ def test_the_stream_that_runs_out_first_is_sounded_first(monkeypatch: pytest.Mon
     sounded: list[Stream] = []
     monkeypatch.setattr(Stream, "take_sound", lambda stream, *_: sounded.append(stream))
     for stream in (rich, poor):
-        stream.take_groups(group, [])
+        stream.say(group, [])
     scheduler.tick()
     scheduler.tick()
     assert sounded == [poor, rich]
 
 
 def given_a_group(stream: Stream) -> None:
-    stream.take_groups(torch.zeros_like(MODEL.lm.layout.nothing(1))[:, None], [])
+    stream.say(torch.zeros_like(MODEL.lm.layout.nothing(1))[:, None], [])
 
 
 def test_a_stream_that_runs_low_among_others_does_not_fill_its_ramp() -> None:
@@ -736,6 +736,6 @@ def test_the_next_sentence_is_read_as_soon_as_the_first_was(monkeypatch: pytest.
         for word in ["The", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "and"]:
             stream.push(word + " ")
             run_to_end(scheduler)
-        assert stream.row is not None, "it waits, although the talker could begin"
+        assert stream.rows, "it waits, although the talker could begin"
         stream.push("it is so, and it is good to be here with all of you. ")
         run_to_end(scheduler)

@@ -41,14 +41,14 @@ def untrained(head: str, rule: str) -> DecodingRule:
 def codes(texts: list[str], at_once: int = 1, rule: DecodingRule | None = None) -> list[Tensor]:
     """The groups ``[1, T, C]`` of every text, ``at_once`` streams at a time."""
     found: dict[Stream, list[Tensor]] = {}
-    take = Stream.take_groups
+    take = Stream.say
 
     def listen(stream: Stream, tokens: Tensor, pointers: list[int]) -> None:
         found.setdefault(stream, []).append(tokens)
         take(stream, tokens, pointers)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stream, "take_groups", listen)
+        patch.setattr(Stream, "say", listen)
         scheduler = Scheduler(shipped(), rule=rule, max_streams=at_once)
         streams = []
         for text in texts:

@@ -206,10 +206,10 @@ def test_a_voice_is_the_mean_of_its_own_utterances(tmp_path: Path) -> None:
     timbre = torch.tensor([[1.0, 2.0], [9.0, 9.0], [3.0, 6.0]])
     save_codes(CodeCorpus(rows, torch.zeros(2, 3).long(), torch.zeros(3).long(), timbre), tmp_path)
     stage = PackageRun.model_construct(codes=[tmp_path], voices={"first": "low", "second": "high"})
-    found = {name: value.tolist() for name, value in conversion._timbres(stage).items()}
+    found = {name: value.tolist() for name, value in conversion._voices(stage).items()}
     assert found == {"first": [2.0, 4.0], "second": [9.0, 9.0]}
     with pytest.raises(ValueError, match="did you mean 'low'"):
-        conversion._timbres(PackageRun.model_construct(codes=[tmp_path], voices={"first": "lw"}))
+        conversion._voices(PackageRun.model_construct(codes=[tmp_path], voices={"first": "lw"}))
 
 
 def test_stored_units_in_parts_are_those_of_each_text(folder: Path) -> None:

@@ -200,7 +200,7 @@ def test_a_runaway_is_bounded_by_the_length_of_the_text(packaged: Path) -> None:
         spoken = speak_timed(model, text)
         assert spoken.finish.reason == "length"
         assert f"for {len(text)} characters" in spoken.finish.detail
-        bound = guard.frames_per_character * len(text) + guard.spare_frames
+        bound = 25 * guard.character_s * len(text) + 25 * guard.spare_s
         assert bound < spoken.frames <= bound + 2
 
 

@@ -93,7 +93,7 @@ def test_a_trunk_learns_to_count(store: DocumentStore, tmp_path: Path) -> None:
     task = tiny_task(store)
     before = task.evaluate()
     after = train(task, LOOP, tmp_path / "out")
-    assert before["loss"] == pytest.approx(math.log(257), abs=0.1)
+    assert before["loss"] == pytest.approx(math.log(257), abs=0.3)
     assert after["loss"] < 0.8  # without a look at what stands before 1.84 is the least: half spaces, ten digits
     assert after["bits_per_byte"] == pytest.approx(after["loss"] * store.labels_per_byte("dev") / math.log(2))
     lines = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
@@ -245,7 +245,7 @@ def recipe(tmp_path: Path, **more: Any) -> TrainConfig:
         "kind": "trunk",
         "out": str(tmp_path / "out"),
         "documents": str(tmp_path / "documents"),
-        "trunk": {"dim": 32, "num_layers": 2},
+        "model": {"dim": 32, "num_layers": 2},
         "task": {"batch": 4, "length": 32},
         "loop": {"steps": 3, "learning_rate": 1e-3},
     }
@@ -271,7 +271,7 @@ def test_a_trunk_from_nothing_becomes_a_hugging_face_folder(tmp_path: Path) -> N
     trained = load_file(tmp_path / "out/last/trunk.safetensors")
     assert all(torch.equal(value, trained[name]) for name, value in model.named_parameters())
     # The same key goes on with what the first training has made.
-    more = run(recipe(tmp_path, out=str(tmp_path / "more"), trunk=str(exported)))
+    more = run(recipe(tmp_path, out=str(tmp_path / "more"), model=str(exported)))
     assert more["loss"] < scores["loss"] + 0.05
 
 
@@ -279,9 +279,9 @@ def test_a_llama_of_somebody_else_is_trained_further(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "llama")
     documents(tmp_path)
     with pytest.raises(ValueError, match=r"have another tokenizer than .*llama; make them with run\.tokenizer="):
-        run(recipe(tmp_path, trunk=str(folder)))
+        run(recipe(tmp_path, model=str(folder)))
     documents(tmp_path, tokenizer=str(folder))
-    run(recipe(tmp_path, trunk=str(folder)))
+    run(recipe(tmp_path, model=str(folder)))
     before, after = (AutoModelForCausalLM.from_pretrained(f) for f in (folder, tmp_path / "out/export"))
     moved = [float((a - b).detach().abs().max()) for a, b in zip(before.parameters(), after.parameters(), strict=True)]
     assert 0 < max(moved) < 0.02
@@ -295,7 +295,7 @@ def test_a_llama_of_somebody_else_is_trained_further(tmp_path: Path) -> None:
         ({"task": {"length": 4096}}, "length is 4096, but the trunk reads 2048 tokens"),
         ({"task": {"accumulate": 0}}, r"task\.accumulate is 0; it must be 1 or more"),
         ({"objective": {"name": "ntpp"}}, "no 'ntpp' in objectives; did you mean 'ntp'"),
-        ({"trunk": "nowhere/at/all"}, "neither a folder nor a hub id"),
+        ({"model": "nowhere/at/all"}, "neither a folder nor a hub id"),
     ],
 )
 def test_bad_input_is_one_sentence_before_any_training(tmp_path: Path, more: dict[str, Any], words: str) -> None:
@@ -310,6 +310,6 @@ def test_missing_documents_and_wrong_sizes_are_told(tmp_path: Path) -> None:
         run(recipe(tmp_path))
     path = tmp_path / "wrong.yaml"
     base = Path(__file__).parents[2] / "recipes/objectives/trunk.yaml"
-    path.write_text(f"base: {base}\nrun: {{trunk: {{layers: 3}}}}\n", "utf-8")
+    path.write_text(f"base: {base}\nrun: {{model: {{layers: 3}}}}\n", "utf-8")
     with pytest.raises(ValueError, match=r"no setting 'run\..*layers'; did you mean 'num_layers'"):
         settings.load(path, TrainConfig)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Document(NamedTuple):
@@ -19,6 +19,10 @@ class DocumentSource(ABC):
 
     licence: str
     """Of the texts, for the manifest."""
+
+    def stamp(self) -> Any:
+        """What tells these documents from those of another time, as JSON."""
+        return self.licence
 
     @abstractmethod
     def documents(self) -> Iterator[Document]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from speech_mtp.corpus.documents.base import Document, DocumentSource
 from speech_mtp.corpus.manifest import read_lines
@@ -19,6 +20,10 @@ class Files(DocumentSource):
     def __init__(self, paths: list[str], field: str = "text", licence: str = NOT_STATED) -> None:
         self.field, self.licence = field, licence
         self.paths = [path for pattern in paths for path in self._matching(pattern)]
+
+    def stamp(self) -> Any:
+        states = [(path.as_posix(), path.stat()) for path in self.paths]
+        return [self.licence, [[name, state.st_size, state.st_mtime_ns] for name, state in states]]
 
     def documents(self) -> Iterator[Document]:
         for path in self.paths:

@@ -26,6 +26,7 @@ class Stdlib(DocumentSource):
         for part in self.parts:
             if part not in PARTS:
                 raise ValueError(f"The standard library has no part {part!r}; {nearest(part, PARTS)}.")
+        # With the version, so that the licence tells the text of one interpreter from that of another.
         self.licence = f"Python {platform.python_version()} standard library, PSF License Version 2"
 
     def documents(self) -> Iterator[Document]:

@@ -53,6 +53,7 @@ class Hearing:
 
     def clear(self) -> None:
         """Forget what has come."""
+        self.turn_resumed()
         self.ear.clear()
         self.ear.begin_anew(wire(self._config.input_format))
 

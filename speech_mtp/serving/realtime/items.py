@@ -69,7 +69,7 @@ class Item:
         most_ms = self.audio_ms if self.heard_ms is None else self.heard_ms
         self.heard_ms = min(audio_end_ms, most_ms)
         if self.track is not None:
-            whole = self.track.complete and audio_end_ms >= self.audio_ms  # also where speech has no times of words
+            whole = self.track.complete and self.heard_ms >= self.audio_ms  # also where speech has no times of words
             self.text = self.track.text if whole else self.track.until(self.heard_ms, self.audio_ms)
         return round(self.heard_ms)
 

@@ -75,7 +75,10 @@ async def begun(service: VoiceService, client: str, asked: Order, text: str) -> 
 async def finished(service: VoiceService, speaking: Speaking, asked: Order) -> bytes:
     """A whole file."""
     async with speaking:
-        waves = [chunk.wave async for chunk in speaking]
+        try:
+            waves = [chunk.wave async for chunk in speaking]
+        except Exception as error:
+            raise told(error) from None
     return await asyncio.to_thread(whole, asked.format, waves, service.sample_rate, asked.speed)
 
 

@@ -1,0 +1,100 @@
+"""Work in processes, each on one core: a corpus is made of many small jobs that know nothing of each other."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+Result = TypeVar("Result")
+
+
+def in_processes(function: Callable[..., Result], jobs: Iterable[tuple[Any, ...]], workers: int) -> Iterator[Result]:
+    """``function`` of each job's arguments, as they get ready.
+
+    Jobs are taken from the iterable as processes become free: two for each process are in memory.
+    """
+    with one_thread_each():
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
+        running: set[Future[Result]] = set()
+        try:
+            for job in jobs:
+                running.add(pool.submit(function, *job))
+                if len(running) >= 2 * workers:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def start_worker() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Processes started inside compute on one thread each, so that one process a core fills the machine."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+class Progress:
+    """A bar on a terminal, otherwise a plain line every ``every_s`` seconds, on stderr. ``total`` None is not known."""
+
+    def __init__(self, total: int | None, what: str = "utterances", every_s: float = 10.0) -> None:
+        self._total, self._what, self._every_s = total, what, every_s
+        self._done, self._audio_s = 0, 0.0
+        self._started = self._told = time.monotonic()
+        self._bar = tqdm(total=total, unit=f" {what}", desc="corpus") if sys.stderr.isatty() else None
+
+    def advance(self, done: int, audio_s: float) -> None:
+        """Count ``done`` more, accepted audio lasting ``audio_s`` in all."""
+        self._done += done
+        self._audio_s += audio_s
+        if self._bar is not None:
+            self._bar.update(done)
+            self._bar.set_postfix(hours=f"{self._audio_s / 3600:.2f}", refresh=False)
+        elif time.monotonic() - self._told >= self._every_s or self._done == self._total:
+            self._told = time.monotonic()
+            print(f"corpus: {self._line()}", file=sys.stderr, flush=True)
+
+    def _line(self) -> str:
+        hours = f"{self._audio_s / 3600:.2f} h"
+        if self._total is None:
+            return f"{self._done} {self._what}, {hours}"
+        left_s = (self._told - self._started) / self._done * (self._total - self._done)
+        return f"{self._done} of {self._total} {self._what}, {hours}, {left_s:.0f} s left"
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()

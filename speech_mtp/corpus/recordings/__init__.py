@@ -1,0 +1,1 @@
+"""Folders of recordings with their texts: one layout, one plug-in."""
