@@ -34,11 +34,11 @@ DEFINITIONS = {
 
 @dataclass
 class Ahead:
-    """Of the places ``at [n]`` of a text: ``law [n, V]``, the logarithm of the distribution of the token after the
-    next, and ``covered [n]``."""
+    """After the places ``at [n]`` of a text: ``log_probs [n, V]`` of the token after the next, and the mass of the
+    tokens between that were summed over, ``covered [n]``."""
 
     at: Tensor
-    law: Tensor
+    log_probs: Tensor
     covered: Tensor
 
 
@@ -72,8 +72,8 @@ def _summed(lm: TextLM, cache: KVCache, at: Tensor, chances: Tensor, candidates:
     total = torch.zeros(len(at), lm.vocab_size, device=lm.device)
     size = max(1, BRANCHES // len(at))
     for weights, tokens in zip(chances.split(size, 1), candidates.split(size, 1), strict=True):
-        laws = _after(lm, cache, at, tokens).softmax(-1)
-        total += (weights[..., None] * laws).sum(1)
+        probs = _after(lm, cache, at, tokens).softmax(-1)
+        total += (weights[..., None] * probs).sum(1)
     covered = chances.sum(-1)
     return Ahead(at, (total / covered[:, None]).log(), covered)
 
@@ -119,7 +119,7 @@ def _sums(lm: TextLM, ids: list[int], top: int | None) -> tuple[float, float, fl
     targets = torch.tensor(ids[2:], device=lm.device)
     for ahead in two_ahead(lm, ids[:-2], top):
         token = targets[ahead.at]
-        nats -= float(ahead.law.gather(1, token[:, None]).sum())
-        right += float((ahead.law.argmax(-1) == token).sum())
+        nats -= float(ahead.log_probs.gather(1, token[:, None]).sum())
+        right += float((ahead.log_probs.argmax(-1) == token).sum())
         covered += float(ahead.covered.sum())
     return nats, right, covered, float(len(targets))

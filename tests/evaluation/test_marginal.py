@@ -39,17 +39,17 @@ def test_all_tokens_between_are_summed_over(lm: TextLM, monkeypatch: pytest.Monk
     monkeypatch.setattr(marginal, "BRANCHES", branches)
     found = list(two_ahead(lm, IDS))
     assert torch.cat([ahead.at for ahead in found]).tolist() == list(range(9))
-    laws, covered = (torch.cat([getattr(ahead, name) for ahead in found]) for name in ("law", "covered"))
+    log_probs, covered = (torch.cat([getattr(ahead, name) for ahead in found]) for name in ("log_probs", "covered"))
     torch.testing.assert_close(covered, torch.ones(9))
     for t in range(9):
-        torch.testing.assert_close(laws[t].exp(), enumerated(lm, IDS[: t + 1]), atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(log_probs[t].exp(), enumerated(lm, IDS[: t + 1]), atol=1e-6, rtol=1e-4)
 
 
 def test_few_tokens_between_are_a_model_that_draws_from_them_alone(lm: TextLM) -> None:
     found = list(two_ahead(lm, IDS, top=5))
     assert len(found) == 1  # 45 continuations are one block
     for t in (0, 4, 8):
-        torch.testing.assert_close(found[0].law[t].exp(), enumerated(lm, IDS[: t + 1], 5), atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(found[0].log_probs[t].exp(), enumerated(lm, IDS[: t + 1], 5), atol=1e-6, rtol=1e-4)
     assert bool((found[0].covered < 0.999).all())
     assert bool((found[0].covered > 5 / 300).all())
 
@@ -61,9 +61,9 @@ def test_the_report_counts_the_tokens_from_the_third_on(lm: TextLM) -> None:
     nats, right = [], []
     for ids in (IDS[:8], documents[2]):
         for t in range(len(ids) - 2):
-            law = enumerated(lm, ids[: t + 1])
-            nats.append(-law[ids[t + 2]].log())
-            right.append(law.argmax() == ids[t + 2])
+            probs = enumerated(lm, ids[: t + 1])
+            nats.append(-probs[ids[t + 2]].log())
+            right.append(probs.argmax() == ids[t + 2])
     assert report["loss"]["value"] == pytest.approx(float(torch.stack(nats).mean()), rel=1e-5)
     assert report["right"]["value"] == pytest.approx(float(torch.stack(right).float().mean()))
     assert report["covered"]["value"] == pytest.approx(1)

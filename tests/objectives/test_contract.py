@@ -32,10 +32,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> DocumentStore:
     return counting_store(tmp_path_factory.mktemp("store") / "documents")
 
 
-def task_of(name: str, store: DocumentStore, amp: bool = False, steps: int = LOOP.steps) -> TrunkTask:
+def task_of(
+    name: str, store: DocumentStore, amp: bool = False, steps: int = LOOP.steps, device: torch.device = CPU
+) -> TrunkTask:
     torch.manual_seed(0)
     lm, config = CausalLM.tiny(), TrunkTaskConfig(batch=2, length=32, accumulate=2, amp=amp)
-    return TrunkTask(lm, store, config, CPU, objective=plugins.build("objectives", name), steps=steps)
+    return TrunkTask(lm, store, config, device, objective=plugins.build("objectives", name), steps=steps)
 
 
 def weights(task: TrunkTask) -> Iterator[tuple[str, Tensor]]:
@@ -104,3 +106,17 @@ def test_mixed_precision_takes_the_same_way(name: str, store: DocumentStore) -> 
             losses.append(float(task.step(number, 1e-3)["loss"]))
         assert losses[0] == pytest.approx(losses[1], rel=0.02)
     assert {p.dtype for p in mixed.parameters} == {torch.float32}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gpu_takes_the_same_way(name: str, store: DocumentStore) -> None:
+    here, there = task_of(name, store), task_of(name, store, device=torch.device("cuda"))
+    for part, module in here.modules.items():
+        there.modules[part].load_state_dict(module.state_dict())
+    for number in range(2):
+        losses = []
+        for task in (here, there):
+            torch.manual_seed(number)
+            losses.append(float(task.step(number, 1e-3)["loss"]))
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 pytest.importorskip("wordfreq", reason="needs the train extra")
 
 from speech_mtp import plugins
+from speech_mtp.decoding import text
+from speech_mtp.decoding.chain import Chain
 from speech_mtp.hub import load_head
 from speech_mtp.lm.causal_lm import CausalLM
 from speech_mtp.lm.text_lm import TextLM
@@ -22,6 +24,7 @@ from speech_mtp.training.loop import LoopConfig, train
 from speech_mtp.training.runs import run
 from speech_mtp.training.stages import TrainConfig
 from speech_mtp.training.trunk import TrunkTask, TrunkTaskConfig
+from speech_mtp.types import Sampling
 from tests.training.test_two_processes import launch
 from tests.training.tiny_documents import CPU, counting_store
 
@@ -33,7 +36,7 @@ STAGED = {
 """Objectives some of whose parameters, or of the trunk's, learn nothing at some steps."""
 
 
-def recipe(folder: Path, objective: dict[str, Any]) -> TrainConfig:
+def recipe(folder: Path, objective: dict[str, Any], **loop: Any) -> TrainConfig:
     values = {
         "kind": "trunk",
         "out": str(folder / "out"),
@@ -41,17 +44,21 @@ def recipe(folder: Path, objective: dict[str, Any]) -> TrainConfig:
         "model": {"dim": 32, "num_layers": 2},
         "objective": objective,
         "task": {"batch": 4, "length": 32},
-        "loop": {"steps": 4, "learning_rate": 1e-3},
+        "loop": {"steps": 4, "learning_rate": 1e-3, "warmup": 2, **loop},
         "device": "cpu",
     }
     return TrainConfig.model_validate({"run": values})
 
 
-def test_a_recipe_leaves_a_trunk_and_its_draft_head(tmp_path: Path) -> None:
+def test_a_recipe_leaves_a_trunk_that_speculates_by_itself(tmp_path: Path) -> None:
     counting_store(tmp_path / "documents")
-    run(recipe(tmp_path, {"name": "parallel_heads", "n": 3, "curriculum": "forward"}))
+    run(recipe(tmp_path, {"name": "parallel_heads", "n": 3, "curriculum": "forward"}, steps=80, learning_rate=1e-2))
     lm = TextLM.from_folder(tmp_path / "out/export")
-    assert load_head(tmp_path / "out/export/head", lm).offsets == (2, 3)
+    head, prompts = load_head(tmp_path / "out/export/head", lm), [list(b"2 3 4 5 6")]
+    assert head.offsets == (2, 3)
+    plain, drafted = (text.start(lm, prompts, Sampling(temperature=0), rule, 12) for rule in (None, Chain(head)))
+    assert drafted.complete() == plain.complete()
+    assert drafted.statistics.tokens_per_forward > 1.5
 
 
 @pytest.mark.parametrize(

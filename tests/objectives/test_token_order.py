@@ -146,6 +146,13 @@ def test_scores_of_all_positions_never_exist(monkeypatch: pytest.MonkeyPatch) ->
     assert peak_bytes(one_term_at_a_time(objective, lm, positions)) < 1.1 * next_token
 
 
+def test_with_a_large_vocabulary_the_order_needs_no_more_memory_than_the_next_token() -> None:
+    lm, positions = CausalLM.tiny(32_768), random_rows(1, 256, 32_768)
+    next_token = peak_bytes(one_term_at_a_time(NTP(), lm, positions))
+    lm.zero_grad()
+    assert peak_bytes(one_term_at_a_time(bound(32_768), lm, positions)) < 1.1 * next_token
+
+
 def test_targets_are_asked_for_in_blocks() -> None:
     asked: list[tuple[int, int]] = []
 
