@@ -19,6 +19,7 @@ from speech_mtp.cli.serve import serve
 from speech_mtp.cli.speech import say, tokenize
 from speech_mtp.cli.text import generate
 from speech_mtp.cli.training import corpus, train
+from speech_mtp.cli.trunk import bench_trunk
 from speech_mtp.cli.voices import convert
 from speech_mtp.cli.voices import group as voices
 from speech_mtp.plugins import MissingExtra
@@ -27,6 +28,7 @@ UsageError: Any = typer.BadParameter.__base__
 app = typer.Typer(rich_markup_mode=None, add_completion=False, help="Speech language models on decoupled codec tokens.")
 for command in (say, tokenize, convert, generate, serve, demo, corpus, train, export):
     app.command()(command)
+bench.group.command("trunk")(bench_trunk)
 app.add_typer(voices, name="voices")
 app.add_typer(evaluate.group, name="eval")
 app.add_typer(bench.group, name="bench")

@@ -77,18 +77,14 @@ class TrunkTask(Task):
         rows = config.batch, config.length, config.seed
         least = config.batch * config.accumulate * self.workers.count
         self.train_data, self.dev_data = PackedRows(store, "train", *rows, least), PackedRows(store, "dev", *rows)
-        self.tokens_per_step = least * config.length
+        self.tokens_per_step: int = least * config.length
         self.objective.bind(lm, Course(config.length, steps))
         self._number = 0
         self.modules = {"trunk": lm}
         if isinstance(self.objective, nn.Module):
             self.modules["objective"] = self.objective.to(device)
         self.parameters = [p for module in self.modules.values() for p in module.parameters()]
-        groups = [
-            {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        self.optimizers = {"trunk": torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)}
+        self.optimizers = {"trunk": adamw(self.parameters, config.weight_decay)}
         self._trunk: Any = torch.compile(lm) if config.compile else lm
 
     def step(self, number: int, learning_rate: float) -> Mapping[str, float | Tensor]:
@@ -164,6 +160,15 @@ class TrunkTask(Task):
         write_llama(self.lm, folder, self.store.folder)
         for name, (head, spec) in self.objective.heads().items():
             save_head(head, folder / name, spec, fingerprint_of(folder))
+
+
+def adamw(parameters: list[nn.Parameter], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW in which matrices alone decay."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
 
 
 def _check(lm: CausalLM, store: DocumentStore, config: TrunkTaskConfig) -> None:

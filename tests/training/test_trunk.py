@@ -34,6 +34,7 @@ from speech_mtp.training.packed_rows import PackedRows
 from speech_mtp.training.runs import run
 from speech_mtp.training.stages import TrainConfig
 from speech_mtp.types import Kind, LMOutput, Positions
+from tests.cli.running import run as program
 from tests.text_tiny import tiny_folder
 from tests.training.test_resume import ROOT, curve, kill_after_a_checkpoint, one_thread  # noqa: F401
 from tests.training.test_two_processes import launch
@@ -303,6 +304,21 @@ def test_bad_input_is_one_sentence_before_any_training(tmp_path: Path, more: dic
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         run(recipe(tmp_path, **more))
     assert not (tmp_path / "out").exists()
+
+
+def test_speed_is_compared_with_the_same_training_in_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents(tmp_path)
+    path = tmp_path / "trunk.yaml"
+    settings.dump(recipe(tmp_path, task={"batch": 4, "length": 32, "amp": False}), path)
+    assert program(monkeypatch, "bench", "trunk", str(path), "--steps", "3", "--json", str(tmp_path / "s.json")) == 0
+    report = json.loads((tmp_path / "s.json").read_text("utf-8"))
+    assert report["first_loss"]["ours"] == pytest.approx(report["first_loss"]["transformers"], rel=1e-5)
+    assert report["ratio"]["least"] <= report["ratio"]["median"] <= report["ratio"]["most"]
+    assert min(report["tokens_per_s"].values()) > 0
+    wrong = str(ROOT / "recipes/objectives/documents.yaml")
+    assert program(monkeypatch, "bench", "trunk", wrong, "--json", str(tmp_path / "s.json")) == 2
 
 
 def test_missing_documents_and_wrong_sizes_are_told(tmp_path: Path) -> None:
