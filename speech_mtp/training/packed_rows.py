@@ -47,8 +47,11 @@ class PackedRows:
         return self._at(self._begins(epoch)[at * self.batch_size : (at + 1) * self.batch_size])
 
     def in_order(self, most: int | None = None) -> Iterator[Positions]:
-        """The whole split (or its first ``most`` rows) once, the last row filled up."""
-        begins = np.arange(0, len(self._tokens) - 1, self.length)[:most]
+        """The whole split once, the last row filled up; or ``most`` rows at even distances, so that they are of many
+        documents."""
+        begins = np.arange(0, len(self._tokens) - 1, self.length)
+        if most is not None and most < len(begins):
+            begins = begins[np.arange(most) * len(begins) // most]
         for at in range(0, len(begins), self.batch_size):
             yield self._at(begins[at : at + self.batch_size])
 

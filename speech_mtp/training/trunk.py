@@ -37,7 +37,7 @@ from speech_mtp.types import LMOutput, Positions
 @dataclass(frozen=True)
 class TrunkTaskConfig:
     """A step reads ``accumulate`` times ``batch`` rows of ``length`` tokens in every process. ``amp`` computes in
-    bfloat16 (None: where that is faster). The first ``dev_rows`` rows of the dev split are measured (None: all).
+    bfloat16 (None: where that is faster). ``dev_rows`` rows all over the dev split are measured (None: all).
     ``compile`` fuses the trunk's small operations, for GPUs."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from speech_mtp.lm.backbone import load_tokenizer
@@ -134,6 +135,23 @@ def test_a_document_reads_the_same_packed_and_alone() -> None:
         alone = lm(x, *causal(x), taps=(1, -1))
         torch.testing.assert_close(states, alone.hidden, atol=1e-5, rtol=1e-4)
     assert torch.equal(packed.hidden[:, :, 1], packed.top)
+
+
+def test_compiled_it_is_one_graph_for_all_documents() -> None:
+    """As a GPU computes it: block masks, whose rule is another function at every step."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    lm, counters = CausalLM.tiny(), torch._dynamo.utils.counters
+    counters.clear()
+    compiled = torch.compile(lm, backend="eager", fullgraph=True)
+    x, index = torch.randn(2, 128, 32), torch.arange(128).expand(2, -1)
+    for border in (30, 31, 90):
+        segment = (torch.arange(128) >= border).long().expand(2, -1)
+        blocks = create_block_mask(within_segments(segment), 2, None, 128, 128, "cpu")
+        expected = lm(x, index, mask_of(within_segments(segment), 2, 128, torch.device("cpu")))
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x, index, blocks).top, expected.top, atol=1e-4, rtol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_every_byte_is_its_own_token(tokenizer: Path) -> None:

@@ -76,6 +76,14 @@ def test_rows_are_cut_from_the_stream_and_labels_stay_within_documents(store: Do
     assert store.labels_per_byte("dev") == pytest.approx(labelled / store.manifest["dev"]["bytes"])
 
 
+def test_some_rows_of_a_split_are_from_all_over_it(store: DocumentStore) -> None:
+    rows = PackedRows(store, "train", 2, 8)
+    every = [row for batch in rows.in_order() for row in batch.tokens[..., 0].tolist()]
+    some = [row for batch in rows.in_order(5) for row in batch.tokens[..., 0].tolist()]
+    assert some == [every[i * len(every) // 5] for i in range(5)]
+    assert len([row for batch in rows.in_order(10_000) for row in batch.tokens]) == len(every)
+
+
 def test_every_pass_reads_all_rows_in_another_order(store: DocumentStore) -> None:
     rows, again = (PackedRows(store, "train", 4, 32, seed=3) for _ in range(2))
     passes = []
