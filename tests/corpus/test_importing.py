@@ -133,6 +133,7 @@ def test_one_bad_recording_never_ends_the_import(codec: Path, tmp_path: Path) ->
     assert {name: (config.out / name).read_bytes() for name in before} == before, "nothing is done twice"
 
 
+@pytest.mark.slow  # the same guarantee is tested on a cheaper task among the fast ones
 def test_kill_and_resume(codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = own.tones(tmp_path / "in", SENTENCES[:24])
     config = CorpusConfig.model_validate(own.recipe(tmp_path / "out", table, codec, workers=2))

@@ -98,6 +98,7 @@ def main(folder: Path) -> None:
         staged_run(name, folder, workers)
 
 
+@pytest.mark.slow  # the same guarantee is tested on a cheaper task among the fast ones
 @pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="needs accelerate (the extra 'train')")
 def test_two_processes_let_the_same_things_stand_still_as_one(tmp_path: Path) -> None:
     counting_store(tmp_path / "documents")

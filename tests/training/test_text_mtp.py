@@ -304,6 +304,7 @@ def main(out: Path) -> None:
     train(task({"medusa": MEDUSA, "peeking": PEEKING}), LOOP, out)
 
 
+@pytest.mark.slow  # the same guarantee is tested on a cheaper task among the fast ones
 @pytest.mark.usefixtures("one_thread")
 def test_a_killed_training_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -217,6 +217,7 @@ def main(folder: Path, out: str = "out", steps: int = 8) -> None:
     train(tiny_task(counting_store(folder / "documents"), workers, accumulate=2, batch=2), loop, folder / out, workers)
 
 
+@pytest.mark.slow  # the same guarantee is tested on a cheaper task among the fast ones
 @pytest.mark.usefixtures("one_thread")
 def test_a_killed_training_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None:
     counting_store(tmp_path / "documents")
@@ -232,6 +233,7 @@ def test_a_killed_training_ends_where_an_undisturbed_one_does(tmp_path: Path) ->
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+@pytest.mark.slow  # the same guarantee is tested on a cheaper task among the fast ones
 @pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="needs accelerate (the extra 'train')")
 def test_two_processes_are_one_with_twice_the_parts(tmp_path: Path) -> None:
     store = counting_store(tmp_path / "documents")
