@@ -154,6 +154,10 @@ class Positions:
     pointer: Tensor | None = None
     labels: Tensor | None = None
 
+    def to(self, device: torch.device | str) -> Positions:
+        """The same on ``device``."""
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in vars(self).items() if v is not None})
+
 
 @dataclass
 class LMOutput:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,17 @@ from hypothesis import settings
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    """A folder with the tokenizer of bytes."""
+    from speech_mtp.lm.byte_tokens import write_byte_tokenizer
+
+    folder = tmp_path / "bytes"
+    folder.mkdir()
+    write_byte_tokenizer(folder)
+    return folder
 
 
 CLOCKS = {"time.monotonic": time.monotonic, "time.perf_counter": time.perf_counter}

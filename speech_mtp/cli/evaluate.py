@@ -198,14 +198,14 @@ def _aligner(name: str) -> Aligner:
     import torch
 
     from speech_mtp import audio, hub, plugins
-    from speech_mtp.corpus.align import phoneme_log_probs, unit_of_frame
+    from speech_mtp.corpus.align import unit_of_frame
     from speech_mtp.text.g2p.base import read_text
 
     codec = hub.load_aligner(name)
     g2p = plugins.build("text.g2p", "hibari")
 
     def align(wave: Tensor, sample_rate: int, text: str) -> tuple[Tensor, Tensor, float] | None:
-        laws = phoneme_log_probs(codec, audio.resample(wave, sample_rate, codec.spec.sample_rate))
+        laws = codec.phonemes_heard(audio.resample(wave, sample_rate, codec.spec.sample_rate))
         phonemes = torch.tensor([unit.id for unit in read_text(g2p, text)])
         unit = unit_of_frame(laws, phonemes)
         return None if unit is None else (phonemes, unit, codec.spec.frame_rate_hz)

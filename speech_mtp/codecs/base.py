@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from speech_mtp.types import CodecSpec, Codes
 
+PART_S = 30.0
+"""Seconds of a long recording that are encoded at a time."""
+
 
 class Codec(nn.Module, ABC):
     """One codec. Subclasses set ``spec`` and implement ``encode``, ``open``, ``push`` and ``flush``.
@@ -66,6 +69,31 @@ class Codec(nn.Module, ABC):
         """``[B, F, spec.num_phonemes]``: log probabilities of the phonemes of ``speech_mtp.text.phonemes.SYMBOLS`` in
         every frame (0 is CTC's blank). Raises ``ValueError`` for a codec without a phoneme head."""
         raise ValueError(f"A {type(self).__name__} codec has no phoneme head, so it tells no phonemes; name another.")
+
+    @torch.inference_mode()
+    def encode_part(self, wave: Tensor, first: int, end: int, timbre: Tensor | None = None) -> Tensor:
+        """The frames ``[1, K, end - first]`` of ``wave [S]`` from ``first`` to ``end``, as if all of it were encoded.
+
+        It is heard for ``reach_frames`` further on both sides, as far as it goes, or whole where there is no reach.
+        ``timbre [E]`` as for :meth:`encode`.
+        """
+        size, reach = self.spec.samples_per_frame, self.reach_frames
+        before = first if reach is None else min(reach, first)
+        part = (
+            wave[(first - before) * size :] if reach is None else wave[(first - before) * size : (end + reach) * size]
+        )
+        codes = self.encode(part[None, None], timbre=None if timbre is None else timbre[None])
+        return codes.frames[:, :, before : before + end - first]
+
+    @torch.inference_mode()
+    def phonemes_heard(self, wave: Tensor) -> Tensor:
+        """:meth:`phoneme_log_probs` of ``wave [S]``, ``[F, V]``, a row for each frame. A long one is encoded in parts,
+        if there is a reach, so memory grows with what is returned only."""
+        count = -(-len(wave) // self.spec.samples_per_frame)
+        size = count if self.reach_frames is None else round(PART_S * self.spec.frame_rate_hz)
+        parts = [self.encode_part(wave, first, min(first + size, count)) for first in range(0, count, max(1, size))]
+        frames = torch.cat(parts, 2)
+        return self.phoneme_log_probs(Codes(frames, torch.tensor([count])))[0]
 
     def to_config(self) -> dict[str, object]:
         """Settings, plain JSON, from which :meth:`from_config` makes this codec with other weights. Raises

@@ -141,11 +141,16 @@ class Decoupled(Codec):
         self.phonemes = PhonemeHead(len(c.content_levels), c.num_symbols) if c.num_symbols else None
 
     @classmethod
-    def tiny(cls) -> Decoupled:
-        """A tiny random codec for tests."""
+    def tiny(cls, num_symbols: int = 0) -> Decoupled:
+        """A tiny random codec for tests; with ``num_symbols`` it has a phoneme head."""
         torch.manual_seed(0)
         small = DecoupledConfig(
-            content_dims=(16, 16), prosody_dims=(8, 16), decoder_dims=(16, 16), decoder_blocks=(1, 1), timbre_dim=8
+            content_dims=(16, 16),
+            prosody_dims=(8, 16),
+            decoder_dims=(16, 16),
+            decoder_blocks=(1, 1),
+            timbre_dim=8,
+            num_symbols=num_symbols,
         )
         return cls(small).eval()
 

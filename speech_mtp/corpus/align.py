@@ -9,10 +9,7 @@ import torchaudio
 from torch import Tensor
 
 from speech_mtp.audio import at_seconds
-from speech_mtp.codecs.base import Codec
 
-WINDOW_S, MARGIN_S = 30, 1
-"""Long audio is read in windows; what lies this far beyond a window does not change the frames in it."""
 LONGEST = 15_000
 """Frames that are aligned at once: ten minutes. torchaudio fails where frames times states pass 2^31."""
 _TAKEN, _KEPT, _WILDCARD_NATS = 0.75, 0.5, 3.0
@@ -117,21 +114,3 @@ def at_frame_rate(unit: Tensor, from_hz: float, to_hz: float, frames: int) -> Te
     found = at_seconds(unit, (torch.arange(frames) + 0.5) / to_hz, from_hz)
     found[:1] = 0
     return found
-
-
-@torch.inference_mode()
-def phoneme_log_probs(codec: Codec, wave: Tensor) -> Tensor:
-    """``wave [S]`` at the codec's rate -> ``[F, V]``, one row a codec frame.
-
-    Memory does not grow with the audio: it is read in windows that overlap by more than the codec looks around.
-    """
-    size = codec.spec.samples_per_frame
-    per_second = round(codec.spec.frame_rate_hz)
-    window, margin = WINDOW_S * per_second, MARGIN_S * per_second
-    found = []
-    for first in range(0, -(-len(wave) // size), window):
-        before = min(margin, first)
-        part = wave[(first - before) * size : (first + window + margin) * size]
-        log_probs = codec.phoneme_log_probs(codec.encode(part[None, None]))[0]
-        found.append(log_probs[before : before + window])
-    return torch.cat(found)

@@ -12,14 +12,13 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from speech_mtp import audio, plugins
+from speech_mtp import audio
 from speech_mtp.corpus.checks import AudioRules, fit
 from speech_mtp.corpus.cutting import PieceRules
 from speech_mtp.corpus.importing import RecordingPlan, import_recordings, notice
@@ -33,7 +32,7 @@ from speech_mtp.corpus.manifest import (
     read_manifest,
     read_rejects,
 )
-from speech_mtp.corpus.processes import Progress, in_processes
+from speech_mtp.corpus.processes import Progress, as_spec, in_processes, plugged
 from speech_mtp.corpus.recorded import Treatment
 from speech_mtp.corpus.report import report
 from speech_mtp.corpus.selfwrite import WriteConfig, answered, expand_prompts, read_prompts, write
@@ -119,7 +118,9 @@ def build_corpus(config: CorpusConfig, writer: Writer | None = None) -> dict[str
         recording.open()  # what is wrong in the recipe is said before hours of speech are made
     rejected_text = _speak_texts(config, writer) if config.voices else Counter()
     if config.recordings:
-        treatment = Treatment(config.out, _spec(config.g2p), config.aligner, config.pieces, config.audio, config.pitch)
+        treatment = Treatment(
+            config.out, as_spec(config.g2p), config.aligner, config.pieces, config.audio, config.pitch
+        )
         import_recordings(config.recordings, treatment, config.workers or processors())
         with replacing(config.out / NOTICE) as path:
             path.write_text(notice(config.recordings), encoding="utf-8")
@@ -133,7 +134,7 @@ def _speak_texts(config: CorpusConfig, writer: Writer | None) -> Counter[str]:
     """Let the voices speak what is missing; how many pieces of text were refused for which reason."""
     plans = {plan.voice: plan for plan in config.voices}
     for plan in plans.values():
-        _teacher(_spec(plan.teacher)).check_voice(plan.voice)
+        plugged("corpus.teachers", as_spec(plan.teacher)).check_voice(plan.voice)
     if config.write is not None:
         _write_text(config.write, writer)
     script = load_script(config.texts, config.sentences, config.coverage_words, config.seed)
@@ -142,7 +143,7 @@ def _speak_texts(config: CorpusConfig, writer: Writer | None) -> Counter[str]:
         batches = _batches([job for job in plan_jobs(config, script) if job.id not in finished], config.batch)
         progress = Progress(sum(map(len, batches)))
         tasks = [
-            (batch, _spec(plans[batch[0].voice].teacher), _spec(config.g2p), config.audio, config.out)
+            (batch, as_spec(plans[batch[0].voice].teacher), as_spec(config.g2p), config.audio, config.out)
             for batch in batches
         ]
         for made in in_processes(speak_batch, tasks, min(config.workers or processors(), max(1, len(tasks)))):
@@ -190,7 +191,7 @@ def _batches(jobs: list[Job], size: int) -> list[list[Job]]:
 
 def speak_batch(jobs: list[Job], teacher: str, g2p: str, rules: AudioRules, out: Path) -> list[ManifestEntry | Reject]:
     """Speak, check and store the utterances of one batch; ``teacher`` and ``g2p`` are plug-in specs in JSON."""
-    return [_speak(job, _teacher(teacher), _g2p(g2p), rules, out) for job in jobs]
+    return [_speak(job, plugged("corpus.teachers", teacher), plugged("text.g2p", g2p), rules, out) for job in jobs]
 
 
 def _speak(job: Job, teacher: Teacher, g2p: G2P, rules: AudioRules, out: Path) -> ManifestEntry | Reject:
@@ -218,19 +219,3 @@ def _speak(job: Job, teacher: Teacher, g2p: G2P, rules: AudioRules, out: Path) -
         f0_hz=None if utterance.f0_hz is None else [round(float(hz), 1) for hz in utterance.f0_hz],
         f0_rate_hz=utterance.f0_rate_hz,
     )
-
-
-def _spec(plugin: str | dict[str, Any]) -> str:
-    return json.dumps(plugin, sort_keys=True)
-
-
-@cache
-def _teacher(spec: str) -> Teacher:
-    teacher: Teacher = plugins.build("corpus.teachers", json.loads(spec))
-    return teacher
-
-
-@cache
-def _g2p(spec: str) -> G2P:
-    g2p: G2P = plugins.build("text.g2p", json.loads(spec))
-    return g2p

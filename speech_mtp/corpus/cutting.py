@@ -53,7 +53,7 @@ class PieceRules(BaseModel):
 
 
 @dataclass(frozen=True)
-class SpokenWord:
+class HeardWord:
     """A word of a text and the seconds in which its sounds were found."""
 
     text: str
@@ -115,7 +115,7 @@ def _threshold(level: NDArray[np.float64]) -> float:
 
 
 def cut(
-    words: list[SpokenWord],
+    words: list[HeardWord],
     quiet: NDArray[np.float64],
     seconds: float,
     rules: PieceRules,
@@ -135,9 +135,7 @@ def cut(
     return [_piece(a, b, edges_s) for a, b in pairwise(chosen)]
 
 
-def _borders(
-    words: list[SpokenWord], quiet: NDArray[np.float64], seconds: float, min_silence_s: float
-) -> list[_Border]:
+def _borders(words: list[HeardWord], quiet: NDArray[np.float64], seconds: float, min_silence_s: float) -> list[_Border]:
     """The start, every gap between two words that holds a silence, and the end: in order, with sound between them."""
     start, *inner, end = (_border(i, words, quiet, seconds, min_silence_s) for i in range(len(words) + 1))
     assert start is not None
@@ -155,7 +153,7 @@ def _borders(
 
 
 def _border(
-    i: int, words: list[SpokenWord], quiet: NDArray[np.float64], seconds: float, min_silence_s: float
+    i: int, words: list[HeardWord], quiet: NDArray[np.float64], seconds: float, min_silence_s: float
 ) -> _Border | None:
     """The cut before word ``i``; None where there is no silence. The two ends need none."""
     start = words[i - 1].stop_s - _SLACK_S if i else 0.0

@@ -28,7 +28,7 @@ from speech_mtp.corpus.manifest import (
     read_rejects,
 )
 from speech_mtp.corpus.processes import Progress, in_processes
-from speech_mtp.corpus.recorded import Imported, Take, Treatment, import_take
+from speech_mtp.corpus.recorded import Imported, RecordingJob, Treatment, import_recording
 from speech_mtp.corpus.recordings.base import RecordingSource, Unusable
 
 JOURNAL = "recordings.jsonl"
@@ -68,8 +68,8 @@ def import_recordings(plans: list[RecordingPlan], treatment: Treatment, workers:
     with ExitStack() as stack:
         log = _Log(treatment.out, *(stack.enter_context(JsonLines(treatment.out / name)) for name in names))
         progress = Progress(None, "recordings")
-        jobs = ((take, treatment) for plan, source in sources for take in log.missing(plan, source))
-        for imported in in_processes(import_take, jobs, workers):
+        jobs = ((job, treatment) for plan, source in sources for job in log.missing(plan, source))
+        for imported in in_processes(import_recording, jobs, workers):
             log.write(imported)
             progress.advance(1, sum(row.seconds for row in imported.items if isinstance(row, ManifestEntry)))
         progress.close()
@@ -84,7 +84,7 @@ class _Log:
         self._known = {row.id for row in read_manifest(out)} | {reject.id for reject in read_rejects(out)}
         self._finished = {line["id"] for line in read_lines(out / JOURNAL)}
 
-    def missing(self, plan: RecordingPlan, source: RecordingSource) -> Iterator[Take]:
+    def missing(self, plan: RecordingPlan, source: RecordingSource) -> Iterator[RecordingJob]:
         """What is not finished. Entries that are no recording, and ids that come again, are rejected at once."""
         seen: dict[str, int] = {}
         for entry in source.recordings():
@@ -98,7 +98,7 @@ class _Log:
                 detail = f"The id {entry.key!r} is there {seen[id]} times; only the first is taken."
                 self._keep([Reject(f"{id}#{seen[id]}", entry.text, voice, "duplicate id", detail)])
             elif id not in self._finished:
-                yield Take(id, voice, entry, plan.name, plan.licence, plan.dev_fraction)
+                yield RecordingJob(id, voice, entry, plan.name, plan.licence, plan.dev_fraction)
 
     def write(self, imported: Imported) -> None:
         """Add the rows and rejects of one recording, and that it is finished."""

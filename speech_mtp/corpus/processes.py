@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import sys
@@ -10,12 +11,26 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
+from speech_mtp import plugins
+
 Result = TypeVar("Result")
+
+
+def as_spec(plugin: str | dict[str, Any]) -> str:
+    """A plug-in's name or mapping as text, which goes to other processes and is a key of :func:`plugged`."""
+    return json.dumps(plugin, sort_keys=True)
+
+
+@cache
+def plugged(folder: str, spec: str) -> Any:
+    """The plug-in of ``folder`` that :func:`as_spec` was given, built once in a process."""
+    return plugins.build(folder, json.loads(spec))
 
 
 def in_processes(function: Callable[..., Result], jobs: Iterable[tuple[Any, ...]], workers: int) -> Iterator[Result]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -14,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from speech_mtp import audio, hub, plugins
+from speech_mtp import audio, hub
 from speech_mtp.codecs.base import Codec
-from speech_mtp.corpus.align import Firings, agreement, firings, phoneme_log_probs
+from speech_mtp.corpus.align import Firings, agreement, firings
 from speech_mtp.corpus.checks import AudioRules, fit, flat_tops, levelled
-from speech_mtp.corpus.cutting import Piece, PieceRules, SpokenWord, cut, silences
+from speech_mtp.corpus.cutting import HeardWord, Piece, PieceRules, cut, silences
 from speech_mtp.corpus.manifest import ManifestEntry, Reject
+from speech_mtp.corpus.processes import plugged
 from speech_mtp.corpus.recordings.base import Recording
 from speech_mtp.corpus.store import PITCH_HOP, estimate_pitch
 from speech_mtp.corpus.teachers.base import SAMPLE_RATE, Utterance
@@ -35,7 +35,7 @@ MAX_CHARS = 200_000
 
 
 @dataclass(frozen=True)
-class Take:
+class RecordingJob:
     """A recording to be imported. Its utterances have ``id`` or begin with it; those without a split of their own are
     divided by ``dev_fraction``."""
 
@@ -114,61 +114,61 @@ class _Refusal(Exception):
         self.reason, self.detail = reason, None if detail is None else " ".join(str(detail).split())
 
 
-def import_take(take: Take, treatment: Treatment) -> Imported:
+def import_recording(job: RecordingJob, treatment: Treatment) -> Imported:
     """1. read the audio and the text, 2. align them, 3. cut where words and silences allow it, 4. store the pieces.
 
     Never raises for a recording: what cannot be used is a :class:`Reject`.
     """
     seconds = 0.0
     try:
-        sound = _read_audio(take.recording, treatment)
+        sound = _read_audio(job.recording, treatment)
         seconds = sound.seconds
-        aligned = _align(sound, _read_words(take.recording.text, _g2p(treatment.g2p)), treatment)
+        aligned = _align(sound, _read_words(job.recording.text, plugged("text.g2p", treatment.g2p)), treatment)
     except _Refusal as refusal:
-        return Imported(take.id, seconds, [_reject(take.id, take.recording.text, take, refusal)])
+        return Imported(job.id, seconds, [_reject(job.id, job.recording.text, job, refusal)])
     quiet = silences(sound.wave, treatment.pieces.min_silence_s)
     edges_s = (treatment.rules.lead_s, treatment.rules.tail_s)
     pieces = cut(_spoken(aligned), quiet, seconds, treatment.pieces, treatment.rules.max_pause_s, edges_s)
-    ids = [f"{take.id}-{number:03}" for number in range(len(pieces))] if len(pieces) > 1 else [take.id]
+    ids = [f"{job.id}-{number:03}" for number in range(len(pieces))] if len(pieces) > 1 else [job.id]
     return Imported(
-        take.id, seconds, [_item(id, piece, aligned, take, treatment) for id, piece in zip(ids, pieces, strict=True)]
+        job.id, seconds, [_item(id, piece, aligned, job, treatment) for id, piece in zip(ids, pieces, strict=True)]
     )
 
 
-def _item(id: str, piece: Piece, aligned: _Aligned, take: Take, treatment: Treatment) -> ManifestEntry | Reject:
+def _item(id: str, piece: Piece, aligned: _Aligned, job: RecordingJob, treatment: Treatment) -> ManifestEntry | Reject:
     """The piece written to its file, or why not."""
     text = " ".join(word.text for word in aligned.words[piece.first : piece.last])
     raw = aligned.sound.wave[round(piece.start_s * SAMPLE_RATE) : round(piece.stop_s * SAMPLE_RATE)]
     try:
         agrees = _agreement(piece, aligned, treatment.pieces)
         wave = _checked(piece, raw, text, aligned.sound, treatment.rules)
-        phonemes = render(_units(text, _g2p(treatment.g2p)))
+        phonemes = render(_units(text, plugged("text.g2p", treatment.g2p)))
     except _Refusal as refusal:
-        return _reject(id, text, take, refusal)
-    name = f"audio/{take.voice}/{hashlib.blake2b(id.encode(), digest_size=1).hexdigest()}/{id}.flac"
+        return _reject(id, text, job, refusal)
+    name = f"audio/{job.voice}/{hashlib.blake2b(id.encode(), digest_size=1).hexdigest()}/{id}.flac"
     (treatment.out / name).parent.mkdir(parents=True, exist_ok=True)
     audio.write(treatment.out / name, torch.from_numpy(wave), SAMPLE_RATE)
     return ManifestEntry(
         id=id,
         text=text,
         phonemes=phonemes,
-        voice=take.voice,
+        voice=job.voice,
         seconds=round(len(wave) / SAMPLE_RATE, 4),
         seed=0,
-        split=take.recording.split or split_of(text, take.dev_fraction),
+        split=job.recording.split or split_of(text, job.dev_fraction),
         audio=name,
-        licence=take.licence,
+        licence=job.licence,
         f0_hz=_pitch(wave) if treatment.pitch else None,
         f0_rate_hz=SAMPLE_RATE / PITCH_HOP if treatment.pitch else None,
-        source=take.source,
+        source=job.source,
         start_s=round(piece.start_s, 2),
         level_dbfs=round(10 * float(np.log10((raw.astype(np.float64) ** 2).mean())), 1),
         agreement=round(agrees, 3),
     )
 
 
-def _reject(id: str, text: str, take: Take, refusal: _Refusal) -> Reject:
-    return Reject(id, text, take.voice, refusal.reason, refusal.detail)
+def _reject(id: str, text: str, job: RecordingJob, refusal: _Refusal) -> Reject:
+    return Reject(id, text, job.voice, refusal.reason, refusal.detail)
 
 
 def _read_audio(recording: Recording, treatment: Treatment) -> _Sound:
@@ -218,7 +218,7 @@ def _align(sound: _Sound, words: list[_Word], treatment: Treatment) -> _Aligned:
     codec = _codec(treatment.aligner)
     wave = torch.from_numpy(levelled(sound.wave, treatment.rules.level_dbfs))
     try:
-        log_probs = phoneme_log_probs(codec, audio.resample(wave, SAMPLE_RATE, codec.spec.sample_rate))
+        log_probs = codec.phonemes_heard(audio.resample(wave, SAMPLE_RATE, codec.spec.sample_rate))
         fired = firings(log_probs, _ids(words))
     except RuntimeError as error:  # of torch, mostly for want of memory
         raise _Refusal("cannot be aligned", error) from error
@@ -231,13 +231,13 @@ def _ids(words: list[_Word]) -> Tensor:
     return torch.tensor([unit.id for word in words for unit in word.units])
 
 
-def _spoken(aligned: _Aligned) -> list[SpokenWord]:
+def _spoken(aligned: _Aligned) -> list[HeardWord]:
     """From the first to the last firing of each word's phonemes; its pauses are outside."""
     found, at, fired = [], 0, aligned.fired
     for word in aligned.words:
         sounds = [at + i for i, unit in enumerate(word.units) if not unit.is_pause]
         start, stop = fired.starts[sounds[0]], fired.ends[sounds[-1]] + 1
-        found.append(SpokenWord(word.text, start / aligned.rate_hz, stop / aligned.rate_hz))
+        found.append(HeardWord(word.text, start / aligned.rate_hz, stop / aligned.rate_hz))
         at += len(word.units)
     return found
 
@@ -277,12 +277,6 @@ def _pitch(wave: NDArray[np.float32]) -> list[float]:
     """At the middle of each step: half a step of silence before the wave moves the ends of the steps there."""
     steps = -(-len(wave) // PITCH_HOP)
     return [round(float(hz), 1) for hz in estimate_pitch(np.pad(wave, (PITCH_HOP // 2, 0)), steps)]
-
-
-@cache
-def _g2p(spec: str) -> G2P:
-    g2p: G2P = plugins.build("text.g2p", json.loads(spec))
-    return g2p
 
 
 @cache

@@ -11,12 +11,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from speech_mtp.layouts.base import IGNORE
 from speech_mtp.lm.causal_lm import CausalLM
 from speech_mtp.nn.visibility import Rule
+from speech_mtp.objectives._losses import mean_cross_entropy
 from speech_mtp.objectives.base import Inputs, Scoring
 from speech_mtp.types import Kind, LMOutput, Positions
 
@@ -60,11 +59,10 @@ def stream(out: LMOutput, positions: Positions, number: int, extra: int) -> tupl
     return LMOutput(out.hidden[:, number::width]), replace(positions, **fields)
 
 
-def cross_entropy(lm: Scoring, out: LMOutput, labels: Tensor) -> Tensor:
-    """The mean over the labels ``[B, T]`` that there are, in nats; zero where there is none."""
+def scored(lm: Scoring, out: LMOutput, labels: Tensor) -> Tensor:
+    """The loss of a stream's states against its ``labels [B, T]``."""
     (scores,) = lm.output.score(out.top, labels[..., None])
-    total = F.cross_entropy(scores.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp(min=1)
+    return mean_cross_entropy(scores, labels)
 
 
 def small_vectors(lm: CausalLM, count: int) -> torch.nn.Parameter:

@@ -10,7 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from speech_mtp.layouts.base import IGNORE
+
+
+def mean_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """In nats, of ``scores [B, T, V]``: the mean over the ``labels [B, T]`` that there are; zero if there is none."""
+    total = F.cross_entropy(scores.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+    return total / (labels != IGNORE).sum().clamp(min=1)
+
 
 SCORES = 1 << 22
 """Scores that exist at a time, in float32: 16 MB."""

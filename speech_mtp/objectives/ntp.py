@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from speech_mtp.layouts.base import IGNORE
+from speech_mtp.objectives._losses import mean_cross_entropy
 from speech_mtp.objectives.base import Objective, Scoring
 from speech_mtp.types import LMOutput, Positions
 
@@ -22,7 +21,6 @@ class NTP(Objective):
         assert labels is not None, "training positions carry labels"
         losses: dict[str, list[Tensor]] = {}
         for c, (name, score) in enumerate(zip(lm.loss_names, lm.output.score(out.top, labels), strict=True)):
-            loss = F.cross_entropy(score.float().flatten(0, 1), labels[..., c].flatten(), ignore_index=IGNORE)
-            losses.setdefault(name, []).append(loss)
+            losses.setdefault(name, []).append(mean_cross_entropy(score, labels[..., c]))
         for name, found in losses.items():
             yield name, torch.stack(found).mean()

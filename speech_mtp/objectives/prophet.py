@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from speech_mtp.lm.causal_lm import CausalLM
-from speech_mtp.objectives._inserted import cross_entropy, small_vectors, stream, text_alone, with_inserted
+from speech_mtp.objectives._inserted import scored, small_vectors, stream, text_alone, with_inserted
 from speech_mtp.objectives.base import Course, Inputs, Objective, Scoring
 from speech_mtp.objectives.ntp import NTP
 from speech_mtp.types import LMOutput, Positions
@@ -61,4 +61,4 @@ class Prophet(Objective, nn.Module):
         for number in range(1, self.n):
             ahead, theirs = stream(out, positions, number, self.n - 1)
             assert theirs.labels is not None, "training positions carry labels"
-            yield f"ahead{number + 1}", cross_entropy(lm, ahead, theirs.labels[..., 0])
+            yield f"ahead{number + 1}", scored(lm, ahead, theirs.labels[..., 0])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from speech_mtp.layouts.base import IGNORE
 from speech_mtp.lm.causal_lm import CausalLM
-from speech_mtp.objectives._inserted import cross_entropy, small_vectors, stream, text_alone, with_inserted
+from speech_mtp.objectives._inserted import scored, small_vectors, stream, text_alone, with_inserted
 from speech_mtp.objectives.base import Course, Inputs, Objective, Scoring
 from speech_mtp.objectives.curricula import Curriculum, Spec
 from speech_mtp.objectives.mtp import labels_at
@@ -77,4 +77,4 @@ class Registers(Objective, nn.Module):
         yield from NTP().terms(lm, *stream(out, positions, 0, extra=1))
         registers, theirs = stream(out, positions, 1, extra=1)
         assert theirs.labels is not None, "training positions carry labels"
-        yield "registers", cross_entropy(lm, registers, theirs.labels[..., 0])
+        yield "registers", scored(lm, registers, theirs.labels[..., 0])

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import sys
 
 EVERY_S = 60.0
 
 
 async def keep_small(every_s: float = EVERY_S) -> None:
     """Give free memory back from time to time, for ever; nothing where the C library cannot."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     while trim is not None:
         await asyncio.sleep(every_s)
         await asyncio.to_thread(trim, 0)

@@ -5,13 +5,12 @@ Both belong to the key that made them: others neither see nor use them. Without 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from speech_mtp.codecs.base import Codec
 from speech_mtp.serving.errors import ApiError
@@ -35,38 +34,27 @@ def owner_of(client: str) -> str:
 
 
 class ClientVoices(SavedVoices):
-    """What lies in ``folder`` for ``codec``: voices, and consents. What is refused is an ApiError 400."""
+    """What lies in ``folder`` for ``codec``: voices, and consents."""
 
     def __init__(self, folder: Path, codec: Codec, capacity: Capacity) -> None:
         super().__init__(folder, codec, capacity)
         self.consents = Shelf(folder / "consents", "cons", capacity)
 
-    def make(
-        self,
-        owner: str,
-        name: str,
-        wave: Tensor,
-        rate_hz: int,
-        notes: Mapping[str, str] | None = None,
-        keep_reference: bool = False,
-    ) -> Record:
-        with _refusing():
-            return super().make(owner, name, wave, rate_hz, notes, keep_reference)
-
     def consent(self, owner: str, name: str, language: str, samples: Samples) -> Record:
-        """The consent that is spoken in ``samples [S]`` at :data:`CONSENT_RATE`."""
+        """The consent that is spoken in ``samples [S]`` at :data:`CONSENT_RATE`. Raises ApiError 400."""
         if len(samples) < LEAST_SECONDS * CONSENT_RATE:
             message = f"The recording is shorter than {LEAST_SECONDS:g} second; send more of it."
             raise ApiError(400, message, "recording")
         if np.abs(samples).max() < LEAST_LEVEL:
             raise ApiError(400, "The recording is silent; send one with a voice in it.", "recording")
         levels = torch.from_numpy(np.rint(samples * 32767).astype(np.int16))
-        with _refusing():
+        with refusing():
             return self.consents.add(owner, name, {"language": language}, levels)
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
+def refusing() -> Iterator[None]:
+    """What makes no voice, or cannot be kept, is told to the client: ApiError 400."""
     try:
         yield
     except UnusableRecordingError as error:

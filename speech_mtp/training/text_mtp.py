@@ -29,6 +29,7 @@ from speech_mtp.heads.base import Binding, MTPHead, TrunkShape
 from speech_mtp.layouts.base import IGNORE
 from speech_mtp.lm.fingerprint import fingerprint_of
 from speech_mtp.lm.text_lm import TextLM
+from speech_mtp.nn.visibility import dense, within_segments
 from speech_mtp.objectives.mtp import MTP, MTPConfig, cross_entropy
 from speech_mtp.training.answer_data import AnswerData, AnswerDataConfig, frequent_tokens, split
 from speech_mtp.training.base import Scalars, Task
@@ -226,8 +227,7 @@ class TextMTPTask(Task):
         self, positions: Positions, grad: bool, rows: Sequence[int] = ()
     ) -> Iterator[tuple[LMOutput, Positions]]:
         """The trunk's states of ``positions`` and these on its device, while computing in the configured precision."""
-        moved = {k: v.to(self.lm.device) for k, v in vars(positions).items() if isinstance(v, Tensor)}
-        positions = replace(positions, **moved)
+        positions = positions.to(self.lm.device)
         kept = self.kept.find(rows, positions.segment.shape[1]) if rows else None
         with mixed(self.config.amp, self.lm.device):
             with torch.set_grad_enabled(grad):
@@ -237,10 +237,10 @@ class TextMTPTask(Task):
             yield out, positions
 
     def _read(self, positions: Positions) -> LMOutput:
-        segment = positions.segment
-        mask = (segment[:, :, None] == segment[:, None]).tril()
+        rows, length = positions.segment.shape
+        mask = dense(within_segments(positions.segment), rows, length, self.lm.device)
         x = self.lm.embed(positions.tokens[..., 0])
-        return self.lm.trunk_states(x, positions.index, mask[:, None], None, self.taps)
+        return self.lm.trunk_states(x, positions.index, mask, None, self.taps)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

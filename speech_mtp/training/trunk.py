@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ class TrunkTask(Task):
     def backward(self, positions: Positions, share: float) -> dict[str, Tensor]:
         """Back-propagate ``share`` of every term times its weight; ``share`` of the terms, and of the weighted sum,
         ``loss``."""
-        inputs = self.objective.prepare(self.lm, self.moved(positions))
+        inputs = self.objective.prepare(self.lm, positions.to(self.device))
         with mixed(self.config.amp, self.device):
             out = self.states(inputs)
             hidden = out.hidden.detach().requires_grad_()
@@ -134,17 +134,12 @@ class TrunkTask(Task):
         out: LMOutput = self._trunk(x, positions.index, mask, self.objective.taps)
         return out
 
-    def moved(self, positions: Positions) -> Positions:
-        """``positions`` on the device."""
-        there = {k: v.to(self.device, non_blocking=True) for k, v in vars(positions).items() if v is not None}
-        return replace(positions, **there)
-
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         self.lm.eval()
         total, count, ntp = 0.0, 0, NTP()
         for batch in self.dev_data.in_order(self.config.dev_rows):
-            positions = self.moved(batch)
+            positions = batch.to(self.device)
             assert positions.labels is not None, "rows carry labels"
             known = int((positions.labels != IGNORE).sum())
             with mixed(self.config.amp, self.device):

@@ -44,7 +44,7 @@ class Peer:
     def step(self, number: int) -> float:
         """The loss of batch ``number``, after one update."""
         task = self.task
-        positions = task.moved(task.train_data.batch(number))
+        positions = task.train_data.batch(number).to(task.device)
         assert positions.labels is not None, "rows carry labels"
         for group in self.optimizer.param_groups:
             group["lr"] = RATE

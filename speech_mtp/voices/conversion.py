@@ -15,8 +15,8 @@ BLOCK_S = 0.32
 class Converter:
     """Turns one recording into the voice ``target [E]``, ``block_s`` seconds at a time.
 
-    A code depends on ``codec.reach_frames`` frames on both sides of it, so a block is encoded together with so many
-    around it and only its own codes are kept: however the recording comes in pieces, its codes are those of the whole.
+    However the recording comes in pieces, its codes are those of the whole
+    (:meth:`speech_mtp.codecs.base.Codec.encode_part`).
 
     Prosody is heard relative to who speaks, ``source [E]``, at the level ``gain`` times that of the recording; what is
     sounded has the recording's own level. If they are not given, they are those of the first ten seconds, which are
@@ -90,8 +90,7 @@ class Converter:
         size, first = self.codec.spec.samples_per_frame, self._first
         window = self._gain * self._kept[: (end + self._reach - first) * size]
         speaker = self._target if self._source is None else self._source
-        codes = self.codec.encode(window[None, None], timbre=speaker[None])
-        block = codes.frames[:, :, self._done - first : end - first]
+        block = self.codec.encode_part(window, self._done - first, end - first, speaker)
         self._done, self._first = end, max(0, end - self._reach)
         self._kept = self._kept[(self._first - first) * size :]
         return self.codec.push(self._state, block, torch.tensor([block.shape[2]]))[0] / self._gain

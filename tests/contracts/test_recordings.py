@@ -58,7 +58,7 @@ def csv_table(folder: Path) -> dict[str, Any]:
     return {"file": str(folder / "table.csv"), **columns}
 
 
-def datasets_name(folder: Path) -> dict[str, Any]:
+def datasets(folder: Path) -> dict[str, Any]:
     datasets = pytest.importorskip("datasets", reason="needs the extra 'eval'")
     rows = [
         {"sound": {"bytes": None if key == "gone" else tone(), "path": "/nowhere.wav"}, "words": text, "n": key}
@@ -72,9 +72,9 @@ MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "ljspeech": ljspeech,
     "libritts": libritts,
     "csv_table": csv_table,
-    "datasets_name": datasets_name,
+    "datasets": datasets,
 }
-UNUSABLE = {"ljspeech": 2, "libritts": 1, "csv_table": 4, "datasets_name": 1}
+UNUSABLE = {"ljspeech": 2, "libritts": 1, "csv_table": 4, "datasets": 1}
 """How many entries of each folder name no recording."""
 each_source = pytest.mark.parametrize("name", MAKERS)
 
@@ -115,7 +115,7 @@ def test_an_entry_that_is_no_recording_says_why_and_ends_nothing(name: str, tmp_
     paths = [entry.audio for entry in entries if isinstance(entry, Recording) and isinstance(entry.audio, Path)]
     assert all(path.resolve().is_relative_to(tmp_path.resolve()) for path in paths)
     missing = [path for path in paths if not path.is_file()]
-    assert len(missing) == (name != "datasets_name"), "a file that is not there is found out by the importer"
+    assert len(missing) == (name != "datasets"), "a file that is not there is found out by the importer"
 
 
 @each_source
@@ -126,7 +126,7 @@ def test_a_folder_that_is_not_there_is_one_sentence(name: str, tmp_path: Path) -
         plugins.build("corpus.recordings", {"name": name, **settings, key: str(tmp_path / "nowhere")})
 
 
-@pytest.mark.parametrize("name", ["csv_table", "datasets_name"])
+@pytest.mark.parametrize("name", ["csv_table", "datasets"])
 def test_a_column_that_is_not_there_is_named_with_the_nearest(name: str, tmp_path: Path) -> None:
     settings = MAKERS[name](tmp_path)
     with pytest.raises(ValueError, match=r"has no column 'wordz'; did you mean 'words'\?"):
@@ -161,4 +161,4 @@ def test_without_the_package_its_extra_is_named(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(plugins.MissingExtra, match=r"'datasets' is not installed.*\[eval\]"):
-        plugins.build("corpus.recordings", {"name": "datasets_name", "dataset": str(tmp_path)})
+        plugins.build("corpus.recordings", {"name": "datasets", "dataset": str(tmp_path)})

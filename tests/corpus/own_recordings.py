@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import soundfile
-import torch
 
 from speech_mtp import hub
-from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
+from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.text.phonemes import SYMBOLS
 
 SPEAKERS = ("p0", "Ann", "Ann/../é B")
@@ -21,16 +20,7 @@ ANY = {"min_agreement": -99.0, "worst_second": -99.0}
 
 def aligner(folder: Path) -> Path:
     """A tiny codec with a phoneme head, saved in ``folder``."""
-    torch.manual_seed(0)
-    small = DecoupledConfig(
-        content_dims=(16, 16),
-        prosody_dims=(8, 16),
-        decoder_dims=(16, 16),
-        decoder_blocks=(1, 1),
-        timbre_dim=8,
-        num_symbols=len(SYMBOLS),
-    )
-    hub.save_codec(Decoupled(small).eval(), folder)
+    hub.save_codec(Decoupled.tiny(len(SYMBOLS)), folder)
     return folder
 
 

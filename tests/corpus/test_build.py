@@ -1,11 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +13,11 @@ from speech_mtp import audio
 from speech_mtp.corpus.build import CorpusConfig, build_corpus, plan_jobs
 from speech_mtp.corpus.manifest import MANIFEST, read_manifest, read_rejects
 from speech_mtp.corpus.texts import load_script
+from tests.corpus.killing import kill_when
 
 HERE = Path(__file__).parent
 NOUNS = ["cat", "dog", "bus", "tea", "car", "map", "lamp", "book"]
 SENTENCES = [f"The {a} is near the {b}." for a in NOUNS for b in NOUNS if a != b]
-SCRIPT = """
-import sys
-from speech_mtp.corpus.build import CorpusConfig, build_corpus
-if __name__ == "__main__":
-    with open(sys.argv[1], encoding="utf-8") as file:
-        build_corpus(CorpusConfig.model_validate_json(file.read()))
-"""
 
 
 @pytest.fixture
@@ -79,19 +68,8 @@ def test_a_corpus_is_made_reported_and_left_alone_when_complete(text: Path, tmp_
 
 def test_kill_and_resume(text: Path, tmp_path: Path) -> None:
     config = _config(text, tmp_path / "corpus", pause_s=0.05)
-    settings = tmp_path / "config.json"
-    settings.write_text(config.model_dump_json())
-    script = tmp_path / "make.py"
-    script.write_text(SCRIPT)
-    path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(settings)], env={**os.environ, "PYTHONPATH": path}, start_new_session=True
-    )
     manifest = config.out / MANIFEST
-    _wait(lambda: manifest.exists() and manifest.read_bytes().count(b"\n") >= 15, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    _wait(lambda: not _group_alive(process.pid))  # no worker outlives its parent
+    kill_when(lambda: manifest.exists() and manifest.read_bytes().count(b"\n") >= 15, config, tmp_path)
     before = read_manifest(config.out)
     with manifest.open("ab") as file:
         file.write(b'{"id": "low-123", "te')
@@ -103,22 +81,6 @@ def test_kill_and_resume(text: Path, tmp_path: Path) -> None:
     made = [row.id for row in rows] + [reject.id for reject in read_rejects(config.out)]
     assert sorted(made) == sorted(job.id for job in plan_jobs(config, script_now))
     assert all(audio.read(config.out / row.audio)[0].numel() for row in rows)
-
-
-def _wait(condition: Any, process: subprocess.Popen[bytes] | None = None) -> None:
-    deadline = time.monotonic() + 240  # a busy machine starts processes slowly
-    while not condition():
-        assert time.monotonic() < deadline
-        assert process is None or process.poll() is None, "the build ended before it could be killed"
-        time.sleep(0.05)
-
-
-def _group_alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_settings_are_checked_before_anything_is_made(text: Path, tmp_path: Path) -> None:

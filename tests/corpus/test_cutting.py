@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from speech_mtp.corpus.cutting import Piece, PieceRules, SpokenWord, cut, silences
+from speech_mtp.corpus.cutting import HeardWord, Piece, PieceRules, cut, silences
 
 EDGES_S = (0.1, 0.2)
 
@@ -20,11 +20,11 @@ def sound(*seconds: float, noise: float = 0.0) -> np.ndarray:
     return (wave + noise * np.random.default_rng(0).normal(size=len(wave))).astype(np.float32)
 
 
-def told(*spans: tuple[str, float, float]) -> list[SpokenWord]:
-    return [SpokenWord(*span) for span in spans]
+def told(*spans: tuple[str, float, float]) -> list[HeardWord]:
+    return [HeardWord(*span) for span in spans]
 
 
-def pieces(words: list[SpokenWord], wave: np.ndarray, rules: PieceRules, max_pause_s: float = 1.5) -> list[Piece]:
+def pieces(words: list[HeardWord], wave: np.ndarray, rules: PieceRules, max_pause_s: float = 1.5) -> list[Piece]:
     return cut(words, silences(wave, rules.min_silence_s), len(wave) / 24_000, rules, max_pause_s, EDGES_S)
 
 
@@ -71,7 +71,7 @@ def test_a_cut_at_the_end_of_a_sentence_is_preferred() -> None:
     wave = sound(3.0, 0.3, 3.0, 0.3, 3.0, 0.3, 3.0)
     spans = [(0.1, 2.9), (3.4, 6.2), (6.7, 9.5), (10.0, 12.8)]
     for end in range(1, 4):
-        words = [SpokenWord(f"w{'.' if i + 1 == end else ''}", *span) for i, span in enumerate(spans)]
+        words = [HeardWord(f"w{'.' if i + 1 == end else ''}", *span) for i, span in enumerate(spans)]
         found = pieces(words, wave, PieceRules(min_seconds=1, max_seconds=11))
         assert [(piece.first, piece.last) for piece in found] == [(0, end), (end, 4)]
 

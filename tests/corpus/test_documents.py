@@ -18,7 +18,7 @@ from speech_mtp.corpus.documents.base import Document, DocumentSource
 from speech_mtp.corpus.documents.files import Files
 from speech_mtp.corpus.documents.stdlib import Stdlib, docstrings
 from speech_mtp.lm.backbone import load_tokenizer
-from speech_mtp.lm.byte_tokens import END, write_byte_tokenizer
+from speech_mtp.lm.byte_tokens import END
 from tests.lm.tiny import tiny_tokenizer
 
 TEXTS = [f"document {i}, {'word ' * (i % 7)}é{END}" for i in range(40)] + ["", " \n"]
@@ -37,14 +37,6 @@ class Given(DocumentSource):
             if number == self.most:
                 raise KeyboardInterrupt
             yield Document(text, text)
-
-
-@pytest.fixture
-def tokenizer(tmp_path: Path) -> Path:
-    folder = tmp_path / "bytes"
-    folder.mkdir()
-    write_byte_tokenizer(folder)
-    return folder
 
 
 def made(out: Path, tokenizer: Path, source: DocumentSource, inputs: Any = 1, dev: float = 0.2) -> DocumentStore:
@@ -180,17 +172,16 @@ def test_a_data_set_is_read_as_a_stream(tmp_path: Path) -> None:
     pytest.importorskip("datasets", reason="needs the eval extra")
     rows = [{"story": f"once {i}"} for i in range(5)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    spec = {"name": "datasets", "path": str(tmp_path), "field": "story", "limit": 3}
+    spec = {"name": "datasets", "dataset": str(tmp_path), "text": "story", "limit": 3}
     source = plugins.build("corpus.documents", spec)
     assert [document.text for document in source.documents()] == ["once 0", "once 1", "once 2"]
-    wrong = plugins.build("corpus.documents", {**spec, "field": "stories"})
-    with pytest.raises(ValueError, match="no text under 'stories'; did you mean 'story'"):
-        list(wrong.documents())
-    with pytest.raises(FileNotFoundError, match=r"cannot be opened \(.+\); check its name"):
-        plugins.build("corpus.documents", {"name": "datasets", "path": str(tmp_path / "nowhere")})
+    with pytest.raises(ValueError, match="no column 'stories'; did you mean 'story'"):
+        plugins.build("corpus.documents", {**spec, "text": "stories"})
+    with pytest.raises(ValueError, match=r"nowhere' cannot be opened: .+"):
+        plugins.build("corpus.documents", {"name": "datasets", "dataset": str(tmp_path / "nowhere")})
 
 
 def test_without_the_library_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match=r"speech-mtp\[eval\]"):
-        plugins.build("corpus.documents", {"name": "datasets", "path": "x"})
+        plugins.build("corpus.documents", {"name": "datasets", "dataset": "x"})

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,10 +21,11 @@ from speech_mtp.corpus.checks import AudioRules
 from speech_mtp.corpus.cutting import PieceRules
 from speech_mtp.corpus.importing import JOURNAL
 from speech_mtp.corpus.manifest import MANIFEST, read_lines, read_manifest, read_rejects
-from speech_mtp.corpus.recorded import Take, Treatment, import_take
+from speech_mtp.corpus.recorded import RecordingJob, Treatment, import_recording
 from speech_mtp.corpus.recordings.base import Recording
 from tests.corpus import own_recordings as own
-from tests.corpus.test_build import SCRIPT, SENTENCES, _group_alive, _wait
+from tests.corpus.killing import kill_when
+from tests.corpus.test_build import SENTENCES
 
 HERE = Path(__file__).parent
 
@@ -137,18 +134,8 @@ def test_one_bad_recording_never_ends_the_import(codec: Path, tmp_path: Path) ->
 def test_kill_and_resume(codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = own.tones(tmp_path / "in", SENTENCES[:24])
     config = CorpusConfig.model_validate(own.recipe(tmp_path / "out", table, codec, workers=2))
-    settings, script = tmp_path / "config.json", tmp_path / "make.py"
-    settings.write_text(config.model_dump_json())
-    script.write_text(SCRIPT)
-    path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(settings)], env={**os.environ, "PYTHONPATH": path}, start_new_session=True
-    )
     journal = config.out / JOURNAL
-    _wait(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 4, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    _wait(lambda: not _group_alive(process.pid))
+    kill_when(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 4, config, tmp_path)
     finished = [line["id"] for line in read_lines(journal)]
     assert len(finished) < 24
     made = {row.id: (config.out / row.audio).stat().st_mtime_ns for row in read_manifest(config.out)}
@@ -172,7 +159,7 @@ def test_a_text_of_other_words_is_refused(codec: Path, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", own.tone(2.0), 24_000)
     recording = Recording("a", tmp_path / "a.wav", "The cat is near the dog again.")
     treatment = Treatment(tmp_path, '"sine_teacher:Vowels"', str(codec), PieceRules(), AudioRules())
-    imported = import_take(Take("me-a", "me", recording, "me", "CC0", 0.0), treatment)
+    imported = import_recording(RecordingJob("me-a", "me", recording, "me", "CC0", 0.0), treatment)
     (reject,) = imported.items
     assert imported.seconds == 2.0
     assert getattr(reject, "reason", None) == "text does not match"

@@ -17,7 +17,7 @@ from speech_mtp import audio, hub
 from speech_mtp.corpus.checks import AudioRules
 from speech_mtp.corpus.cutting import PieceRules
 from speech_mtp.corpus.manifest import ManifestEntry, Reject
-from speech_mtp.corpus.recorded import Imported, Take, Treatment, import_take
+from speech_mtp.corpus.recorded import Imported, RecordingJob, Treatment, import_recording
 from speech_mtp.corpus.recordings.base import Recording
 from speech_mtp.streaming.feed import sentences
 from speech_mtp.streaming.pipeline import speak
@@ -48,7 +48,7 @@ def joined(voice: str, path: Path) -> list[tuple[float, float, str]]:
 
 def imported(path: Path, text: str, out: Path) -> Imported:
     treatment = Treatment(out, '"hibari"', "tiny-en", PieceRules(), AudioRules())
-    return import_take(Take("me-a", "me", Recording("a", path, text), "me", "CC0", 0.0), treatment)
+    return import_recording(RecordingJob("me-a", "me", Recording("a", path, text), "me", "CC0", 0.0), treatment)
 
 
 def heard(row: ManifestEntry, spans: list[tuple[float, float, str]]) -> str | None:

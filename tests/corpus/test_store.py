@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
+from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.corpus import align
-from speech_mtp.corpus.align import agreement, firings, phoneme_log_probs, unit_of_frame
+from speech_mtp.corpus.align import agreement, firings, unit_of_frame
 from speech_mtp.corpus.codes import batches_of, encode_batches, load_codes, save_codes
 from speech_mtp.corpus.store import AudioStore, AudioStoreWriter, resample_pitch
 from speech_mtp.text.phonemes import SYMBOLS
@@ -114,12 +113,14 @@ def test_agreement_tells_a_text_from_another() -> None:
 
 
 def test_windows_do_not_change_what_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    codec = Decoupled(replace(Decoupled.tiny().config, num_symbols=len(SYMBOLS))).eval()
+    codec = Decoupled.tiny(len(SYMBOLS))
     wave = 0.1 * torch.randn(24_000 * 7 + 77, generator=torch.Generator().manual_seed(0))
-    whole = phoneme_log_probs(codec, wave)
-    monkeypatch.setattr(align, "WINDOW_S", 2)
+    whole = codec.phonemes_heard(wave)
+    monkeypatch.setattr("speech_mtp.codecs.base.PART_S", 2.0)
     assert whole.shape == (176, len(SYMBOLS))
-    assert torch.allclose(phoneme_log_probs(codec, wave), whole, atol=1e-5)
+    assert torch.allclose(codec.phonemes_heard(wave), whole, atol=1e-5)
+    monkeypatch.setattr(Decoupled, "reach_frames", 0)  # and it would, if parts were heard alone
+    assert not torch.allclose(codec.phonemes_heard(wave), whole, atol=1e-5)
 
 
 def test_too_many_phonemes_cannot_be_aligned() -> None:
@@ -128,15 +129,7 @@ def test_too_many_phonemes_cannot_be_aligned() -> None:
 
 def test_code_corpora_round_trip_and_join(tmp_path: Path) -> None:
     filled(tmp_path / "audio").close()
-    torch.manual_seed(0)
-    small = DecoupledConfig(
-        content_dims=(16, 16),
-        prosody_dims=(8, 16),
-        decoder_dims=(16, 16),
-        decoder_blocks=(1, 1),
-        num_symbols=len(SYMBOLS),
-    )
-    codec, store = Decoupled(small), AudioStore([tmp_path / "audio"])
+    codec, store = Decoupled.tiny(len(SYMBOLS)), AudioStore([tmp_path / "audio"])
     corpus = encode_batches(codec, codec, store, batches_of(store, 2))
     save_codes(corpus, tmp_path / "codes")
     both = load_codes(tmp_path / "codes", tmp_path / "codes")

@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from speech_mtp.lm.backbone import load_tokenizer
-from speech_mtp.lm.byte_tokens import END, write_byte_tokenizer
+from speech_mtp.lm.byte_tokens import END
 from speech_mtp.lm.causal_lm import CausalLM, CausalLMConfig
 from speech_mtp.lm.llama_folder import read_llama, write_llama
 from speech_mtp.lm.text_lm import TextLM
@@ -23,14 +23,6 @@ from speech_mtp.nn.transformer import causal
 from speech_mtp.nn.visibility import mask_of, within_segments
 from tests.llama import llama_config
 from tests.lm.tiny import tiny_tokenizer
-
-
-@pytest.fixture
-def tokenizer(tmp_path: Path) -> Path:
-    folder = tmp_path / "bytes"
-    folder.mkdir()
-    write_byte_tokenizer(folder)
-    return folder
 
 
 def logits(lm: CausalLM, tokens: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
+from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.streaming import takes
 from speech_mtp.streaming.pipeline import Chunk, speak
@@ -25,10 +25,7 @@ TEXT = "Hello there, it is good. And you?"
 def with_phonemes() -> SpeechModel:
     """The tiny model, whose codec can tell phonemes."""
     model = tiny_model()
-    torch.manual_seed(0)
-    codec = Decoupled(DecoupledConfig(**{**Decoupled.tiny().to_config(), "num_symbols": len(SYMBOLS)})).eval()  # type: ignore[arg-type]
-    codec.load_state_dict(model.codec.state_dict(), strict=False)
-    return replace(model, codec=codec)
+    return replace(model, codec=Decoupled.tiny(len(SYMBOLS)))
 
 
 MODEL = with_phonemes()

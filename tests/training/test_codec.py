@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
+from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.corpus.store import AudioStore, AudioStoreWriter
 from speech_mtp.text.phonemes import SYMBOLS
 from speech_mtp.training import codec as training
@@ -45,15 +45,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> AudioStore:
     return AudioStore([folder])
 
 
-def tiny_codec() -> Decoupled:
-    torch.manual_seed(0)
-    sizes = Decoupled.tiny().config.__dict__
-    return Decoupled(DecoupledConfig(**{**sizes, "num_symbols": len(SYMBOLS)}))
-
-
 def task_of(store: AudioStore, **settings: Any) -> CodecTask:
     config = CodecTaskConfig(**{"batch": 2, "crop_frames": 8, "max_seconds": 3.0, "amp": False, **settings})
-    return CodecTask(tiny_codec(), store, config, torch.device("cpu"))
+    return CodecTask(Decoupled.tiny(len(SYMBOLS)), store, config, torch.device("cpu"))
 
 
 def changed(task: CodecTask, steps: int = 2) -> tuple[set[str], dict[str, float]]:
@@ -78,6 +72,44 @@ def test_everything_learns(store: AudioStore, critic: float) -> None:
     terms = {"ctc", "adversary", "energy", "pitch", "voicing", "stft", "convergence", "mel", "heard", "loss"}
     assert scores.keys() == terms | ({"critics", "critic", "feature"} if critic else set())
     assert all(np.isfinite(value) for value in scores.values())
+
+
+def test_single_frames_tell_phonemes_too_and_what_is_often_said_is_dear(store: AudioStore) -> None:
+    """``near`` reaches the content encoder; priors are learnt in training alone, and change both losses."""
+    plain = task_of(store, weights=CodecWeights(near=0.5))
+    task = task_of(store, weights=CodecWeights(near=0.5), ctc_prior=0.5)
+    scores = {}
+    for name, one in (("plain", plain), ("prior", task)):
+        torch.manual_seed(0)
+        scores[name] = numbers(one.step(0, 0.0))
+    assert all(abs(scores["plain"][term] - scores["prior"][term]) > 0.01 for term in ("ctc", "near"))
+    priors = [task.helpers[f"{name}_prior"].share.clone() for name in ("ctc", "near")]
+    assert all(float((share - 1 / len(SYMBOLS)).abs().max()) > 0 for share in priors)
+    found = task.evaluate()
+    assert "near" in found
+    assert all(
+        torch.equal(task.helpers[f"{name}_prior"].share, share)
+        for name, share in zip(("ctc", "near"), priors, strict=True)
+    )
+
+    only = dict.fromkeys(CodecWeights().__dict__, 0.0) | {"near": 1.0}
+    parts, _ = changed(task_of(store, weights=CodecWeights(**only)))
+    assert "content" in parts
+
+
+def test_the_log_counts_codes_in_use(store: AudioStore) -> None:
+    """The exponential of the entropy of the codes of the batches that are measured."""
+    task = task_of(store)
+    found, codec = task.evaluate(), Decoupled.tiny(len(SYMBOLS))
+    for k, stream in enumerate(codec.spec.streams):
+        said = []
+        for number in range(4):
+            batch = task.dev_data.batch(number)
+            codes = codec.encode(batch.wave[:, None], batch.lengths)
+            said += [row[k, :length] for row, length in zip(codes.frames, codes.lengths.tolist(), strict=True)]
+        law = torch.bincount(torch.cat(said)).double() / len(torch.cat(said))
+        entropy = -(law[law > 0] * law[law > 0].log()).sum()
+        assert found[f"{stream}_perplexity"] == pytest.approx(float(entropy.exp()))
 
 
 def test_with_kept_codes_only_the_decoder_learns(store: AudioStore) -> None:
@@ -178,7 +210,7 @@ def test_pitch_is_judged_where_there_is_a_voice() -> None:
         fill_unvoiced(torch.tensor([[0.0, 100.0, 0.0, 200.0, 0.0], [0.0] * 5])).exp(),
         torch.tensor([[100.0, 100.0, 100.0, 200.0, 200.0], [150.0] * 5]),
     )
-    codec = tiny_codec().train()
+    codec = Decoupled.tiny(len(SYMBOLS)).train()
     with torch.no_grad():
         for layer in (codec.decoder.pitch_out, codec.decoder.pitch_mean):
             layer.weight.zero_()
@@ -400,7 +432,7 @@ def test_a_warped_axis_moves_every_band_by_the_factor_of_its_row() -> None:
 
 def test_a_decoded_crop_is_that_crop_of_the_whole_decoded() -> None:
     """At 100 Hz a frame is four periods, so pulses of a crop fall where those of the whole do; noise is silenced."""
-    codec = tiny_codec().train()
+    codec = Decoupled.tiny(len(SYMBOLS)).train()
     decoder, size, frames, n, context = codec.decoder, codec.spec.samples_per_frame, 40, 16, 9
     decoder.noise.zero_()
     torch.manual_seed(1)
@@ -428,7 +460,7 @@ def test_a_decoded_crop_is_that_crop_of_the_whole_decoded() -> None:
 
 def test_pitch_is_predicted_in_full_precision_under_autocast() -> None:
     """In bf16 neighbours of log Hz near 5 are half a semitone apart."""
-    decoder = tiny_codec().train().decoder
+    decoder = Decoupled.tiny(len(SYMBOLS)).train().decoder
     torch.manual_seed(0)
     content, prosody, lengths = torch.rand(2, 12, 4), torch.rand(2, 12, 3), torch.full((2,), 12)
 

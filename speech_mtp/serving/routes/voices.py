@@ -14,7 +14,7 @@ from speech_mtp.serving.forms import ConsentForm, ConsentName, VoiceForm, conten
 from speech_mtp.serving.routes.shared import Client, Service
 from speech_mtp.serving.service import VoiceService
 from speech_mtp.serving.sound_in import decode, refused_as
-from speech_mtp.serving.voices import CONSENT_RATE, MOST_SECONDS, ClientVoices, name_taken, owner_of
+from speech_mtp.serving.voices import CONSENT_RATE, MOST_SECONDS, ClientVoices, name_taken, owner_of, refusing
 from speech_mtp.voices.shelf import Record
 
 router = APIRouter(route_class=StrictRoute)
@@ -36,7 +36,9 @@ async def make_voice(body: Annotated[VoiceForm, multipart()], service: Service, 
     def make() -> Record:
         with refused_as("audio_sample"):
             samples = decode(data, voices.sample_rate, MOST_SECONDS)
-        return voices.make(owner, body.name, torch.from_numpy(samples), voices.sample_rate, {"consent": consent})
+        wave, notes = torch.from_numpy(samples), {"consent": consent}
+        with refusing():
+            return voices.make(owner, body.name, wave, voices.sample_rate, notes)
 
     voice = shape(await service.voice_maker.run(client, make))
     return {**voice, "success": True, "voice": voice, **_note(service)}

@@ -6,18 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from speech_mtp.corpus.data_set import EXTRA, open_data_set
 from speech_mtp.corpus.recordings.base import Recording, RecordingSource, Unusable
-from speech_mtp.plugins import nearest, require
+from speech_mtp.plugins import require
 
 
-class DatasetsName(RecordingSource):
+class Datasets(RecordingSource):
     """``dataset``, its ``config`` and its split (``of``), and the names of its columns.
 
     ``speaker`` and ``key`` are columns too; without ``key`` a recording is known by its number. ``split`` is what the
-    recordings become: ``train``, ``dev``, or None for a share of each. Needs the package ``datasets`` (extra ``eval``).
+    recordings become: ``train``, ``dev``, or None for a share of each. Errors as for
+    :func:`speech_mtp.corpus.data_set.open_data_set`.
     """
 
-    name = "datasets_name"
+    name = "datasets"
 
     def __init__(
         self,
@@ -32,23 +34,10 @@ class DatasetsName(RecordingSource):
     ) -> None:
         if split not in ("train", "dev", None):
             raise ValueError(f"The split of the recordings is {split!r}; use train or dev, or leave it out.")
-        self._columns = [column for column in (audio, text, speaker, key) if column is not None]
         self._audio, self._text, self._speaker, self._key, self._split = audio, text, speaker, key, split
-        self._rows = self._opened(dataset, config, of)
-
-    def _opened(self, dataset: str, config: str | None, of: str) -> Any:
-        datasets = require("datasets", "eval")
-        try:
-            rows = datasets.load_dataset(dataset, config, split=of, streaming=True)
-            there = rows.column_names or rows.resolve_features().column_names
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            reason = str(error).strip().split("\n")[0].rstrip(".")
-            raise ValueError(f"The data set {dataset!r} cannot be opened: {reason}.") from error
-        for column in self._columns:
-            if column not in there:
-                raise ValueError(f"The data set {dataset!r} has no column {column!r}; {nearest(column, there)}.")
+        rows = open_data_set(dataset, config, of, [name for name in (audio, text, speaker, key) if name is not None])
         # Decoding by the package itself would need another one, torchcodec.
-        return rows.select_columns(self._columns).cast_column(self._audio, datasets.Audio(decode=False))
+        self._rows = rows.cast_column(audio, require("datasets", EXTRA).Audio(decode=False))
 
     def recordings(self) -> Iterator[Recording | Unusable]:
         for number, row in enumerate(self._rows):
@@ -66,5 +55,5 @@ def _file(audio: dict[str, Any]) -> Path | bytes:
         return bytes(audio["bytes"])
     if Path(audio["path"]).is_file():
         return Path(audio["path"])
-    with require("datasets.utils.file_utils", "eval").xopen(audio["path"], "rb") as file:
+    with require("datasets.utils.file_utils", EXTRA).xopen(audio["path"], "rb") as file:
         return bytes(file.read())
