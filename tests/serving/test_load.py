@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,3 +86,15 @@ def test_an_unknown_kind_of_client() -> None:
     assert mixed(["speech", "chat"], 3) == ["speech", "chat", "speech"]
     with pytest.raises(ValueError, match="realtime"):
         mixed(["realtim"], 1)
+
+
+def test_an_answer_without_sound_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent(*_: object) -> AsyncIterator[int]:
+        for nothing in (0, 0):
+            yield nothing
+
+    monkeypatch.setattr(Load, "_speech", silent)
+    load = Load("http://127.0.0.1:1")
+    asyncio.run(load.run(["speech"], 0.0))
+    (answer,) = load.answers
+    assert answer.error == "RuntimeError: an answer without sound"

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import cast
+
 import numpy as np
 import pytest
 
 from speech_mtp.serving.errors import ApiError
 from speech_mtp.serving.realtime.config import SessionConfig
 from speech_mtp.serving.realtime.ear import HEARING_RATE, Ear, silero
-from speech_mtp.serving.realtime.items import Item, item_of
+from speech_mtp.serving.realtime.hearing import Hearing
+from speech_mtp.serving.realtime.items import Conversation, Item, item_of
+from speech_mtp.serving.realtime.response import Send
 from speech_mtp.serving.realtime.sound import WIRE, Receiver
+from speech_mtp.serving.realtime.tasks import Tasks
 from speech_mtp.serving.realtime.transcript import SpokenTranscript
 from speech_mtp.serving.realtime.turns import STEP_MS, TurnDetector
+from speech_mtp.serving.service import VoiceService
 from speech_mtp.types import WordTime
 from tests.serving.talking import Loudness
 
@@ -178,3 +185,17 @@ def test_what_was_cut_off_never_comes_back() -> None:
     assert (item.cut(1000), item.text) == (1000, "One")
     assert (item.cut(5000), item.text) == (1000, "One")
     assert (item.cut(0), item.text) == (0, "")
+
+
+def test_what_is_cleared_is_not_heard_any_more() -> None:
+    """Words that were looked for in a pause belong to the sound that is gone."""
+
+    async def listen() -> bool:
+        hearing = Hearing(cast(VoiceService, None), "", Conversation(), cast(Send, None), Tasks())
+        hearing.open(SessionConfig("alto"), Loudness())
+        early = hearing._early = asyncio.ensure_future(asyncio.sleep(60, "words"))
+        hearing.clear()
+        await asyncio.wait({early})
+        return early.cancelled() and hearing._early is None
+
+    assert asyncio.run(listen())

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import wave
+from collections.abc import AsyncIterator
 from typing import Any
 
 import av
@@ -16,9 +17,11 @@ import torch
 from speech_mtp import audio
 from speech_mtp.serving.app import create_app
 from speech_mtp.serving.encoding import FORMATS
+from speech_mtp.serving.errors import EngineFailedError
 from speech_mtp.serving.names import Names
 from speech_mtp.serving.settings import OPENAI_LISTENERS, OPENAI_VOICES, Settings
-from speech_mtp.streaming.pipeline import speak
+from speech_mtp.serving.speaking import Speaking
+from speech_mtp.streaming.pipeline import Chunk, speak
 from tests.serving.running import LONG, TEXT, Running, serving
 from tests.streaming.test_takes import said, with_phonemes
 from tests.tiny import tiny_model, tiny_model_without_timbre
@@ -152,6 +155,24 @@ def test_the_best_of_several_takes() -> None:
         answer = server.post(input=TEXT, response_format="pcm", best_of=3)
         assert answer.status_code == 200
         assert alike(answer.content, audio.pcm16(said(list(speak(server.service.model, TEXT, best_of=3)))))
+        paced = server.post(input=TEXT, response_format="pcm", best_of=3, stream_format="audio")
+        assert (paced.status_code, paced.json()["error"]["param"]) == (400, "best_of")
+
+
+def test_an_engine_that_starts_again_is_told_to_whoever_wants_a_file(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind its first sound, as before it."""
+    take = Speaking.__aiter__
+
+    async def fail(speaking: Speaking) -> AsyncIterator[Chunk]:
+        async for chunk in take(speaking):
+            yield chunk
+            raise EngineFailedError("again")
+
+    monkeypatch.setattr(Speaking, "__aiter__", fail)
+    answer = server.post(input=TEXT, response_format="wav", stream=False)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 
 
 @pytest.mark.parametrize("voice", [*OPENAI_VOICES, {"id": "low"}, "high"])

@@ -136,3 +136,22 @@ def test_how_many_there_may_be(count: int) -> None:
 def test_a_codec_that_tells_no_phonemes() -> None:
     with pytest.raises(ValueError, match="cannot tell which"):
         list(speak(tiny_model(), TEXT, best_of=2))
+
+
+@pytest.mark.parametrize("takes_of_each", [1, 3])
+def test_takes_hold_up_neither_text_nor_the_first_sound_of_others(takes_of_each: int) -> None:
+    """They have no sound that could run dry, and are one stream to the codec, however many rows they are."""
+    scheduler = Scheduler(MODEL, codec_thread=True)
+    try:
+        stream = scheduler.speak("low", best_of=takes_of_each)
+        stream.push(TEXT)
+        stream.finish_text()
+        scheduler.tick()
+        scheduler.tick()
+        assert len(stream.rows) == takes_of_each
+        assert scheduler._relaxed() == (takes_of_each > 1)
+        assert scheduler._thread is not None
+        scheduler._thread.call_s = 0.1
+        assert scheduler._queue_s() == pytest.approx(0.1)
+    finally:
+        scheduler.close()

@@ -77,3 +77,9 @@ def test_noise_around_a_short_speech_is_left_out(before_s: float) -> None:
 def test_what_makes_no_voice(wave: Tensor, sentence: str) -> None:
     with pytest.raises(UnusableRecordingError, match=sentence):
         timbre_of(Decoupled.tiny(), wave, RATE)
+
+
+def test_what_is_far_softer_than_the_voice_is_silence() -> None:
+    """Noise between silence and speech, which the noise floor says nothing of."""
+    speech = speech_of(torch.cat([torch.zeros(3 * RATE), noise(2.0, 3e-3), torch.zeros(RATE), voice(3.0)]))
+    assert 3.0 <= len(speech) / RATE <= 3.2
