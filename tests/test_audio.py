@@ -45,6 +45,18 @@ def test_stereo_is_refused_and_mixed_down_on_demand(tmp_path: Path) -> None:
     assert torch.allclose(wave, torch.full((10,), 0.125), atol=1e-4)
 
 
+@pytest.mark.parametrize("rate", [8_000, 24_000, 44_100])
+def test_a_recording_in_blocks_is_the_whole_mixed_down_at_the_rate_that_is_wanted(tmp_path: Path, rate: int) -> None:
+    time = np.arange(int(2.3 * rate)) / rate
+    left, right = np.sin(2 * np.pi * 200 * time), np.sin(2 * np.pi * 500 * time)
+    soundfile.write(tmp_path / "stereo.wav", 0.5 * np.stack([left, right], 1), rate)
+    wave = torch.cat(list(audio.read_blocks(tmp_path / "stereo.wav", 24_000)))
+    there = np.arange(len(wave)) / 24_000
+    expected = 0.25 * (np.sin(2 * np.pi * 200 * there) + np.sin(2 * np.pi * 500 * there))
+    assert len(wave) == pytest.approx(2.3 * 24_000, abs=2)
+    assert np.abs(wave.numpy() - expected)[500:-500].max() < 5e-3
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_samples_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> None:
     path = tmp_path / "bad.wav"

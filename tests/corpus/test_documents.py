@@ -185,3 +185,11 @@ def test_without_the_library_its_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match=r"speech-mtp\[eval\]"):
         plugins.build("corpus.documents", {"name": "datasets", "dataset": "x"})
+
+
+def test_documents_of_one_key_are_in_one_split() -> None:
+    """A file's code and its docstrings tell of each other."""
+    splits = [{is_dev(Document(f"{number}.py", text), 0.3) for text in ("code", "words")} for number in range(50)]
+    assert all(len(found) == 1 for found in splits)
+    assert {True} in splits
+    assert {False} in splits

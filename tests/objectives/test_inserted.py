@@ -16,6 +16,7 @@ from speech_mtp.lm.causal_lm import CausalLM
 from speech_mtp.nn.kv_cache import attention
 from speech_mtp.nn.visibility import dense, mask_of, within_segments
 from speech_mtp.objectives.base import Course, Inputs, Objective
+from speech_mtp.objectives.ntp import NTP
 from speech_mtp.objectives.prophet import Prophet
 from speech_mtp.objectives.registers import Registers, drawn_offsets, labels_ahead
 from speech_mtp.types import Kind, LMOutput
@@ -235,3 +236,14 @@ def test_settings_that_do_not_fit_are_refused(lm: CausalLM, spec: dict[str, Any]
 def test_defaults_are_the_papers() -> None:
     registers, prophet = Registers(), Prophet()
     assert (registers.curriculum.k_max, registers.share, prophet.n) == (4, 0.3, 2)
+
+
+def test_a_row_without_labels_costs_nothing() -> None:
+    lm, positions = CausalLM.tiny(), packed([[1, 2, 3], [4, 5]])
+    assert positions.labels is not None
+    positions.labels.fill_(IGNORE)
+    out = LMOutput(torch.randn(*positions.segment.shape, 1, lm.dim, requires_grad=True))
+    ((_, loss),) = NTP().terms(lm, out, positions)
+    assert loss.item() == 0
+    loss.backward()
+    assert torch.equal(out.hidden.grad, torch.zeros_like(out.hidden))  # type: ignore[arg-type]

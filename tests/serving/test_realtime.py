@@ -365,6 +365,7 @@ def test_words_drafts_and_figures_for_those_who_ask(talk: Talk) -> None:
     assert (figures["tokens"], figures["forwards"]) == (40, len(steps))
     assert figures["tokens_per_forward"] == pytest.approx(40 / len(steps), abs=1e-3)
     assert figures["first_audio_ms"] > 0
+    assert figures["dropped_messages"] == 0
     # The same answer without drafts, a token a forward.
     talk.update(speech_mtp={"drafting": False})
     talk.send("conversation.item.delete", item_id=done["output"][0]["id"])

@@ -157,7 +157,12 @@ def test_the_whole_way(name: str, folder: Path, backbone: dict[str, Any], monkey
     command = ["eval", "speech", "--sentences", "lines.txt", "--json", "s.json", "--model", "package"]
     assert running.run(monkeypatch, *command) == 0
     assert json.loads(Path("s.json").read_text())["wer"] == 1.0
-    check_voices(hub.load(folder / "package"), codec)
+    loaded = hub.load(folder / "package")
+    check_voices(loaded, codec)
+    alone, voices = hub.load_voices(folder / "package")
+    assert alone.spec == loaded.codec.spec
+    assert list(voices) == list(loaded.voices)
+    assert all(torch.equal(voices[name], loaded.voices[name]) for name in voices)
 
     whole = codec_report.codec_report
     monkeypatch.setattr(codec_report, "codec_report", lambda codec, found, seed: whole(codec, found, EARS, seed=seed))
