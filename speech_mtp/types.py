@@ -163,14 +163,16 @@ class Positions:
 class LMOutput:
     """States of a trunk: ``hidden [B, T, taps, D]``, and ``final [B, T, D]``, the top layer (None: the last tap).
 
-    In training, ``wanted [B, T]`` bool says after which positions predictions are asked for (None: after all), and
-    ``inputs [B, T, D]`` are the input vectors of these positions (None: whoever asked has them).
+    In training, ``wanted [B, T]`` bool says after which positions predictions are asked for (None: after all),
+    ``inputs [B, T, D]`` are the input vectors of these positions (None: whoever asked has them), and ``segment [B, T]``
+    tells the documents of packed rows apart (None: a row is one): what attends looks at its own alone.
     """
 
     hidden: Tensor
     final: Tensor | None = field(default=None, kw_only=True)
     inputs: Tensor | None = field(default=None, kw_only=True)
     wanted: Tensor | None = field(default=None, kw_only=True)
+    segment: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def top(self) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_mtp.heads.base import HeadState, MTPHead, TrunkShape, newest_of, shifted
+from speech_mtp.heads.base import HeadState, MTPHead, TrunkShape, newest_of, past_of, rows_of, shifted
 from speech_mtp.nn.kv_cache import KVCache
 from speech_mtp.nn.transformer import LlamaBlock, causal
 from speech_mtp.types import LMOutput
@@ -200,13 +200,13 @@ class RecursiveHead(SequentialHead):
         An anchor that is not wanted has no row and no column in the later steps.
         """
         hidden, s = self.mix(out.hidden), self.shape
-        index, past = causal(hidden)
+        index, past = past_of(out)
         trace = _Trace.empty(1, len(x), s.num_kv_heads, 0, s.head_dim, hidden.device, hidden.dtype)
         hidden = self.step(hidden, shifted(x, 1), index, past, trace)
         yield hidden
         wanted = out.wanted if self.alone else None
         anchors, real = (index, None) if wanted is None else first_true(wanted)
-        hidden, past = taken(hidden, anchors), past[0, 0][anchors][:, None]
+        hidden, past = taken(hidden, anchors), rows_of(past[:, 0], anchors)[:, None]
         for j in range(1, len(self.offsets)):
             after = taken(x, (anchors + j + 1).clamp(max=x.shape[1] - 1))
             hidden = self.step(hidden, after, anchors + j, self.seen(past, j), trace)

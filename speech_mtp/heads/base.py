@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtp.nn.packed import PackedLinear, pack_linears
-from speech_mtp.nn.transformer import Attention, BlockShape, SwiGLU
+from speech_mtp.nn.transformer import Attention, BlockShape, SwiGLU, causal
 from speech_mtp.types import LMOutput
 
 
@@ -405,6 +405,22 @@ class ParallelHead(MTPHead):
 
     def expand(self, state: HeadState, x: Tensor, parents: Tensor) -> Tensor:
         return self.at_age(state, self.next_depth(state), 0)[:, None].expand(-1, x.shape[1], -1)
+
+
+def past_of(out: LMOutput) -> tuple[Tensor, Tensor]:
+    """Positions ``[1, T]``, and whom each may look at in training, ``[B or 1, 1, T, T]`` bool: itself and the past, of
+    packed rows that of its own document."""
+    index, past = causal(out.top)
+    if out.segment is not None:
+        past = past & (out.segment[:, None, :, None] == out.segment[:, None, None])
+    return index, past
+
+
+def rows_of(past: Tensor, anchors: Tensor) -> Tensor:
+    """Rows ``anchors [B or 1, N]`` of ``past [B or 1, T, T]``: ``[B or 1, N, T]``."""
+    b = max(len(past), len(anchors))
+    at = anchors.expand(b, -1)[..., None].expand(-1, -1, past.shape[-1])
+    return past.expand(b, -1, -1).gather(1, at)
 
 
 def shifted(x: Tensor, n: int) -> Tensor:

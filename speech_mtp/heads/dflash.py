@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from speech_mtp.heads.base import HeadState, MTPHead, TrunkShape
+from speech_mtp.heads.base import HeadState, MTPHead, TrunkShape, past_of, rows_of
 from speech_mtp.nn.kv_cache import KVCache
 from speech_mtp.nn.transformer import Attention, BlockShape, LlamaBlock, rotate
 from speech_mtp.types import LMOutput
@@ -143,7 +143,8 @@ class DFlash(MTPHead):
         last = x.gather(1, at.clamp(max=t - 1)[..., None].expand(-1, -1, d))
         slots = self.blocks(last).flatten(1, 2)
         index = (at[..., None] + torch.arange(width, device=device)).flatten(1)
-        past = torch.arange(t, device=device) <= anchors.repeat_interleave(width, 1)[..., None]
+        _, seen = past_of(out)
+        past = rows_of(seen[:, 0], anchors).repeat_interleave(width, 1)
         block = torch.arange(slots.shape[1], device=device) // width
         own = (block[:, None] == block).expand(b, -1, -1)
         slots = self.run(slots, index, torch.cat([past, own], -1)[:, None], context)

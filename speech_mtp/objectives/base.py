@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -88,6 +89,10 @@ class Objective(ABC):
     def weight(self, name: str) -> float:
         """What the term ``name`` counts in the sum at this step."""
         return 1.0
+
+    def teachers(self) -> list[Path]:
+        """The folders of other trunks that it reads; their tokenizers must be the documents' own."""
+        return []
 
     def heads(self) -> dict[str, tuple[MTPHead, dict[str, Any]]]:
         """Draft heads that the trunk was trained with, each with the settings it was built from."""

@@ -18,7 +18,7 @@ This module knows nothing of optimisers, batches or files.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -177,11 +177,18 @@ class MTP:
 
     Soft targets are the trunk's law of ``x_{t+k}``, which is computed from its state at ``t + k - 1``; with a reduced
     draft vocabulary it is restricted to that and renormalised, and positions whose token lies outside are left out.
-    Raises ValueError for losses that the head does not offer.
+    ``teacher`` scores the states ``[n, D']`` of another trunk ``[n, V]``, whose law they then are. Raises ValueError
+    for losses that the head does not offer.
     """
 
-    def __init__(self, head: MTPHead, config: MTPConfig, taps: tuple[int, ...] | None = None) -> None:
-        self.head, self.losses = head, config.losses
+    def __init__(
+        self,
+        head: MTPHead,
+        config: MTPConfig,
+        taps: tuple[int, ...] | None = None,
+        teacher: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.head, self.losses, self._teacher = head, config.losses, teacher
         kind = type(head).__name__
         if not config.losses or min(config.losses.values()) <= 0:
             raise ValueError("An objective needs a loss, and every loss a positive weight.")
@@ -198,10 +205,15 @@ class MTP:
         self._select = [(taps or head.taps).index(tap) for tap in head.taps]
 
     def steps(
-        self, out: LMOutput, positions: Positions, noise: torch.Generator | None = None, ranked: bool = False
+        self,
+        out: LMOutput,
+        positions: Positions,
+        noise: torch.Generator | None = None,
+        ranked: bool = False,
+        above: Tensor | None = None,
     ) -> Iterator[Step]:
         """The terms, one at a time: see the module. ``out`` are the trunk's states of ``positions``, detached.
-        ``ranked`` asks for the ranks.
+        ``ranked`` asks for the ranks; ``above [B, T, D']`` are the states of the teacher, if there is one.
 
         1. The head makes its states: after every position that counts, or after a block drafter's anchors.
         2. What is to be guessed there, and which of it the draft vocabulary holds.
@@ -210,7 +222,8 @@ class MTP:
         head, tokens, first = self.head, positions.tokens[..., 0], self.head.offsets[0]
         # Whatever of a draft is trained, its first token is.
         wanted = None if isinstance(head, Anchored) else labels_at(positions, first, first) != IGNORE
-        mine = LMOutput(out.hidden[:, :, self._select], final=out.top, wanted=wanted)
+        mine = LMOutput(out.hidden[:, :, self._select], final=out.top, wanted=wanted, segment=positions.segment)
+        above = out.top if above is None else above
         x = head.embed(tokens)
         if "feature" in self.losses:
             yield self._feature(mine, x, positions)
@@ -225,7 +238,7 @@ class MTP:
             ids, known = self._draft_ids(labels), labels != IGNORE
             b, a = (ids >= 0).nonzero(as_tuple=True)
             t = at[b, a] + offset - 1  # the positions before those to guess
-            guesses = self._guess(offset, states[b, a], ids[b, a], tokens[b, t], mine.top[b, t])
+            guesses = self._guess(offset, states[b, a], ids[b, a], tokens[b, t], above[b, t])
             del states  # or they would live while the next are made
             right = torch.zeros_like(known)
             right[b, a] = guesses.right
@@ -240,7 +253,7 @@ class MTP:
 
     def _guess(self, offset: int, states: Tensor, ids: Tensor, before: Tensor, above: Tensor) -> Guesses:
         """The head's ``states [n, D]`` of positions that hold the tokens ``ids [n]`` (draft ids), with the tokens
-        ``before [n]`` them and the trunk's states ``above [n, D]`` there, which give its law."""
+        ``before [n]`` them and the states ``above [n, D]`` there, which give the law."""
         head = self.head
         parts: dict[str, Tensor] = {}
         scores = head.scores(states, head.offsets.index(offset), before).float()
@@ -248,7 +261,7 @@ class MTP:
             parts["hard"] = cross_entropy(scores, ids)
         if self.losses.keys() & {"soft", "l1", "judge"}:
             with torch.no_grad():
-                law = head.unembed(above).float().log_softmax(-1)
+                law = self._law(above).float().log_softmax(-1)
             if "soft" in self.losses:
                 parts["soft"] = divergence(law, scores)
             if "l1" in self.losses:
@@ -260,6 +273,13 @@ class MTP:
         with torch.no_grad():
             better = (scores > scores.gather(-1, ids[:, None])).sum(-1)
             return Guesses(loss, scores.argmax(-1) == ids, better)
+
+    def _law(self, above: Tensor) -> Tensor:
+        """Scores of the draft vocabulary ``[n, num_tokens]``."""
+        if self._teacher is None:
+            return self.head.unembed(above)
+        scores = self._teacher(above)
+        return scores if self.head.token_map is None else scores[:, self.head.token_map]
 
     def _draft_ids(self, labels: Tensor) -> Tensor:
         """The trunk's ids, or IGNORE -> draft ids, or -1 where there is no label or none in the draft vocabulary."""

@@ -40,14 +40,19 @@ def trunk_task(stage: TrunkRun, workers: Workers | None = None) -> TrunkTask:
     torch.manual_seed(stage.loop.seed)
     store = DocumentStore(stage.documents)
     objective = plugins.build("objectives", stage.objective)
+    for teacher in objective.teachers():
+        _check_tokenizer(teacher, str(teacher), store)
     if isinstance(stage.model, str):
         folder = hub.find_backbone(stage.model)
         lm = read_llama(folder)
-        if load_tokenizer(folder).get_vocab() != load_tokenizer(store.folder).get_vocab():
-            raise ValueError(
-                f"The documents in {store.folder} have another tokenizer than {stage.model}; make them with "
-                f"run.tokenizer={stage.model}."
-            )
+        _check_tokenizer(folder, stage.model, store)
     else:
         lm = CausalLM(stage.model, store.vocab_size)
     return TrunkTask(lm, store, stage.task, stage.torch_device(), workers, objective, stage.loop.steps)
+
+
+def _check_tokenizer(folder: Path, name: str, store: DocumentStore) -> None:
+    if load_tokenizer(folder).get_vocab() != load_tokenizer(store.folder).get_vocab():
+        raise ValueError(
+            f"The documents in {store.folder} have another tokenizer than {name}; make them with run.tokenizer={name}."
+        )

@@ -199,6 +199,20 @@ def test_nothing_looks_ahead(case: Case) -> None:
         assert not torch.allclose(unroll(head, here, tokens)[offset][:, t], before[offset][:, t])
 
 
+@where()
+def test_documents_of_one_row_are_read_as_if_alone(case: Case) -> None:
+    """Where the token to be guessed is in the document."""
+    head = make(case)
+    hidden, tokens = texts(head)
+    size = tokens.shape[1]
+    segment = torch.tensor([[1] * size + [2] * size])
+    packed = LMOutput(hidden.flatten(0, 1)[None], segment=segment)
+    with torch.no_grad():
+        found = dict(head.unroll(packed, tokens.reshape(1, -1)))
+    for offset, scores in unroll(head, hidden, tokens).items():
+        near(found[offset].unflatten(1, (2, size))[0, :, : size - offset], scores[:, : size - offset])
+
+
 @where(among=CASES)
 def test_every_parameter_learns_also_one_offset_at_a_time(case: Case) -> None:
     head = make(case)

@@ -23,13 +23,26 @@ from speech_mtp.training.trunk import TrunkTask, TrunkTaskConfig
 from tests.training.tiny_documents import CPU, counting_store
 
 OF_SPEECH = {"direct"}
+TEACHER = "teacher"
 NAMES = [name for name in plugins.names("objectives") if name not in OF_SPEECH]
 LOOP = LoopConfig(steps=2, learning_rate=1e-2, warmup=0, log_every=1, evaluate_every=1, save_every_s=0.0)
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> DocumentStore:
-    return counting_store(tmp_path_factory.mktemp("store") / "documents")
+    """Documents, and beside them a trunk that has learnt a little of them: a teacher."""
+    store = counting_store(tmp_path_factory.mktemp("store") / "documents")
+    teacher = task_of("ntp", store)
+    for number in range(40):
+        teacher.step(number, 5e-3)
+    teacher.export(store.folder.parent / TEACHER)
+    return store
+
+
+def spec_of(name: str, store: DocumentStore) -> dict[str, str]:
+    """The least that an objective must be told."""
+    needed = {"distill": {"teacher": str(store.folder.parent / TEACHER)}}
+    return {"name": name, **needed.get(name, {})}
 
 
 def task_of(
@@ -37,7 +50,9 @@ def task_of(
 ) -> TrunkTask:
     torch.manual_seed(0)
     lm, config = CausalLM.tiny(), TrunkTaskConfig(batch=2, length=32, accumulate=2, amp=amp)
-    return TrunkTask(lm, store, config, device, objective=plugins.build("objectives", name), steps=steps)
+    return TrunkTask(
+        lm, store, config, device, objective=plugins.build("objectives", spec_of(name, store)), steps=steps
+    )
 
 
 def weights(task: TrunkTask) -> Iterator[tuple[str, Tensor]]:
