@@ -266,10 +266,11 @@ def eval_text(
     dev_fraction: Annotated[float, typer.Option(min=0, max=1, help="The share of documents that was held out.")] = 0.05,
     limit: Annotated[int | None, typer.Option(min=1, help="So many of the documents, the first ones.")] = None,
     length: Annotated[int, typer.Option(help="Tokens that are read at a time.")] = 512,
-    two_ahead: Annotated[
-        int | None,
-        typer.Option(min=1, help="Also what it says of the token after the next, summed over so many between (slow)."),
+    ahead: Annotated[
+        int | None, typer.Option(min=2, help="Also what it says itself of the token so far ahead (slow).")
     ] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="With --ahead: sum over so many tokens between each.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="With --ahead: draw so many continuations.")] = None,
     dtype: str = "fp32",
     device: Device = "cpu",
     threads: Threads = None,
@@ -280,16 +281,19 @@ def eval_text(
 
     from speech_mtp import plugins
     from speech_mtp.corpus.document_store import Encoder, held_out
-    from speech_mtp.evaluation.marginal import two_ahead_report
+    from speech_mtp.evaluation.marginal import Between, ahead_report
     from speech_mtp.evaluation.text_loss import text_loss
 
     named = [plugins.build("corpus.documents", spec) for spec in listed("sources", sources)]
+    between = Between(top, samples)
+    if ahead is None and between != Between():
+        raise ValueError("--top and --samples say how --ahead looks ahead; give it, or leave them out.")
     lm = load_text_lm(folder, dtype, device, threads=threads)
     encoder = Encoder(lm.tokenizer)
     texts = islice((document.text for source in named for document in held_out(source, dev_fraction)), limit)
     documents = [(len(text.encode()), encoder.ids([text])[0].tolist()) for text in texts]
     report = text_loss(lm, documents, length, _tell)
-    if two_ahead is not None:
-        report["two_ahead"] = two_ahead_report(lm, (ids for _, ids in documents), length, two_ahead, _tell)
+    if ahead is not None:
+        report["ahead"] = ahead_report(lm, (ids for _, ids in documents), length, ahead, between, _tell)
     print(summary({name: report[name]["value"] for name in ("loss", "bits_per_byte")}))
     write_report(out, {"model": folder, "sources": sources, "dev_fraction": dev_fraction, **report})

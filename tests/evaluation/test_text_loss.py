@@ -68,11 +68,11 @@ def test_the_command_measures_a_folder(
         (tmp_path / f"{number}.txt").write_text(f"the fox number {number} jumps. " * 3, "utf-8")
     sources = f"{{name: files, paths: ['{tmp_path}/*.txt']}}"
     command = ["eval", "text", str(tmp_path / "model"), "--sources", sources, "--json", str(tmp_path / "scores.json")]
-    assert run(monkeypatch, *command, "--dev-fraction", "0.5", "--limit", "3", "--two-ahead", "4") == 0
+    assert run(monkeypatch, *command, "--dev-fraction", "0.5", "--limit", "3", "--ahead", "2", "--top", "4") == 0
     report = json.loads((tmp_path / "scores.json").read_text("utf-8"))
     assert report["documents"] == 3
     assert report["bits_per_byte"]["value"] > 1
-    assert report["two_ahead"]["tokens"] == report["tokens"] - 3
+    assert report["ahead"]["tokens"] == report["tokens"] - 3
     assert f"bits_per_byte {report['bits_per_byte']['value']:.4g}" in capsys.readouterr().out
     assert run(monkeypatch, *command, "--dev-fraction", "0") == 2
     assert "There is no held-out document to measure on" in capsys.readouterr().err
