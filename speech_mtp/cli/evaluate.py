@@ -1,4 +1,4 @@
-"""Measuring models: ``eval speech``, ``eval codec``, ``eval drafts``, ``eval text``."""
+"""Measuring models: ``eval speech``, ``eval codec``, ``eval drafts``, ``eval text``, ``eval objectives``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from speech_mtp.cli.shared import (
     check_texts,
     codec_of,
     listed,
+    load_head,
     load_model,
     load_text_lm,
     read_lines,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from speech_mtp.evaluation.alignment import Aligner
     from speech_mtp.evaluation.codec_report import Sample
     from speech_mtp.lm.bundle import SpeechModel
+    from speech_mtp.lm.text_lm import TextLM
     from speech_mtp.streaming.timed import Utterance
     from speech_mtp.types import Sampling
 
@@ -271,6 +273,14 @@ def eval_text(
     ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="With --ahead: sum over so many tokens between each.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="With --ahead: draw so many continuations.")] = None,
+    complete: Annotated[
+        int | None, typer.Option(min=1, help="Also let it go on with so many held-out Python functions.")
+    ] = None,
+    head: Annotated[str | None, typer.Option(help="With --complete: draft with this head; no word changes.")] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="With --complete: how to draft (default: what suits the head).")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="With --complete; 0 takes the likeliest token.")] = 0.0,
     dtype: str = "fp32",
     device: Device = "cpu",
     threads: Threads = None,
@@ -288,12 +298,59 @@ def eval_text(
     between = Between(top, samples)
     if ahead is None and between != Between():
         raise ValueError("--top and --samples say how --ahead looks ahead; give it, or leave them out.")
+    if complete is None and (head or rule or temperature):
+        raise ValueError("--head, --rule and --temperature are for --complete; give it, or leave them out.")
     lm = load_text_lm(folder, dtype, device, threads=threads)
     encoder = Encoder(lm.tokenizer)
     texts = islice((document.text for source in named for document in held_out(source, dev_fraction)), limit)
-    documents = [(len(text.encode()), encoder.ids([text])[0].tolist()) for text in texts]
+    found = list(texts)
+    documents = [(len(text.encode()), encoder.ids([text])[0].tolist()) for text in found]
     report = text_loss(lm, documents, length, _tell)
     if ahead is not None:
         report["ahead"] = ahead_report(lm, (ids for _, ids in documents), length, ahead, between, _tell)
+    if complete is not None:
+        report["complete"] = _completed(lm, found, complete, head, rule, temperature)
+        print(summary({name: report["complete"][name]["value"] for name in ("valid_lines", "next_line")}))
     print(summary({name: report[name]["value"] for name in ("loss", "bits_per_byte")}))
     write_report(out, {"model": folder, "sources": sources, "dev_fraction": dev_fraction, **report})
+
+
+@group.command("objectives")
+def eval_objectives(
+    folder: Annotated[
+        Path, typer.Argument(help="A study: folders <objective>/<seed>, as recipes/objectives/study.sh.")
+    ],
+    out: Annotated[Path, typer.Option("--json", help="File for the report.")],
+    plot: Annotated[Path | None, typer.Option(help="Draw loss over steps and seconds: a PNG file.")] = None,
+) -> None:
+    """Objectives of trunks side by side, over seeds, against the next token alone."""
+    check_output(out, (".json",))
+    if plot is not None:
+        check_output(plot, (".png",))
+    from speech_mtp.evaluation.objective_study import study, study_table
+
+    report = study(folder)
+    print(study_table(report))
+    if plot is not None:
+        from speech_mtp.evaluation.plots import objective_curves
+
+        objective_curves(report, folder, plot)
+    write_report(out, {"study": str(folder), **report})
+
+
+def _completed(
+    lm: TextLM, texts: list[str], count: int, head: str | None, rule: str | None, temperature: float
+) -> dict[str, Any]:
+    """How ``lm`` goes on with ``count`` functions of ``texts``, always the same ones."""
+    from random import Random
+
+    from speech_mtp.decoding import catalogue
+    from speech_mtp.evaluation.code_completion import completion_report, tasks_of
+    from speech_mtp.types import Sampling
+
+    drafter = load_head(head, lm) if head else None
+    drafting = catalogue.build(rule or catalogue.default(drafter), drafter)
+    tasks = [task for text in texts for task in tasks_of(text)]
+    some = Random(0).sample(tasks, min(count, len(tasks)))
+    report = completion_report(lm, some, drafting, Sampling(temperature=temperature), report=_tell)
+    return {"head": head, "rule": rule or catalogue.default(drafter), **report}

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from speech_mtp import plugins
+from speech_mtp.evaluation.objective_study import curve
 from speech_mtp.files import replacing
 
 
@@ -49,6 +50,38 @@ def service_load(rows: list[dict[str, Any]], out: Path) -> None:
         panel.set_title(title, fontsize=10)
         panel.set_xscale("log", base=2)
         panel.legend(fontsize=7)
+    _save(figure, out)
+
+
+def objective_curves(report: dict[str, Any], folder: Path, out: Path) -> None:
+    """Of a study (:mod:`speech_mtp.evaluation.objective_study`) in ``folder``: held-out loss over steps and over
+    processor seconds, a line for each objective and seed, and the loss over tokens a forward, as PNG."""
+    pyplot = _pyplot()
+    figure, (steps, seconds, gain) = pyplot.subplots(1, 3, figsize=(17, 5))
+    for number, row in enumerate(report["rows"]):
+        color, name = f"C{number % 10}", row["name"]
+        style = "-" if number < 10 else "--"
+        for seed in row["seeds"]:
+            points, cpu = [], 0.0
+            for line in curve(folder / name / seed):
+                cpu = line.get("cpu_s", cpu)
+                if "dev/loss" in line:
+                    points.append((line["step"] + 1, cpu, line["dev/loss"]))
+            label = name if seed == row["seeds"][0] else None
+            for panel, column in ((steps, 0), (seconds, 1)):
+                panel.plot([p[column] for p in points], [p[2] for p in points], style, color=color, label=label, lw=0.8)
+        for kind, mark in (("drafts", "o"), ("probe", "x")):
+            if kind in row["figures"]:
+                place = row["figures"][kind]["mean"], row["figures"]["loss"]["mean"]
+                gain.plot(*place, mark, color=color)
+                gain.annotate(name, place, fontsize=6)
+    for panel, title in ((steps, "steps"), (seconds, "processor seconds")):
+        panel.set_xlabel(title)
+        panel.set_ylabel("held-out nats a token")
+        panel.set_yscale("log")
+    gain.set_xlabel("tokens a forward (o: own head, x: probe)")
+    gain.set_ylabel("held-out nats a token")
+    steps.legend(fontsize=7)
     _save(figure, out)
 
 

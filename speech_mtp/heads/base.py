@@ -295,9 +295,10 @@ class MTPHead(nn.Module, ABC):
 
         ``out.hidden [B, T, taps, D]`` are the trunk's states of positions with the input vectors ``x [B, T, D]``, so
         that ``x`` at t + 1 is what :meth:`read` is given with the state at t. The state at t stands for the position
-        ``t + offset``. Nothing at t may depend on vectors at or past ``t + offset``, nor on trunk states past t. States
-        whose own inputs reach past the sequence, or that are not ``out.wanted``, are unspecified. The caller may
-        back-propagate each yield at once (``shared_pass``: if it retains the graph).
+        ``t + offset``. Nothing at t may depend on vectors at or past ``t + offset``, nor on trunk states past t, nor on
+        what ``out.segment`` says to be another document. States whose own inputs reach past the sequence, or that are
+        not ``out.wanted``, are unspecified. The caller may back-propagate each yield at once (``shared_pass``: if it
+        retains the graph).
         """
 
     def unroll(self, out: LMOutput, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from speech_mtp.heads.base import MTPHead
 from speech_mtp.lm.causal_lm import CausalLM
+from speech_mtp.lm.group_lm import GroupLM
 from speech_mtp.lm.output import OutputLayer
 from speech_mtp.nn.visibility import Rule
 from speech_mtp.objectives.curricula import Curriculum
@@ -75,6 +76,12 @@ class Objective(ABC):
         course."""
         if self.schedule is not None:
             self.schedule.bind(course.length, course.steps)
+
+    def bind_speech(self, lm: GroupLM, course: Course) -> None:
+        """The same for a speech LM; ``course.length`` is that of a group, in frames. Most objectives are for text."""
+        raise ValueError(
+            f"The objective {type(self).__name__} is for trunks of text; for speech there are ntp and frames."
+        )
 
     def at_step(self, number: int) -> None:
         """Step ``number``, counted from 0, is about to be made."""

@@ -24,6 +24,10 @@ class Direct(NTP):
     def bind(self, lm: CausalLM, course: Course) -> None:
         raise ValueError(NO_TEXT)
 
+    def bind_speech(self, lm: GroupLM, course: Course) -> None:
+        if not isinstance(lm, DirectLM):
+            raise ValueError(NO_TEXT)
+
     def terms(self, lm: Scoring, out: LMOutput, positions: Positions) -> Iterator[tuple[str, Tensor]]:
         if not isinstance(lm, DirectLM) or not isinstance(out, DirectOutput):
             raise ValueError(NO_TEXT)

@@ -7,14 +7,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from speech_mtp.lm.group_lm import GroupLM
 from speech_mtp.objectives._losses import mean_cross_entropy
-from speech_mtp.objectives.base import Objective, Scoring
+from speech_mtp.objectives.base import Course, Objective, Scoring
 from speech_mtp.types import LMOutput, Positions
 
 
 class NTP(Objective):
     """Of text the term ``next``; of speech ``control`` and ``stream0``, ``stream1``, ... : mean CE in nats per token of
     that channel or stream."""
+
+    def bind_speech(self, lm: GroupLM, course: Course) -> None:
+        pass
 
     def terms(self, lm: Scoring, out: LMOutput, positions: Positions) -> Iterator[tuple[str, Tensor]]:
         labels = positions.labels

@@ -16,8 +16,8 @@ from speech_mtp.types import Kind, Positions
 
 @dataclass(frozen=True)
 class AnswerDataConfig:
-    """``batch`` rows of at most ``length`` tokens: longer answers are cut. ``pack`` lets answers share a row, which is
-    wrong for heads that look at other positions. Rows of a batch are filled up to a multiple of ``pad_to``. Every
+    """``batch`` rows of at most ``length`` tokens: longer answers are cut. ``pack`` lets answers share a row; each is
+    read as if alone. Rows of a batch are filled up to a multiple of ``pad_to``. Every
     ``dev_every``-th answer is held out. With ``prompts`` heads learn after the words of the user too: the trunk's law
     is known there as well, which is what soft targets need; what is held out is measured on answers all the same."""
 

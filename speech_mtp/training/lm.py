@@ -23,7 +23,7 @@ from speech_mtp.lm.direct import DirectLM
 from speech_mtp.lm.group_lm import GroupLM
 from speech_mtp.lm.speech_lm import SpeechLM
 from speech_mtp.lm.token_maker import TokenMaker
-from speech_mtp.objectives.base import Objective
+from speech_mtp.objectives.base import Course, Objective
 from speech_mtp.objectives.direct import Direct, paper_weights
 from speech_mtp.objectives.ntp import NTP
 from speech_mtp.text.phonemes import SYMBOLS, parse
@@ -257,6 +257,7 @@ class LMTask(Task):
         device: torch.device,
         workers: Workers | None = None,
         objective: Objective | None = None,
+        steps: int | None = None,
     ) -> None:
         if config.zero_hidden and not lm.reads_states:
             raise ValueError("The direct form reads no stored states; leave task.zero_hidden out.")
@@ -266,16 +267,24 @@ class LMTask(Task):
         self.lm, self.config, self.device = lm.to(device), config, device
         self.train_data = LMData(corpus, units, config, "train")
         self.dev_data = LMData(corpus, units, config, "dev")
-        self.objective = objective or (Direct() if direct else NTP())
+        self.measured: Objective = Direct() if direct else NTP()
+        """What the dev split is measured by, whatever is learnt."""
+        self.objective = objective or self.measured
+        self.objective.bind_speech(lm, Course(lm.layout.frames_per_group, steps))
+        self._number = 0
         self.weights = config.weights or (paper_weights(lm) if direct else talker_weights(lm, corpus.codec))
         decayed = [p for p in lm.parameters() if p.ndim > 1]
         plain = [p for p in lm.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.modules = {"lm": lm}
+        if isinstance(self.objective, nn.Module):
+            self.modules["objective"] = self.objective  # its place in a curriculum
         self.optimizers = {"lm": torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)}
 
     def step(self, number: int, learning_rate: float) -> dict[str, float]:
         self.lm.train()
+        self._number = number
+        self.objective.at_step(number)
         terms = self.terms(self.train_data.batch(self.workers.batch_number(number)), noise=self.config.noise)
         without = [name for name in terms if name not in self.weights]
         if without:
@@ -292,9 +301,14 @@ class LMTask(Task):
         return {"loss": float(total.detach()), "norm": float(norm)} | {k: float(v.detach()) for k, v in terms.items()}
 
     def terms(
-        self, batch: tuple[Codes, Tensor, TextUnits], noise: float = 0.0, zero: bool = False
+        self,
+        batch: tuple[Codes, Tensor, TextUnits],
+        noise: float = 0.0,
+        zero: bool = False,
+        objective: Objective | None = None,
     ) -> dict[str, Tensor]:
-        """Named terms of one batch; ``zero`` (or the setting) blanks the backbone's hidden states."""
+        """Named terms of one batch, by default those that are learnt; ``zero`` (or the setting) blanks the backbone's
+        hidden states."""
         codes, unit, units = batch
         codes = Codes(codes.frames.to(self.device), codes.lengths.to(self.device), codes.timbre)
         units = units.to(self.device)
@@ -308,7 +322,7 @@ class LMTask(Task):
             positions.tokens = self.corrupt(positions, noise)
         with mixed(self.config.amp, self.device):
             out = self.lm(positions, units, timbre)
-            return dict(self.objective.terms(self.lm, out, positions))
+            return dict((objective or self.objective).terms(self.lm, out, positions))
 
     def corrupt(self, positions: Positions, share: float) -> Tensor:
         """Replace the code channels of a share of input groups by random codes (never the control channel)."""
@@ -330,8 +344,10 @@ class LMTask(Task):
         for number in range(len(self.dev_data)):
             batch = self.dev_data.batch(number)
             for prefix, zero in passes:
-                for name, value in self.terms(batch, zero=zero).items():
+                for name, value in self.terms(batch, zero=zero, objective=self.measured).items():
                     sums[prefix + name] = sums.get(prefix + name, 0.0) + float(value) / len(self.dev_data)
+        loss = sum(self.weights.get(name, 0.0) * value for name, value in sums.items())
+        self.objective.observe(self._number + 1, loss)
         return sums
 
     def export(self, folder: Path) -> None:

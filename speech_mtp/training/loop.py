@@ -72,7 +72,8 @@ def learning_rate(config: LoopConfig, step: int, spent_s: float = 0.0) -> float:
 def train(task: Task, config: LoopConfig, folder: Path, workers: Workers | None = None) -> dict[str, float]:
     """Train until ``config.steps``, resuming from ``folder/last`` if it is there; returns the last evaluation.
 
-    Every step seeds torch from ``(seed, step)``, so an interrupted run continues on the very same curve. With
+    ``cpu_s`` of the log is processor time of this process since the first step, measurements of the held-out loss
+    included. Every step seeds torch from ``(seed, step)``, so an interrupted run continues on the very same curve. With
     ``max_time_s`` the run stops early, saved, and the next call goes on. Of several processes the main one alone
     writes, and its clock decides when time is up; all of them start from its weights, and none returns before the
     last checkpoint is complete. Raises ValueError where the run was begun with other settings, and for a budget of
@@ -86,7 +87,7 @@ def train(task: Task, config: LoopConfig, folder: Path, workers: Workers | None 
     state = checkpoint.load(task, folder) or {"step": 0, "config": config.__dict__}
     check_settings(config, state["config"], folder)
     workers.share(task.modules.values())  # also: nobody writes a checkpoint while another process still reads one
-    start = time.monotonic()
+    start, cpu_start = time.monotonic(), time.process_time() - state.get("cpu_s", 0.0)
     saved, spent = start, state.get("spent_s", 0.0)
     over = math.inf if config.budget_s is None else config.budget_s
     log = Log(folder, state["step"]) if main_process else None
@@ -106,13 +107,15 @@ def train(task: Task, config: LoopConfig, folder: Path, workers: Workers | None 
         done = step + 1 == config.steps or late or spent >= over
         if log and (step % config.log_every == 0 or done):
             eta = (config.steps - step) / speed
-            log.write({"step": step, "rate": rate, "eta_s": eta, **pace, **numbers(scalars)})
+            cpu = time.process_time() - cpu_start
+            log.write({"step": step, "rate": rate, "eta_s": eta, "cpu_s": cpu, **pace, **numbers(scalars)})
         if (step + 1) % config.evaluate_every == 0 or done:
             scores = task.evaluate()
             if log:
                 log.write({"step": step, **{f"dev/{k}": v for k, v in scores.items()}})
         if main_process and (done or now - saved > config.save_every_s):
-            checkpoint.save(task, folder, step + 1, {"config": config.__dict__, "spent_s": spent})
+            clocks = {"spent_s": spent, "cpu_s": time.process_time() - cpu_start}
+            checkpoint.save(task, folder, step + 1, {"config": config.__dict__, **clocks})
             saved = now
         if done:
             break

@@ -126,7 +126,8 @@ def _lm(stage: LMRun) -> dict[str, Any]:
         load = hub.load_direct_lm if form == hub.DIRECT else hub.load_speech_lm
         _start_from(lm, load(stage.start), str(stage.start))
     told_apart = corpus.told_apart(lm.config.voices)
-    task = LMTask(lm, told_apart, units, stage.task, stage.torch_device(), workers)
+    objective = None if stage.objective is None else plugins.build("objectives", stage.objective)
+    task = LMTask(lm, told_apart, units, stage.task, stage.torch_device(), workers, objective, stage.loop.steps)
     return _finish(task, stage, workers)
 
 

@@ -110,6 +110,7 @@ class UnitsRun(Stage):
 class LMRun(Stage):
     """Train a speech LM on ``codes``; ``start`` is the folder of one whose weights it starts from.
 
+    ``objective`` names a plug-in of ``objectives`` (default: the next group, of the direct form with its text).
     ``model.name`` is its form: ``talker`` (the default), fed with the ``units`` that the stage of that name stored, or
     ``direct``, the ``backbone`` (a source, see hub) itself. The latter is trained as a whole, in fp32: weights,
     gradients and the two moments of AdamW take 16 bytes a parameter (2.2 GB for 135M) besides the activations, and
@@ -122,6 +123,7 @@ class LMRun(Stage):
     backbone: dict[str, Any] | None = None
     start: Path | None = None
     model: dict[str, Any] = {}
+    objective: dict[str, Any] | str | None = None
     task: LMTaskConfig = LMTaskConfig()
     loop: LoopConfig
 

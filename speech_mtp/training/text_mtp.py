@@ -78,25 +78,6 @@ def build_head(spec: Mapping[str, Any], lm: TextLM, answers: list[Answer], seed:
     return head.to(lm.device)
 
 
-@torch.no_grad()
-def looks_across(head: MTPHead) -> bool:
-    """Whether the scores after a position depend on other states than its own: such a head would look from one packed
-    answer into another. Tried with random weights, since many heads are the identity at first."""
-    before = {name: value.clone() for name, value in head.eval().state_dict().items()}
-    noise = torch.Generator().manual_seed(0)
-    device, early, t = next(head.parameters()).device, 4, head.offsets[-1] + 8
-    for weight in head.parameters():
-        weight.copy_(0.3 * torch.randn(weight.shape, generator=noise))
-    hidden = torch.randn(1, t, len(head.taps), head.shape.dim, generator=noise).to(device)
-    tokens = torch.randint(head.shape.vocab_size, (1, t), generator=noise).to(device)
-    other = hidden.clone()
-    other[:, :early] += 1
-    pairs = zip(head.unroll(LMOutput(hidden), tokens), head.unroll(LMOutput(other), tokens), strict=True)
-    across = any(not torch.equal(a[:, early:], b[:, early:]) for (_, a), (_, b) in pairs)
-    head.load_state_dict(before)
-    return across
-
-
 @dataclass
 class Sums:
     """Over the batches of a pass: terms by name, what was counted (of text by :func:`count_accepted`), and, if asked
@@ -139,11 +120,6 @@ class TextMTPTask(Task):
         if config.keep_gb and config.lora:
             raise ValueError("The states of a trunk that learns cannot be kept; set keep_gb to 0.")
         self.kept = KeptStates(config.keep_gb * 2**30)
-        across = [name for name, head in heads.items() if looks_across(head)] if config.data.pack else []
-        if across:
-            raise ValueError(
-                f"The head {across[0]!r} looks at other positions, so answers cannot share a row; set pack to false."
-            )
         # The top comes last: it is what output layers read.
         self.taps = (*sorted({tap for head in heads.values() for tap in head.taps} - {-1}), -1)
         self.objectives = {name: MTP(head, settings[name].objective, self.taps) for name, head in heads.items()}

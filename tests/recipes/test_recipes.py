@@ -90,8 +90,8 @@ def check_plugins(stage: Stage) -> None:
             SpeechMTP(build_head(entry.head, lm, 0), lm, entry.objective)
     if isinstance(stage, TrunkRun):
         objective: Objective = plugins.build("objectives", stage.objective)
-        if not isinstance(stage.model, CausalLMConfig):
-            return
+        if not isinstance(stage.model, CausalLMConfig) or objective.teachers():
+            return  # what they go on with or learn from is not made yet
         assert stage.task.length <= stage.model.max_positions
         with torch.device("meta"):
             objective.bind(CausalLM(stage.model, 257), Course(stage.task.length, stage.loop.steps))

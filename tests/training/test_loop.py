@@ -140,7 +140,8 @@ def test_time_that_is_up_saves_and_the_next_call_goes_on(tmp_path: Path) -> None
 
 def test_a_budget_of_seconds_ends_the_run_with_its_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count()  # a second passes whenever somebody looks
-    monkeypatch.setattr("speech_mtp.training.loop.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    clocks = SimpleNamespace(monotonic=lambda: float(next(clock)), process_time=float)
+    monkeypatch.setattr("speech_mtp.training.loop.time", clocks)
     config = replace(CONFIG, steps=1000, budget_s=20.0, final_fraction=0.0)
     scores = train(Line(), config, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]

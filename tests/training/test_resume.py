@@ -78,7 +78,7 @@ def one_thread() -> Iterator[None]:
 def curve(folder: Path) -> list[dict[str, float]]:
     """The log without its clock."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("eta_s", "tokens_per_s")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("eta_s", "tokens_per_s", "cpu_s")} for line in lines]
 
 
 def kill_after_a_checkpoint(process: subprocess.Popen[bytes], folder: Path) -> int:

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Objectives and curricula on equal terms: the same trunk, text and steps for each, three seeds; what each gives goes to
+# runs/objectives/study/<name>/<seed>, the table to runs/objectives/study/table.json. Every stage resumes after a kill,
+# and what is done is left alone. About ten core-hours.
+#   recipes/objectives/study.sh                        all
+#   SEEDS="0" recipes/objectives/study.sh token_order prophet       some
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+study="${STUDY:-runs/objectives/study}"
+functions="${FUNCTIONS:-300}"
+names=("$@")
+[ $# -gt 0 ] || names=(trunk parallel_heads parallel_heads_forward parallel_heads_reverse token_order registers
+    registers_forward prophet joint_leap joint_deepseek distill trunk_more concept)
+
+train() { speech-mtp train "recipes/objectives/$1.yaml" "run.documents=$study/documents" "${@:2}"; }
+measure() { speech-mtp eval text "$1" --json "$2" --limit 16 --complete "$functions" "${@:3}"; }
+
+[ -f "$study/documents/manifest.json" ] || speech-mtp train recipes/objectives/documents.yaml "run.out=$study/documents"
+for seed in ${SEEDS:-0 1 2}; do
+    for name in "${names[@]}"; do
+        out="$study/$name/$seed"
+        more=("run.out=$out" "run.loop.seed=$seed" "run.task.seed=$seed")
+        case "$name" in
+        distill)
+            [ -d "$study/teacher/export" ] || train teacher "run.out=$study/teacher"
+            more+=("run.objective.teacher=$study/teacher/export")
+            ;;
+        trunk_more | concept) more+=("run.model=$study/trunk/$seed/export") ;;
+        esac
+        # A trunk that is gone on with reads other rows than before.
+        case "$name" in trunk_more | concept) more+=("run.task.seed=$((seed + 100))") ;; esac
+        [ -d "$out/export" ] || train "$name" "${more[@]}"
+        [ -f "$out/text.json" ] || measure "$out/export" "$out/text.json"
+        if [ -d "$out/export/head" ] && [ ! -f "$out/drafts.json" ]; then
+            rule=chain
+            [ "$name" = joint_leap ] && rule=leap
+            measure "$out/export" "$out/drafts.json" --head "$out/export/head" --rule "$rule"
+        fi
+        if [ ! -f "$out/probe.json" ]; then
+            train probe "run.out=$out/probe" "run.model=$out/export" "run.loop.seed=$seed"
+            measure "$out/probe/export" "$out/probe.json" --head "$out/probe/export/head" --rule chain
+        fi
+    done
+done
+speech-mtp eval objectives "$study" --json "$study/table.json" --plot "$study/curves.png"

@@ -1,0 +1,150 @@
+"""Functions to go on with, Python's parser as the judge, and figures that are counted by hand."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from speech_mtp.decoding import catalogue
+from speech_mtp.evaluation import code_completion
+from speech_mtp.evaluation.code_completion import Task, completion_report, first_fault, tasks_of, whole_lines
+from speech_mtp.lm.text_lm import TextLM
+from speech_mtp.types import Sampling
+from tests.text_tiny import tiny_head, tiny_text_lm
+
+CODE = '''
+import os
+
+
+class Shelf:
+    """Books."""
+
+    def add(self, book, times=1):
+        """Put it there."""
+        if times < 1:
+            raise ValueError(times)
+        for _ in range(times):
+            self.books.append(book)
+        return len(self.books)
+
+    def one(self): return 1
+
+    def short(self):
+        return [b for b in self.books]
+
+    def two(self):
+        a = 1; b = 2
+        return a + b
+
+
+def long():
+    x = "%s"
+    return x
+'''
+
+
+def test_functions_are_cut_before_a_statement_in_the_middle_of_their_body() -> None:
+    tasks = list(tasks_of(CODE % ("x" * 800)))
+    assert [task.prompt.split("(")[0] for task in tasks] == ["def add"]
+    prompt = '''\
+        def add(self, book, times=1):
+            """Put it there."""
+            if times < 1:
+                raise ValueError(times)
+        '''
+    rest = """\
+            for _ in range(times):
+                self.books.append(book)
+            return len(self.books)
+        """
+    assert tasks[0] == Task(textwrap.dedent(prompt), textwrap.indent(textwrap.dedent(rest), "    "))
+    assert [task.prompt.split("(")[0] for task in tasks_of(CODE % "x")] == ["def long", "def add"]
+    assert list(tasks_of("def f(:\n")) == []
+
+
+def test_what_people_wrote_has_no_fault() -> None:
+    tasks = list(tasks_of(inspect.getsource(textwrap)))
+    assert len(tasks) > 5
+    for task in tasks:
+        assert first_fault(task.prompt, whole_lines(task.rest, True)) is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "fault"),
+    [
+        (["    for x in y:\n", "        print(x\n"], None),  # all can still be closed
+        (["    z = (1,\n", "         2]\n", "    w = 1\n"], 1),
+        (["    z = 1\n", "      w = 2\n"], 1),
+        (["    if x:\n", "    y = 1\n"], 1),
+        (["  z = 1\n"], 0),
+        (["    return x\n", "\n", "return 1\n"], 2),
+        (['    """a text that is\n', "not ended (]\n"], None),
+        (["    x = 1 +\n"], 0),
+        (["    x = \0\n"], 0),
+        (["    x = " + "(" * 300 + "\n"], 0),
+    ],
+)
+def test_the_first_fault_is_found(lines: list[str], fault: int | None) -> None:
+    assert first_fault("def f(x):\n    y = 2\n", lines) == fault
+
+
+def test_a_line_that_was_cut_off_is_not_judged() -> None:
+    assert whole_lines("a\nb", ended=False) == ["a\n"]
+    assert whole_lines("a\nb", ended=True) == ["a\n", "b"]
+    assert whole_lines("", ended=False) == []
+
+
+class Saying:
+    """A tokenizer of letters; 0 begins and ends."""
+
+    bos_token_id = 0
+
+    def __call__(self, text: str, **more: object) -> dict[str, list[int]]:
+        return {"input_ids": [ord(letter) % 128 for letter in text]}
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return "".join(chr(i) for i in ids if i)
+
+
+def test_figures_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [
+        Task("def f(x):\n    a = 1\n", rest) for rest in ("    return a\n", "    b = 2\n    return b\n", "    c\n")
+    ]
+    written = [
+        ([*map(ord, "    return a\n"), 0], (1, 1, 1, 1, 1)),  # all right
+        ([*map(ord, "    b = 2\n    b]\n    e = ")], (1, 2, 0, 1, 0)),  # cut off; a fault in the second line
+        ([*map(ord, "   c\n"), 0], (0, 1, 0, 0, 0)),
+    ]
+
+    class Fixed:
+        tokenizer, ends = Saying(), {0}
+
+    found = [code_completion._judged(Fixed(), task, said) for task, (said, _) in zip(tasks, written, strict=True)]  # type: ignore[arg-type]
+    assert found == [(*figures, 1.0) for _, figures in written]
+
+
+@pytest.fixture(scope="module")
+def lm() -> TextLM:
+    return tiny_text_lm()
+
+
+def test_drafts_change_no_word_and_are_counted(lm: TextLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_completion, "BATCH", 2)
+    tasks = [*tasks_of(CODE % "x"), Task("def g():\n    a = 1\n", "    return a\n")]
+    head = tiny_head(lm)
+    for sampling in (Sampling(temperature=0), Sampling(temperature=1.0, seed=3)):
+        plain = completion_report(lm, tasks, None, sampling, max_new_tokens=12)
+        drafted = completion_report(lm, tasks, catalogue.build("chain", head), sampling, max_new_tokens=12)
+        assert plain["functions"] == 3
+        assert plain["tokens_per_forward"] == 1
+        assert drafted["tokens_per_forward"] >= 1
+        assert len(drafted["acceptance"]) == 2
+        same = ("valid_lines", "faultless", "next_line", "whole", "lines")
+        assert {key: plain[key] for key in same} == {key: drafted[key] for key in same}
+    with pytest.raises(ValueError, match="no function to go on with"):
+        completion_report(lm, [])
+    assert torch.is_grad_enabled()
