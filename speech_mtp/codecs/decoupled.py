@@ -12,18 +12,16 @@ timbre of different utterances can be mixed freely. Factorisation after FACodec 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_mtp.codecs.base import Codec
-from speech_mtp.nn.conv import Block
+from speech_mtp.codecs._source_filter import FrameEncoder, PhonemeHead, SourceFilterCodec, scaled
 from speech_mtp.nn.fsq import FSQ
-from speech_mtp.nn.source_filter import Pitch, SourceFilterDecoder, SourceFilterState
+from speech_mtp.nn.source_filter import Pitch, SourceFilterDecoder
 from speech_mtp.nn.spectral import LogMel, LowSpectrum
 from speech_mtp.types import CodecSpec, Codes
 
@@ -50,43 +48,6 @@ class DecoupledConfig:
     num_symbols: int = 0
 
 
-def scaled(log_mel: Tensor) -> Tensor:
-    """Log-mel values in the range that the encoders read."""
-    return (log_mel + 6) / 3
-
-
-class FrameEncoder(nn.Module):
-    """Features at 100 Hz -> vectors at the frame rate: ConvNeXt blocks, a strided patch, more blocks."""
-
-    def __init__(self, dim_in: int, dims: tuple[int, int], stride: int, blocks: tuple[int, int], dim_out: int) -> None:
-        super().__init__()
-        fast, slow = dims
-        self.enter = nn.Linear(dim_in, fast)
-        self.fast = nn.ModuleList(Block(fast) for _ in range(blocks[0]))
-        self.patch = nn.Linear(stride * fast, slow)
-        self.slow = nn.ModuleList(Block(slow) for _ in range(blocks[1]))
-        self.norm = nn.LayerNorm(slow)
-        self.leave = nn.Linear(slow, dim_out)
-        self.stride = stride
-
-    def forward(self, x: Tensor, mask: Tensor, extra: Tensor | None = None, inner: bool = False) -> Tensor:
-        """``x [B, stride * F, dim_in]``, ``mask [B, F, 1]``, ``extra [B, slow]`` added -> ``[B, F, dim_out]``.
-
-        ``inner`` gives the normalised vectors ``[B, F, slow]`` before the last map.
-        """
-        fine = mask.repeat_interleave(self.stride, 1)
-        x = self.enter(x) * fine
-        for block in self.fast:
-            x = block(x, fine)
-        x = self.patch(x.unflatten(1, (-1, self.stride)).flatten(2))
-        if extra is not None:
-            x = x + extra[:, None]
-        for block in self.slow:
-            x = block(x, mask)
-        x = self.norm(x)
-        return x if inner else self.leave(x)
-
-
 class TimbreEncoder(nn.Module):
     """Mel spectrum -> one vector per utterance ``[B, E]``: mean and deviation over time, normalised."""
 
@@ -104,7 +65,7 @@ class TimbreEncoder(nn.Module):
         return F.layer_norm(out, out.shape[-1:])
 
 
-class Decoupled(Codec):
+class Decoupled(SourceFilterCodec):
     """The decoupled codec. ``config`` entries are keyword arguments, see :class:`DecoupledConfig`."""
 
     def __init__(self, config: DecoupledConfig | None = None) -> None:
@@ -168,24 +129,6 @@ class Decoupled(Codec):
         """What the wider of the two encoders sees, with the window of the longest spectrum."""
         return max(self._reach(encoder) for encoder in (self.content, self.prosody))
 
-    def _reach(self, encoder: FrameEncoder) -> int:
-        fast, slow = (
-            sum(block.reach for block in cast(Iterable[Block], part)) for part in (encoder.fast, encoder.slow)
-        )
-        samples = max(self.mel.n_fft, self.low.n_fft) // 2 + fast * self.config.hop
-        return slow + -(-samples // self.spec.samples_per_frame)
-
-    def features(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``wave [B, S]`` -> scaled log-mel ``[B, 4F, mels]``, low spectrum + energy ``[B, 4F, bins + 1]``, mask."""
-        size = self.spec.samples_per_frame
-        frames = -(-wave.shape[-1] // size)
-        wave = F.pad(wave, (0, frames * size - wave.shape[-1]))
-        wave = wave * (torch.arange(wave.shape[-1], device=wave.device) < lengths[:, None])
-        mask = torch.arange(frames, device=wave.device) < (-(-lengths // size))[:, None]
-        mel = scaled(self.mel(wave))
-        energy = mel.exp().mean(-1, keepdim=True).log()
-        return mel, torch.cat([(self.low(wave) + 2) / 3, energy], -1), mask[..., None].to(mel.dtype)
-
     def quantise(
         self, mel: Tensor, low: Tensor, mask: Tensor, timbre: Tensor
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -205,88 +148,15 @@ class Decoupled(Codec):
         frames = torch.stack([content, prosody], 1) * mask[:, None, :, 0].long()
         return Codes(frames, mask[..., 0].sum(1).long(), timbre)
 
-    def phoneme_log_probs(self, codes: Codes) -> Tensor:
-        if self.phonemes is None:
-            return super().phoneme_log_probs(codes)
-        steps = torch.arange(codes.frames.shape[2], device=codes.frames.device)
-        content, _ = self.values(codes.frames)
-        logits: Tensor = self.phonemes(content, (steps < codes.lengths[:, None])[..., None].float())
-        return logits.log_softmax(-1)
-
     # -- decoding ---------------------------------------------------------------------------------------------
     def values(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """``frames [B, 2, F]`` codes -> content ``[B, F, Dc]`` and prosody ``[B, F, Dp]`` values."""
         return self.content_fsq.values(frames[:, 0]), self.prosody_fsq.values(frames[:, 1])
 
-    @torch.inference_mode()
-    def open(self, slots: int) -> DecoupledState:
-        device = self.decoder.window.device
-        zeros = torch.zeros(slots, dtype=torch.long, device=device)
-        return DecoupledState(self.decoder.open(slots, device), zeros, zeros.clone())
-
-    @torch.inference_mode()
-    def reset(self, state: DecoupledState, rows: Tensor, timbre: Tensor | None) -> None:
+    def voice(self, timbre: Tensor | None, rows: int) -> Tensor:
         if timbre is None:
             raise ValueError("The decoupled codec needs a timbre vector for every row; encode a voice or name one.")
-        self.decoder.reset(state.inner, rows, timbre)
-        state.raw[rows] = 0
-        state.due[rows] = 0
-
-    @property
-    def delay_s(self) -> float:
-        """Seconds that the decoder looks ahead."""
-        return self.decoder.delay_samples / self.spec.sample_rate
-
-    @torch.inference_mode()
-    def push(self, state: DecoupledState, frames: Tensor, lengths: Tensor) -> list[Tensor]:
-        state.due += lengths * self.spec.samples_per_frame
-        return self._advance(state, *self.values(frames), lengths)
-
-    @torch.inference_mode()
-    def flush(self, state: DecoupledState, rows: Tensor) -> list[Tensor]:
-        slots, drain = len(state.due), self.decoder.flush_frames
-        lengths = torch.zeros(slots, dtype=torch.long, device=state.due.device)
-        lengths[rows] = drain
-        content = torch.zeros(slots, drain, len(self.config.content_levels), device=state.due.device)
-        prosody = torch.zeros(slots, drain, len(self.config.prosody_levels), device=state.due.device)
-        waves = self._advance(state, content, prosody, lengths)
-        return [waves[int(row)] for row in rows]
-
-    def _advance(self, state: DecoupledState, content: Tensor, prosody: Tensor, lengths: Tensor) -> list[Tensor]:
-        """Run the decoder and cut each row's raw samples to those that are final and due."""
-        wave, _ = self.decoder(state.inner, content, prosody, lengths)
-        delay = self.decoder.delay_samples
-        start = state.raw - delay
-        state.raw += lengths * self.spec.samples_per_frame
-        before = torch.minimum(start.clamp(min=0), state.due)
-        after = torch.minimum((state.raw - delay).clamp(min=0), state.due)
-        bounds = torch.stack([before - start, after - start], 1).clamp(min=0).tolist()
-        return [row[a:b] for row, (a, b) in zip(wave, bounds, strict=True)]
+        return timbre
 
 
-@dataclass
-class DecoupledState:
-    """Decoder state of every slot, the raw samples made (``raw``) and the samples owed (``due``), ``[slots]``."""
-
-    inner: SourceFilterState
-    raw: Tensor
-    due: Tensor
-
-
-class PhonemeHead(nn.Module):
-    """Content values -> phoneme logits for CTC (training pressure) and forced alignment. ``[B, F, V]``."""
-
-    def __init__(self, dim_in: int, num_symbols: int, dim: int = 192) -> None:
-        super().__init__()
-        self.enter = nn.Linear(dim_in, dim)
-        self.blocks = nn.ModuleList(Block(dim, 5) for _ in range(2))
-        self.leave = nn.Linear(dim, num_symbols)
-
-    def forward(self, values: Tensor, mask: Tensor) -> Tensor:
-        x = self.enter(values) * mask
-        for block in self.blocks:
-            x = block(x, mask)
-        return self.leave(x)
-
-
-__all__ = ["Decoupled", "DecoupledConfig", "Pitch"]
+__all__ = ["Decoupled", "DecoupledConfig", "Pitch", "scaled"]

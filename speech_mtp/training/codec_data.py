@@ -13,7 +13,7 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
-from speech_mtp.codecs.decoupled import Decoupled
+from speech_mtp.codecs._source_filter import SourceFilterCodec
 from speech_mtp.corpus.store import AudioStore
 from speech_mtp.corpus.texts import rows_of
 from speech_mtp.text.phonemes import parse
@@ -41,6 +41,7 @@ class CodecWeights:
     energy: float = 0.3
     adversary: float = 0.1
     multiscale: float = 0.0
+    books: float = 1.0
     consistency: float = 0.0
     codes: float = 0.0
     critic: float = 0.0
@@ -126,7 +127,9 @@ class CodecBatch:
 class CodecData:
     """Batches of an audio store by number: ``batch(n)`` is a pure function of the seed and ``n``."""
 
-    def __init__(self, store: AudioStore, codec: Decoupled, config: CodecTaskConfig, split: str = "train") -> None:
+    def __init__(
+        self, store: AudioStore, codec: SourceFilterCodec, config: CodecTaskConfig, split: str = "train"
+    ) -> None:
         self.store, self.config, self.spec = store, config, codec.spec
         self.hop = codec.config.hop
         limit = int(config.max_seconds * codec.spec.sample_rate)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speech_mtp.codecs.decoupled import Decoupled
+from speech_mtp.codecs._source_filter import SourceFilterCodec
 from speech_mtp.corpus.store import PITCH_HOP, AudioStore
 from speech_mtp.text.phonemes import parse
 from speech_mtp.training.codec_data import CodecBatch, CodecData, CodecTaskConfig
@@ -43,7 +43,9 @@ def slices(track: Tensor, start: Tensor, lengths: Tensor, count: int) -> Tensor:
 class DeviceCodecData(CodecData):
     """:class:`CodecData` with the audio on the device. Every utterance keeps its speed."""
 
-    def __init__(self, audio: DeviceAudio, codec: Decoupled, config: CodecTaskConfig, split: str = "train") -> None:
+    def __init__(
+        self, audio: DeviceAudio, codec: SourceFilterCodec, config: CodecTaskConfig, split: str = "train"
+    ) -> None:
         super().__init__(audio.store, codec, config, split)
         if config.resample and not config.keep_codes:
             raise ValueError("Audio on the device keeps its speed; set task.resample to 0.")

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from speech_mtp import hub, plugins
+from speech_mtp.codecs.coupled import Coupled, CoupledConfig
 from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
 from speech_mtp.corpus import answers
 from speech_mtp.corpus.codes import CODEC, CodeCorpus, load_codes
@@ -34,6 +35,7 @@ from speech_mtp.training import conversion, speech_mtp, trunk_stages
 from speech_mtp.training.answer_data import split
 from speech_mtp.training.base import Task
 from speech_mtp.training.codec import CodecTask
+from speech_mtp.training.coupled_codec import CoupledTask
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.inputs import check_inputs
 from speech_mtp.training.lm import LMTask, TextStore, TokenStore, UnitStore
@@ -41,6 +43,7 @@ from speech_mtp.training.loop import train
 from speech_mtp.training.stages import (
     AnswersRun,
     CodecRun,
+    CoupledCodecRun,
     LMRun,
     PackageHeadRun,
     SpeakRun,
@@ -62,6 +65,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "store": _store,
         "speak": _speak,
         "codec": _codec,
+        "coupled_codec": _coupled_codec,
         "encode": conversion.encode,
         "units": conversion.units,
         "lm": _lm,
@@ -110,6 +114,21 @@ def codec_task(stage: CodecRun, workers: Workers | None = None) -> CodecTask:
             _start_from(codec, trained, stage.start)
     store = AudioStore([store for path in stage.data for store in stores_in(path)])
     return CodecTask(codec, store, stage.task, stage.torch_device(), workers)
+
+
+def _coupled_codec(stage: CoupledCodecRun) -> dict[str, Any]:
+    workers = Workers()
+    return _finish(coupled_task(stage, workers), stage, workers)
+
+
+def coupled_task(stage: CoupledCodecRun, workers: Workers | None = None) -> CoupledTask:
+    """What ``stage`` trains, before its first step."""
+    torch.manual_seed(stage.loop.seed)
+    codec = Coupled(CoupledConfig(**{**stage.model.__dict__, "num_symbols": len(SYMBOLS)}))
+    if stage.start is not None:
+        _start_from(codec, hub.load_codec(stage.start), stage.start)
+    store = AudioStore([store for path in stage.data for store in stores_in(path)])
+    return CoupledTask(codec, store, stage.task, stage.torch_device(), workers)
 
 
 def _lm(stage: LMRun) -> dict[str, Any]:
@@ -284,7 +303,9 @@ def _start_partly(module: torch.nn.Module, trained: torch.nn.Module) -> None:
 
 
 def _finish(
-    task: Task, stage: CodecRun | LMRun | TextEncoderRun | TextMTPRun | SpeechMTPRun | TrunkRun, workers: Workers
+    task: Task,
+    stage: CodecRun | CoupledCodecRun | LMRun | TextEncoderRun | TextMTPRun | SpeechMTPRun | TrunkRun,
+    workers: Workers,
 ) -> dict[str, Any]:
     scores = train(task, stage.loop, stage.out, workers)
     if workers.main:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from speech_mtp.codecs.coupled import CoupledConfig
 from speech_mtp.codecs.decoupled import DecoupledConfig
 from speech_mtp.corpus import answers
 from speech_mtp.corpus.direct import VoiceShare
@@ -73,6 +74,18 @@ class CodecRun(Stage):
     start: str | None = None
     start_partly: bool = False
     model: DecoupledConfig = DecoupledConfig()
+    task: CodecTaskConfig = CodecTaskConfig()
+    loop: LoopConfig
+
+
+class CoupledCodecRun(Stage):
+    """Train a codec without roles, or one whose first book alone has one, on the audio stores ``data``; otherwise as
+    the stage ``codec``."""
+
+    kind: Literal["coupled_codec"]
+    data: list[Path]
+    start: str | None = None
+    model: CoupledConfig = CoupledConfig()
     task: CodecTaskConfig = CodecTaskConfig()
     loop: LoopConfig
 
@@ -268,6 +281,7 @@ class TrainConfig(BaseModel):
         StoreRun
         | SpeakRun
         | CodecRun
+        | CoupledCodecRun
         | EncodeRun
         | UnitsRun
         | LMRun

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.corpus.store import AudioStore, AudioStoreWriter
+from speech_mtp.nn.source_filter import Pitch
 from speech_mtp.text.phonemes import SYMBOLS
 from speech_mtp.training import codec as training
-from speech_mtp.training.codec import CodecTask, fill_unvoiced, speaker_loss
+from speech_mtp.training.codec import CodecTask, speaker_loss
 from speech_mtp.training.codec_data import (
     NOBODY,
     CodecBatch,
@@ -25,29 +26,14 @@ from speech_mtp.training.codec_data import (
     warp_frequency,
 )
 from speech_mtp.training.loop import numbers
+from speech_mtp.training.source_filter_task import fill_unvoiced
 
 RATE, HOP = 24_000, 240
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> AudioStore:
-    """Two voices that hum, six times each for a second and more; two sentences of each are held out."""
-    folder = tmp_path_factory.mktemp("store")
-    writer = AudioStoreWriter(folder)
-    for i in range(12):
-        voice, hertz = ("low", 110.0) if i % 2 else ("high", 220.0)
-        samples = RATE + 2_400 * i
-        wave = 0.3 * np.sign(np.sin(2 * np.pi * hertz * np.arange(samples) / RATE))
-        pitch = np.full(-(-samples // HOP), hertz, np.float32)
-        text, split = f"Hello {'abcdef'[i // 2]}.", "dev" if i >= 8 else "train"
-        writer.append(str(i), voice, text, "həlˈO", split, wave.astype(np.float32), pitch)
-    writer.close()
-    return AudioStore([folder])
-
-
-def task_of(store: AudioStore, **settings: Any) -> CodecTask:
+def task_of(humming: AudioStore, **settings: Any) -> CodecTask:
     config = CodecTaskConfig(**{"batch": 2, "crop_frames": 8, "max_seconds": 3.0, "amp": False, **settings})
-    return CodecTask(Decoupled.tiny(len(SYMBOLS)), store, config, torch.device("cpu"))
+    return CodecTask(Decoupled.tiny(len(SYMBOLS)), humming, config, torch.device("cpu"))
 
 
 def changed(task: CodecTask, steps: int = 2) -> tuple[set[str], dict[str, float]]:
@@ -66,18 +52,18 @@ def codes_of(codec: Decoupled, wave: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("critic", [0.0, 1.0])
-def test_everything_learns(store: AudioStore, critic: float) -> None:
-    parts, scores = changed(task_of(store, weights=CodecWeights(critic=critic)))
+def test_everything_learns(humming: AudioStore, critic: float) -> None:
+    parts, scores = changed(task_of(humming, weights=CodecWeights(critic=critic)))
     assert parts == {"content", "prosody", "timbre", "speaker_of_prosody", "decoder", "phonemes"}
     terms = {"ctc", "adversary", "energy", "pitch", "voicing", "stft", "convergence", "mel", "heard", "loss"}
     assert scores.keys() == terms | ({"critics", "critic", "feature"} if critic else set())
     assert all(np.isfinite(value) for value in scores.values())
 
 
-def test_single_frames_tell_phonemes_too_and_what_is_often_said_is_dear(store: AudioStore) -> None:
+def test_single_frames_tell_phonemes_too_and_what_is_often_said_is_dear(humming: AudioStore) -> None:
     """``near`` reaches the content encoder; priors are learnt in training alone, and change both losses."""
-    plain = task_of(store, weights=CodecWeights(near=0.5))
-    task = task_of(store, weights=CodecWeights(near=0.5), ctc_prior=0.5)
+    plain = task_of(humming, weights=CodecWeights(near=0.5))
+    task = task_of(humming, weights=CodecWeights(near=0.5), ctc_prior=0.5)
     scores = {}
     for name, one in (("plain", plain), ("prior", task)):
         torch.manual_seed(0)
@@ -93,13 +79,13 @@ def test_single_frames_tell_phonemes_too_and_what_is_often_said_is_dear(store: A
     )
 
     only = dict.fromkeys(CodecWeights().__dict__, 0.0) | {"near": 1.0}
-    parts, _ = changed(task_of(store, weights=CodecWeights(**only)))
+    parts, _ = changed(task_of(humming, weights=CodecWeights(**only)))
     assert "content" in parts
 
 
-def test_the_log_counts_codes_in_use(store: AudioStore) -> None:
+def test_the_log_counts_codes_in_use(humming: AudioStore) -> None:
     """The exponential of the entropy of the codes of the batches that are measured."""
-    task = task_of(store)
+    task = task_of(humming)
     found, codec = task.evaluate(), Decoupled.tiny(len(SYMBOLS))
     for k, stream in enumerate(codec.spec.streams):
         said = []
@@ -112,9 +98,9 @@ def test_the_log_counts_codes_in_use(store: AudioStore) -> None:
         assert found[f"{stream}_perplexity"] == pytest.approx(float(entropy.exp()))
 
 
-def test_with_kept_codes_only_the_decoder_learns(store: AudioStore) -> None:
-    task = task_of(store, keep_codes=True)
-    wave = store.wave(0)
+def test_with_kept_codes_only_the_decoder_learns(humming: AudioStore) -> None:
+    task = task_of(humming, keep_codes=True)
+    wave = humming.wave(0)
     before = codes_of(task.codec, wave)
     parts, scores = changed(task)
     assert parts == {"decoder"}
@@ -122,15 +108,15 @@ def test_with_kept_codes_only_the_decoder_learns(store: AudioStore) -> None:
     assert torch.equal(codes_of(task.codec, wave), before)
 
 
-def test_with_kept_codes_the_decoder_hears_content_as_it_is_encoded(store: AudioStore) -> None:
+def test_with_kept_codes_the_decoder_hears_content_as_it_is_encoded(humming: AudioStore) -> None:
     """No other speed and no warped frequencies, however much of both the settings ask for."""
-    task = task_of(store, keep_codes=True, resample=1.0, warp=0.3)
+    task = task_of(humming, keep_codes=True, resample=1.0, warp=0.3)
     batch = task.data.batch(0)
     heard, _ = streams_of(task, batch)
     for content, wave, length in zip(heard, batch.wave, batch.lengths.tolist(), strict=True):
         expected, _ = task.codec.values(codes_of(task.codec, wave[:length]))
         torch.testing.assert_close(content[: expected.shape[1]], expected[0], atol=1e-5, rtol=1e-5)
-    assert set(batch.lengths.tolist()) <= {row.samples for row in store.rows}
+    assert set(batch.lengths.tolist()) <= {row.samples for row in humming.rows}
 
 
 def streams_of(task: CodecTask, batch: CodecBatch) -> tuple[Tensor, Tensor]:
@@ -146,8 +132,8 @@ def streams_of(task: CodecTask, batch: CodecBatch) -> tuple[Tensor, Tensor]:
     return heard[0]
 
 
-def test_kept_codes_are_those_of_encode_in_mixed_precision_too(store: AudioStore) -> None:
-    task = task_of(store, keep_codes=True, amp=True, batch=8)
+def test_kept_codes_are_those_of_encode_in_mixed_precision_too(humming: AudioStore) -> None:
+    task = task_of(humming, keep_codes=True, amp=True, batch=8)
     batch = task.data.batch(0)
     encoded = task.codec.encode(batch.wave[:, None], batch.lengths)
     for ours, theirs in zip(streams_of(task, batch), task.codec.values(encoded.frames), strict=True):
@@ -155,9 +141,9 @@ def test_kept_codes_are_those_of_encode_in_mixed_precision_too(store: AudioStore
 
 
 # -- the terms --------------------------------------------------------------------------------------------------------
-def test_the_loss_is_the_weighted_sum_of_its_terms(store: AudioStore) -> None:
+def test_the_loss_is_the_weighted_sum_of_its_terms(humming: AudioStore) -> None:
     weights = CodecWeights(stft=2.0, ctc=0.5, critic=0.7, feature=3.0)
-    task = task_of(store, weights=weights, critic_from=1)
+    task = task_of(humming, weights=weights, critic_from=1)
     for number, adversarial in enumerate([False, True]):
         scores = numbers(task.step(number, 1e-3))
         assert [name in scores for name in ("critics", "critic", "feature")] == [adversarial] * 3
@@ -165,8 +151,8 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(store: AudioStore) -> None:
         assert scores["loss"] == pytest.approx(sum(parts), rel=1e-4)
 
 
-def test_gradients_are_clipped_before_they_are_used(store: AudioStore) -> None:
-    task = task_of(store, weights=CodecWeights(mel=1e4))
+def test_gradients_are_clipped_before_they_are_used(humming: AudioStore) -> None:
+    task = task_of(humming, weights=CodecWeights(mel=1e4))
     norms: list[float] = []
     parameters = [*task.codec.parameters(), *task.helpers.parameters()]
 
@@ -178,8 +164,8 @@ def test_gradients_are_clipped_before_they_are_used(store: AudioStore) -> None:
     assert norms == pytest.approx([5.0], rel=1e-3)
 
 
-def test_every_term_of_the_sound_teaches_the_decoder_and_none_the_ear(store: AudioStore) -> None:
-    task = task_of(store)
+def test_every_term_of_the_sound_teaches_the_decoder_and_none_the_ear(humming: AudioStore) -> None:
+    task = task_of(humming)
     terms, fake, _ = task.terms(task.data.batch(0))
     for name in ("stft", "convergence", "mel", "heard"):
         (gradient,) = torch.autograd.grad(terms[name], fake, retain_graph=True)
@@ -188,8 +174,8 @@ def test_every_term_of_the_sound_teaches_the_decoder_and_none_the_ear(store: Aud
     assert all(weight.grad is None for weight in task.codec.content.parameters())
 
 
-def test_padding_adds_nothing_to_the_terms_of_a_stream(store: AudioStore) -> None:
-    task = task_of(store, batch=1)
+def test_padding_adds_nothing_to_the_terms_of_a_stream(humming: AudioStore) -> None:
+    task = task_of(humming, batch=1)
     batch, frames, n = task.data.batch(0), 40, 25
     batch.frames = torch.tensor([n])
     torch.manual_seed(0)
@@ -223,8 +209,8 @@ def test_pitch_is_judged_where_there_is_a_voice() -> None:
     assert float(terms["pitch"]) == pytest.approx(5 - np.log(100), abs=1e-4)
 
 
-def test_an_evaluation_repeats_itself(store: AudioStore) -> None:
-    task = task_of(store, weights=CodecWeights(heard=0.0))
+def test_an_evaluation_repeats_itself(humming: AudioStore) -> None:
+    task = task_of(humming, weights=CodecWeights(heard=0.0))
     torch.manual_seed(1)
     once = task.evaluate()
     torch.manual_seed(2)
@@ -246,8 +232,8 @@ def picked(data: CodecData, batches: int = 30) -> list[tuple[int, int]]:
     return seen
 
 
-def test_dev_sentences_are_never_trained_on(store: AudioStore) -> None:
-    task = task_of(store)
+def test_dev_sentences_are_never_trained_on(humming: AudioStore) -> None:
+    task = task_of(humming)
     training_rows = {i for pair in picked(task.data) for i in pair}
     assert training_rows == set(range(8))
     seen = picked(task.dev_data, 0)
@@ -259,21 +245,17 @@ def test_dev_sentences_are_never_trained_on(store: AudioStore) -> None:
     assert len(seen) == 8
 
 
-def test_a_sentence_held_out_in_one_store_is_held_out_in_all(store: AudioStore, tmp_path: Path) -> None:
+def test_a_sentence_held_out_in_one_store_is_held_out_in_all(humming_folder: Path, tmp_path: Path) -> None:
     writer = AudioStoreWriter(tmp_path)
     for i in range(3):
         wave, pitch = np.zeros(RATE, np.float32), np.zeros(RATE // HOP, np.float32)
         writer.append(f"more{i}", "low", f"hello, {'bef'[i]}", "həlˈO", "train", wave, pitch)
     writer.close()
-    joined = AudioStore([store_folder(store), tmp_path])
+    joined = AudioStore([humming_folder, tmp_path])
     assert {i for pair in picked(task_of(joined).data) for i in pair} == {*range(8), 12}
 
 
-def store_folder(store: AudioStore) -> Path:
-    return Path(str(store._parts[0][0].filename)).parent
-
-
-def test_a_corpus_without_dev_sentences_is_refused(tmp_path: Path, store: AudioStore) -> None:
+def test_a_corpus_without_dev_sentences_is_refused(tmp_path: Path, humming: AudioStore) -> None:
     writer = AudioStoreWriter(tmp_path)
     for i in range(3):
         wave, pitch = np.zeros(RATE, np.float32), np.zeros(RATE // HOP, np.float32)
@@ -283,20 +265,20 @@ def test_a_corpus_without_dev_sentences_is_refused(tmp_path: Path, store: AudioS
         task_of(AudioStore([tmp_path]))
 
 
-def test_the_reference_is_another_utterance_of_the_voice(store: AudioStore) -> None:
-    pairs = picked(task_of(store).data, 100)
+def test_the_reference_is_another_utterance_of_the_voice(humming: AudioStore) -> None:
+    pairs = picked(task_of(humming).data, 100)
     assert all(index != other and index % 2 == other % 2 for index, other in pairs)
 
 
-def test_the_reference_is_as_fast_as_the_utterance_and_cut(store: AudioStore) -> None:
-    data = task_of(store, batch=4, resample=1.0, reference_s=0.5).data
+def test_the_reference_is_as_fast_as_the_utterance_and_cut(humming: AudioStore) -> None:
+    data = task_of(humming, batch=4, resample=1.0, reference_s=0.5).data
     pairs, batch = picked(data, 0), data.batch(0)
     for (index, _), length, reference in zip(pairs, batch.lengths, batch.reference_lengths, strict=True):
-        assert float(reference) / (0.5 * RATE) == pytest.approx(float(length) / store.rows[index].samples, rel=1e-3)
+        assert float(reference) / (0.5 * RATE) == pytest.approx(float(length) / humming.rows[index].samples, rel=1e-3)
 
 
-def test_padding_is_no_speech_in_the_reference(store: AudioStore) -> None:
-    task = task_of(store, batch=8, reference_s=3.0, resample=0.0)
+def test_padding_is_no_speech_in_the_reference(humming: AudioStore) -> None:
+    task = task_of(humming, batch=8, reference_s=3.0, resample=0.0)
     batch = task.data.batch(0)
     assert len(set(batch.reference_lengths.tolist())) > 1
     decode, given = task.decode_crop, []
@@ -313,19 +295,19 @@ def test_padding_is_no_speech_in_the_reference(store: AudioStore) -> None:
 
 
 # -- the speaker adversary --------------------------------------------------------------------------------------------
-def test_a_voice_at_another_speed_is_nobody(store: AudioStore) -> None:
-    data = task_of(store, batch=8, resample=0.5).data
+def test_a_voice_at_another_speed_is_nobody(humming: AudioStore) -> None:
+    data = task_of(humming, batch=8, resample=0.5).data
     pairs, batch = picked(data, 0), data.batch(0)
     for (index, _), length, label in zip(pairs, batch.lengths.tolist(), batch.voice.tolist(), strict=True):
-        as_spoken = length == store.rows[index].samples
-        assert label == (data.voices.index(store.rows[index].voice) if as_spoken else NOBODY)
+        as_spoken = length == humming.rows[index].samples
+        assert label == (data.voices.index(humming.rows[index].voice) if as_spoken else NOBODY)
     assert 0 < (batch.voice == NOBODY).sum() < 8
 
 
 def test_a_voice_on_a_warped_axis_is_nobody_in_content_alone(
-    store: AudioStore, monkeypatch: pytest.MonkeyPatch
+    humming: AudioStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = task_of(store, batch=8, resample=0.0)
+    task = task_of(humming, batch=8, resample=0.0)
     factors: list[Tensor] = []
     labels: list[Tensor] = []
 
@@ -359,9 +341,9 @@ def test_rows_without_a_label_add_nothing_to_the_speaker_loss() -> None:
     assert float(speaker_loss(guesses.detach(), torch.full((4,), NOBODY))) == 0.0
 
 
-def test_the_classifier_learns_the_voice_and_the_streams_unlearn_it(store: AudioStore) -> None:
+def test_the_classifier_learns_the_voice_and_the_streams_unlearn_it(humming: AudioStore) -> None:
     """A small step against its gradient lowers the loss for the classifier, and raises it for the streams."""
-    task = task_of(store, batch=8)
+    task = task_of(humming, batch=8)
     batch = task.data.batch(0)
     torch.manual_seed(0)
     frames = batch.wave.shape[1] // task.codec.spec.samples_per_frame
@@ -448,7 +430,7 @@ def test_a_decoded_crop_is_that_crop_of_the_whole_decoded() -> None:
         state = decoder.open(2, torch.device("cpu"))
         state.timbre, state.f0 = timbre, torch.full((2,), 100.0, dtype=torch.float64)
         late = torch.nn.functional.pad(hertz, (4, 0))[:, : 4 * frames]
-        truth = training.Pitch(torch.full_like(late, 100.0).log(), (late > 0).float())
+        truth = Pitch(torch.full_like(late, 100.0).log(), (late > 0).float())
         raw, _ = decoder(state, content, prosody, torch.full((2,), frames), truth)
     whole = raw[:, decoder.delay_samples :]
     for row, at in enumerate([7, 20]):
@@ -477,11 +459,11 @@ def test_pitch_is_predicted_in_full_precision_under_autocast() -> None:
     torch.testing.assert_close(mixed.voiced, exact.voiced, atol=1e-6, rtol=0)
 
 
-def test_batches_are_a_function_of_their_number(store: AudioStore) -> None:
-    one, other = task_of(store).data, task_of(store).data
+def test_batches_are_a_function_of_their_number(humming: AudioStore) -> None:
+    one, other = task_of(humming).data, task_of(humming).data
     assert torch.equal(one.batch(3).wave, other.batch(3).wave)
     assert one.batch(3).wave.shape != one.batch(4).wave.shape or not torch.equal(one.batch(3).wave, one.batch(4).wave)
     assert not torch.equal(
-        one.batch(3).wave.flatten()[:RATE], task_of(store, seed=1).data.batch(3).wave.flatten()[:RATE]
+        one.batch(3).wave.flatten()[:RATE], task_of(humming, seed=1).data.batch(3).wave.flatten()[:RATE]
     )
     assert len({int(crop) for number in range(4) for crop in one.batch(number).crop}) > 2

@@ -20,20 +20,20 @@ from speech_mtp.training import averaging
 from speech_mtp.training.codec_data import NOBODY, CodecWeights, CriticConfig
 from speech_mtp.training.loop import numbers
 from speech_mtp.training.views import Views
-from tests.training.test_codec import changed, store, task_of  # noqa: F401  (a fixture)
+from tests.training.test_codec import changed, task_of
 
 VIEWS = CodecWeights(consistency=1.0, codes=0.5, multiscale=0.5)
 
 
-def test_with_views_everything_learns_and_the_new_terms_are_there(store: AudioStore) -> None:  # noqa: F811
-    parts, scores = changed(task_of(store, views=Views(), weights=VIEWS, ema=0.9, resample=0.0))
+def test_with_views_everything_learns_and_the_new_terms_are_there(humming: AudioStore) -> None:
+    parts, scores = changed(task_of(humming, views=Views(), weights=VIEWS, ema=0.9, resample=0.0))
     assert parts == {"content", "prosody", "timbre", "speaker_of_prosody", "decoder", "phonemes"}
     assert {"consistency", "codes", "multiscale"} <= scores.keys()
     assert all(np.isfinite(value) for value in scores.values())
 
 
-def test_consistency_alone_draws_the_views_together(store: AudioStore) -> None:  # noqa: F811
-    task = task_of(store, views=Views(), weights=VIEWS, batch=4, resample=0.0)
+def test_consistency_alone_draws_the_views_together(humming: AudioStore) -> None:
+    task = task_of(humming, views=Views(), weights=VIEWS, batch=4, resample=0.0)
     batch = task.data.batch(0)
 
     def distance() -> Tensor:
@@ -50,8 +50,8 @@ def test_consistency_alone_draws_the_views_together(store: AudioStore) -> None: 
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_a_share_is_heard_by_its_view_and_is_nobody(store: AudioStore, share: float) -> None:  # noqa: F811
-    task = task_of(store, views=Views(share=share), weights=VIEWS, batch=4, resample=0.0)
+def test_a_share_is_heard_by_its_view_and_is_nobody(humming: AudioStore, share: float) -> None:
+    task = task_of(humming, views=Views(share=share), weights=VIEWS, batch=4, resample=0.0)
     batch, seen = task.data.batch(0), []
     terms = task.stream_terms
 
@@ -69,13 +69,13 @@ def test_a_share_is_heard_by_its_view_and_is_nobody(store: AudioStore, share: fl
     assert torch.equal(voices["prosody"], batch.voice)
 
 
-def test_an_evaluation_tells_how_many_codes_stay(store: AudioStore) -> None:  # noqa: F811
-    scores = task_of(store, views=Views(), weights=VIEWS, resample=0.0).evaluate()
+def test_an_evaluation_tells_how_many_codes_stay(humming: AudioStore) -> None:
+    scores = task_of(humming, views=Views(), weights=VIEWS, resample=0.0).evaluate()
     assert all(0 <= scores[f"equal_{name}"] <= 1 for name in ("pitch", "formants", "both", "noise"))
 
 
-def test_the_average_is_what_is_evaluated_and_lags_the_weights(store: AudioStore) -> None:  # noqa: F811
-    task = task_of(store, ema=0.5, resample=0.0)
+def test_the_average_is_what_is_evaluated_and_lags_the_weights(humming: AudioStore) -> None:
+    task = task_of(humming, ema=0.5, resample=0.0)
     expected = averaging.average_of(task.codec)
     for number in range(3):
         task.step(number, 1e-2)
@@ -131,9 +131,9 @@ def test_several_scales_see_what_one_window_blurs() -> None:
     assert float(loss(wave, late)) > 0.1
 
 
-def test_critics_judge_a_part_of_the_crop_one_at_a_time(store: AudioStore) -> None:  # noqa: F811
+def test_critics_judge_a_part_of_the_crop_one_at_a_time(humming: AudioStore) -> None:
     settings = CriticConfig(width=8, crop_frames=4, every=2, one=True)
-    task = task_of(store, weights=CodecWeights(critic=1.0), critics=settings)
+    task = task_of(humming, weights=CodecWeights(critic=1.0), critics=settings)
     assert task.critics.critics[0].score.in_channels == 8
     fake, real = torch.arange(2 * 7_680.0).view(2, -1), torch.arange(2 * 7_680.0).view(2, -1) + 0.5
     choices = []

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# What makes codes good for a language model: codecs of one size, on the same audio for the same steps; then talkers of
+# one size on the codes of each, on the same text for the same steps; then a draft head before each talker. Everything in
+# runs/tokenizer_study/<codec>; what is done is left alone, what was cut off goes on. About twenty core-hours, after the
+# audio (recipes/tokenizer/speak.yaml).
+#   recipes/tokenizer_study/run.sh                                    all codecs, groups of 5 frames, one seed
+#   GROUPS_OF="1 2 5" SEEDS="0 1" recipes/tokenizer_study/run.sh coupled decoupled2
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+study="${STUDY:-runs/tokenizer_study}"
+data="${DATA:-[runs/spoken]}"
+sentences="${SENTENCES:-recipes/corpus/dev_sentences.txt}"
+names=("$@")
+[ $# -gt 0 ] || names=(coupled coupled_four coupled_one semi_decoupled decoupled decoupled2)
+
+recipe() { speech-mtp train "recipes/tokenizer_study/$1.yaml" "${@:2}"; }
+
+for name in "${names[@]}"; do
+    out="$study/$name"
+    [ -d "$out/codec/export" ] || recipe "$name" "run.out=$out/codec" "run.data=$data"
+    # Codecs without a phoneme head are aligned by that of the packaged one.
+    [ -f "$out/codes/codes.npz" ] || speech-mtp train recipes/tiny_en/encode.yaml "run.data=$data" \
+        "run.codec=$out/codec/export" "run.out=$out/codes"
+    # Texts and phonemes are the same for all.
+    [ -f "$study/units/index.json" ] || speech-mtp train recipes/tiny_en/units.yaml "run.codes=[$out/codes]" \
+        "run.out=$study/units"
+    for seed in ${SEEDS:-0}; do
+        for group in ${GROUPS_OF:-5}; do
+            run="$out/g$group/$seed"
+            advance=$((group * 2 < 4 ? 4 : group * 2))
+            [ -d "$run/talker/export" ] || recipe talker "run.out=$run/talker" "run.codes=[$out/codes]" \
+                "run.units=$study/units" "run.model.frames_per_group=$group" "run.loop.seed=$seed" \
+                "run.task.seed=$seed" "run.model.layout={name: aligned, max_advance: $advance, ahead: 10}"
+            [ -d "$run/heads/export" ] || speech-mtp train recipes/tiny_en/heads.yaml "run.lm=$run/talker/export" \
+                "run.codes=[$out/codes]" "run.units=$study/units" "run.out=$run/heads" "run.loop.seed=$seed"
+            [ -d "$run/model" ] || speech-mtp train recipes/tiny_en/package.yaml "run.out=$run/model" \
+                "run.lm=$run/talker/export" "run.codes=[$out/codes]" "run.codec=$out/codec/export" \
+                run.storage=fp32 run.card=recipes/tiny_en/CARD.md
+            [ -f "$run/speech.json" ] || speech-mtp eval speech --model "$run/model" --sentences "$sentences" \
+                --json "$run/speech.json"
+        done
+    done
+done

@@ -1,0 +1,71 @@
+"""Training of the coupled and of the semi-decoupled codec (:mod:`speech_mtp.codecs.coupled`).
+
+Besides what every codec is trained on (:mod:`speech_mtp.training.source_filter_task`):
+
+* ``books``: the codebooks learn the vectors, and the encoder keeps to them (VQ-VAE's two losses);
+* ``ctc``: with a semantic first book, phonemes from its values. SpeechTokenizer (arXiv:2308.16692) distils a
+  recogniser's features there; here it is the loss by which the decoupled codec learns what is said, so that both are
+  told the same.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from speech_mtp.codecs._source_filter import FrameEncoder
+from speech_mtp.codecs.coupled import Coupled
+from speech_mtp.corpus.store import AudioStore
+from speech_mtp.nn.ctc import Prior
+from speech_mtp.training.codec_data import CodecBatch, CodecTaskConfig
+from speech_mtp.training.distributed import Workers
+from speech_mtp.training.precision import mixed
+from speech_mtp.training.source_filter_task import SourceFilterTask
+
+
+class CoupledTask(SourceFilterTask):
+    """Trains a :class:`Coupled` codec. Raises ValueError for settings of streams that it has not."""
+
+    codec: Coupled
+
+    def __init__(
+        self,
+        codec: Coupled,
+        store: AudioStore,
+        config: CodecTaskConfig,
+        device: torch.device,
+        workers: Workers | None = None,
+    ) -> None:
+        if config.views is not None or config.weights.near:
+            raise ValueError("A coupled codec has no content of its own; leave task.views and task.weights.near out.")
+        super().__init__(codec, store, config, device, workers)
+
+    def make_helpers(self, voices: int) -> dict[str, nn.Module]:
+        tells = self.codec.phonemes is not None and self.config.ctc_prior
+        return {"ctc_prior": Prior(self.codec.config.num_symbols)} if tells else {}
+
+    @property
+    def ear(self) -> FrameEncoder:
+        return self.codec.encoder
+
+    def features_of_ear(self, crop: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        mel, low, mask = self.codec.features(crop, lengths)
+        return torch.cat([mel, low], -1), mask
+
+    def timbre(self, batch: CodecBatch) -> Tensor:
+        """The same for everybody."""
+        return self.codec.voice(None, len(batch.wave))
+
+    def encode(self, batch: CodecBatch, timbre: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        codec = self.codec
+        with mixed(self.config.amp, self.device):
+            mel, low, mask = codec.features(batch.wave, batch.lengths)
+            latent = codec.latent(mel, low, mask).float()
+        parts, _, loss = codec.quantiser(latent, mask)
+        terms = {"books": loss}
+        if codec.phonemes is not None:
+            with mixed(self.config.amp, self.device):
+                log_probs = codec.phonemes(parts[0], mask).float().log_softmax(-1)
+            terms["ctc"] = self._phonemes_said("ctc", log_probs, batch, mask)
+        whole = torch.stack(parts).sum(0)
+        return whole, whole, terms
