@@ -100,7 +100,7 @@ class VoiceService:
                 loop.call_soon_threadsafe(self.warm.set)
 
         self.engine.start(tell)
-        self._keeping_small = asyncio.ensure_future(keep_small())
+        self._keeping_small = asyncio.ensure_future(keep_small(self.warm))
         if self.recogniser is not None:
             self._loading = asyncio.ensure_future(self.ears.run("", self.recogniser.warm_up))
 

@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
 
 from speech_mtp.serving.memory import keep_small
-from tests.serving.running import serving
+from tests.serving.chatting import chatting
+from tests.serving.running import serving, until
+from tests.serving.talking import Loudness, talking
 
 
 async def kept_small_for(seconds: float) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            await keep_small(every_s=0.01)
+            warm = asyncio.Event()
+            warm.set()
+            await keep_small(warm, every_s=0.01)
 
 
 def test_it_is_given_back_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,15 +33,53 @@ def test_it_is_given_back_again_and_again(monkeypatch: pytest.MonkeyPatch) -> No
     assert set(given) == {0}
 
 
-def test_a_c_library_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+class Ring:
+    """Refers to itself."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+
+def test_rings_that_nobody_refers_to_go_also_where_the_c_library_gives_nothing_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
-    asyncio.run(asyncio.wait_for(keep_small(), 1.0))
+    gone: list[bool] = []
+
+    async def leave() -> None:
+        await asyncio.sleep(0.05)
+        gc.disable()
+        ring = weakref.ref(Ring())
+        assert ring() is not None
+        await asyncio.sleep(0.2)
+        gone.append(ring() is None)
+
+    async def both() -> None:
+        await asyncio.gather(kept_small_for(0.5), leave())
+
+    try:
+        asyncio.run(both())
+    finally:
+        gc.enable()
+    assert gone == [True]
+    assert gc.get_freeze_count() == 0
+
+
+def test_nothing_is_searched_before_the_server_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc, "freeze", lambda: pytest.fail("what is still being loaded must not be left out"))
+
+    async def wait() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await keep_small(asyncio.Event(), every_s=0.01)
+
+    asyncio.run(wait())
 
 
 def test_a_server_does_so(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[bool] = []
 
-    async def keep() -> None:
+    async def keep(warm: asyncio.Event) -> None:
         kept.append(True)
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
@@ -45,3 +89,26 @@ def test_a_server_does_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving():
         assert kept == [True]
     assert kept == [True, False]
+
+
+def test_who_has_left_leaves_no_detector_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, without a search for rings."""
+    made: list[weakref.ref[Loudness]] = []
+
+    def detector() -> Loudness:
+        made.append(weakref.ref(found := Loudness()))
+        return found
+
+    monkeypatch.setattr("speech_mtp.serving.routes.realtime.silero", detector)
+    with chatting() as server:
+        gc.disable()
+        try:
+            for _ in range(3):
+                with talking(server) as talk:
+                    talk.say("Hello there!")
+                    talk.send("response.create", response={"max_output_tokens": 40})
+                    talk.until("response.output_audio.delta")
+            until(lambda: not server.service.sessions)
+            until(lambda: len(made) == 3 and all(found() is None for found in made))
+        finally:
+            gc.enable()

@@ -37,6 +37,16 @@ def silero() -> VoiceActivity:
     return detector
 
 
+class Deaf:
+    """Hears nothing."""
+
+    def process_samples(self, samples: list[float]) -> float:
+        return 0.0
+
+    def reset(self) -> None:
+        return
+
+
 @dataclass(frozen=True)
 class Noticed:
     """A change, and the sound's time (milliseconds since the session began) at which it was."""
@@ -53,7 +63,8 @@ class Ear:
     """
 
     def __init__(self, wire_format: WireFormat, vad: VoiceActivity) -> None:
-        self._receiver, self._vad = Receiver(wire_format, HEARING_RATE), vad
+        self._receiver = Receiver(wire_format, HEARING_RATE)
+        self._vad: VoiceActivity = vad
         self.detector: TurnDetector | None = TurnDetector()
         self.padding_ms = 300
         self.guarded = self.muted = False
@@ -148,3 +159,8 @@ class Ear:
         if self.detector is not None:
             self.detector.reset()
         self._vad.reset()
+
+    def close(self) -> None:
+        """Nothing more will come: the detector, which takes megabytes, and the sound go at once."""
+        self._vad = Deaf()
+        self.clear()

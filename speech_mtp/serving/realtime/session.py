@@ -72,6 +72,7 @@ class Session:
             await self.websocket.close(1012 if stopping.done() else 1001)
         finally:
             self.tasks.cancel()
+            self.hearing.ear.close()
 
     async def send(self, event: events.Event) -> None:
         """One event, unless the client does not read."""
