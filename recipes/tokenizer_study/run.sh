@@ -19,7 +19,7 @@ for name in "${names[@]}"; do
     out="$study/$name"
     [ -d "$out/codec/export" ] || recipe "$name" "run.out=$out/codec" "run.data=$data"
     # Codecs without a phoneme head are aligned by that of the packaged one.
-    [ -f "$out/codes/codes.npz" ] || speech-mtp train recipes/tiny_en/encode.yaml "run.data=$data" \
+    [ -f "$out/codes/codes.safetensors" ] || speech-mtp train recipes/tiny_en/encode.yaml "run.data=$data" \
         "run.codec=$out/codec/export" "run.out=$out/codes"
     # Texts and phonemes are the same for all.
     [ -f "$study/units/index.json" ] || speech-mtp train recipes/tiny_en/units.yaml "run.codes=[$out/codes]" \
@@ -27,10 +27,10 @@ for name in "${names[@]}"; do
     for seed in ${SEEDS:-0}; do
         for group in ${GROUPS_OF:-5}; do
             run="$out/g$group/$seed"
-            advance=$((group * 2 < 4 ? 4 : group * 2))
+            advance=$((group * 2 < 4 ? 4 : group * 2)) stall=$((30 / group))
             [ -d "$run/talker/export" ] || recipe talker "run.out=$run/talker" "run.codes=[$out/codes]" \
                 "run.units=$study/units" "run.model.frames_per_group=$group" "run.loop.seed=$seed" \
-                "run.task.seed=$seed" "run.model.layout={name: aligned, max_advance: $advance, ahead: 10}"
+                "run.task.seed=$seed" "run.model.layout={name: aligned, max_advance: $advance, ahead: 10, max_stall: $stall}"
             [ -d "$run/heads/export" ] || speech-mtp train recipes/tiny_en/heads.yaml "run.lm=$run/talker/export" \
                 "run.codes=[$out/codes]" "run.units=$study/units" "run.out=$run/heads" "run.loop.seed=$seed"
             [ -d "$run/model" ] || speech-mtp train recipes/tiny_en/package.yaml "run.out=$run/model" \
