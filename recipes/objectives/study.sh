@@ -9,7 +9,8 @@ cd "$(dirname "$0")/../.."
 study="${STUDY:-runs/objectives/study}"
 functions="${FUNCTIONS:-300}"
 names=("$@")
-[ $# -gt 0 ] || names=(trunk parallel_heads parallel_heads_forward parallel_heads_reverse token_order registers
+[ $# -gt 0 ] || names=(trunk parallel_heads parallel_heads_forward parallel_heads_reverse
+    parallel_heads_drawn token_order registers
     registers_forward prophet joint_leap joint_deepseek distill trunk_more concept)
 
 train() { speech-mtp train "recipes/objectives/$1.yaml" "run.documents=$study/documents" "${@:2}"; }

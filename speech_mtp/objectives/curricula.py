@@ -6,6 +6,7 @@ A recipe says one of::
     curriculum: reverse                                     k, ..., 2, 1
     curriculum: {name: forward, plateau: 200}               each until the held-out loss stands still for 200 steps
     curriculum: [{k: 1, steps: 500}, {k: 2, share: 0.3}, {k: 4, weights: [1, 1, 0.5, 0.5]}]
+    curriculum: [{k: 4, drawn: true}]                       a depth of 1 to 4 at every step, each as often
 
 The first two are those of Aynetdinov and Akbik (arXiv:2505.22757) with steps for epochs: of E steps, step e has
 k = min(k_max, floor(e / (E / k_max)) + 1), or max(1, k_max - floor(e / (E / k_max))).
@@ -14,6 +15,7 @@ k = min(k_max, floor(e / (E / k_max)) + 1), or max(1, k_max - floor(e / (E / k_m
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -34,7 +36,8 @@ EPSILON = 1e-6
 class Phase:
     """Look ``k`` tokens ahead, for so many ``steps``, for a ``share`` of the steps of the run, or until the held-out
     loss has not fallen by ``gain`` nats for ``plateau`` steps. ``weights`` are those of the k offsets (None: the
-    objective's own). The last phase has no length."""
+    objective's own). ``drawn``: every step looks from 1 to ``k`` tokens ahead, as chance will have it. The last phase
+    has no length."""
 
     k: int
     steps: int | None = None
@@ -42,6 +45,7 @@ class Phase:
     plateau: int | None = None
     gain: float = 0.01
     weights: tuple[float, ...] | None = None
+    drawn: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,14 @@ def observed(phases: Sequence[Phase], place: Place, number: int, loss: float) ->
     if loss < place.best - phase.gain:
         return replace(place, best=loss, since=number)
     return place if number - place.since < phase.plateau else Place(place.phase + 1, number, since=number)
+
+
+def as_drawn(phase: Phase, number: int) -> Phase:
+    """``phase`` at step ``number``: the same in every process and after a stop."""
+    if not phase.drawn:
+        return phase
+    k = random.Random(number).randint(1, phase.k)
+    return replace(phase, k=k, weights=None if phase.weights is None else phase.weights[:k])
 
 
 def phases_of(spec: Spec | None, k_max: int) -> list[Phase]:
@@ -158,7 +170,7 @@ class Curriculum(nn.Module):
     def __init__(self, spec: Spec | None, k_max: int) -> None:
         super().__init__()
         self.phases, self.k_max, self.steps = phases_of(spec, k_max), k_max, None
-        self.place = Place()
+        self.place, self._number = Place(), 0
 
     steps: int | None
 
@@ -172,9 +184,11 @@ class Curriculum(nn.Module):
 
     @property
     def phase(self) -> Phase:
-        return self.phases[self.place.phase]
+        """As it is at this step."""
+        return as_drawn(self.phases[self.place.phase], self._number)
 
     def at_step(self, number: int) -> None:
+        self._number = number
         self.place = at_step(self.phases, self.place, number, self.steps)
 
     def observe(self, number: int, loss: float) -> None:

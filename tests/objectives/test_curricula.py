@@ -36,6 +36,20 @@ def test_phases_by_steps_and_shares() -> None:
     assert depths(None, 4, 3) == [4, 4, 4]
 
 
+def test_a_depth_may_be_drawn_at_every_step() -> None:
+    spec = [{"k": 1, "steps": 10}, {"k": 4, "drawn": True, "weights": [1.0, 0.5, 0.25, 0.125]}]
+    found = depths(spec, 4, 410)
+    assert found == depths(spec, 4, 410)
+    assert found[:10] == [1] * 10
+    assert all(70 < found[10:].count(k) < 130 for k in range(1, 5))
+    curriculum = Curriculum(spec, 4)
+    for number in range(10, 30):
+        curriculum.at_step(number)
+        assert curriculum.phase.weights == (1.0, 0.5, 0.25, 0.125)[: curriculum.phase.k]
+    with pytest.raises(ValueError, match="drawn of a phase of the curriculum is 'often'"):
+        phases_of([{"k": 4, "drawn": "often"}], 4)
+
+
 def test_a_plateau_ends_a_phase() -> None:
     curriculum = Curriculum({"name": "forward", "plateau": 20, "gain": 0.1}, 3)
     curriculum.bind(512, None)
