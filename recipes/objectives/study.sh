@@ -30,7 +30,8 @@ for seed in ${SEEDS:-0 1 2}; do
         esac
         # A trunk that is gone on with reads other rows than before.
         case "$name" in trunk_more | concept) more+=("run.task.seed=$((seed + 100))") ;; esac
-        [ -d "$out/export" ] || train "$name" "${more[@]}"
+        # A run that was cut off goes on; one that is done writes its export again.
+        [ -f "$out/text.json" ] || train "$name" "${more[@]}"
         [ -f "$out/text.json" ] || measure "$out/export" "$out/text.json"
         if [ -d "$out/export/head" ] && [ ! -f "$out/drafts.json" ]; then
             rule=chain

@@ -9,6 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 study="${STUDY:-runs/tokenizer_study}"
 data="${DATA:-[runs/spoken]}"
+dev="${DEV:-runs/store}" # recordings that no codec was trained on, as a store
 sentences="${SENTENCES:-recipes/corpus/dev_sentences.txt}"
 names=("$@")
 [ $# -gt 0 ] || names=(coupled coupled_four coupled_one semi_decoupled decoupled decoupled2)
@@ -18,9 +19,10 @@ recipe() { speech-mtp train "recipes/tokenizer_study/$1.yaml" "${@:2}"; }
 for name in "${names[@]}"; do
     out="$study/$name"
     [ -d "$out/codec/export" ] || recipe "$name" "run.out=$out/codec" "run.data=$data"
-    # Codecs without a phoneme head are aligned by that of the packaged one.
+    [ -f "$out/codec.json" ] || speech-mtp eval codec --codec "$out/codec/export" --corpus "$dev" --json "$out/codec.json"
+    # One aligner for all, so that talkers differ by their codes alone.
     [ -f "$out/codes/codes.safetensors" ] || speech-mtp train recipes/tiny_en/encode.yaml "run.data=$data" \
-        "run.codec=$out/codec/export" "run.out=$out/codes"
+        "run.codec=$out/codec/export" "run.out=$out/codes" run.aligner=tiny-en
     # Texts and phonemes are the same for all.
     [ -f "$study/units/index.json" ] || speech-mtp train recipes/tiny_en/units.yaml "run.codes=[$out/codes]" \
         "run.out=$study/units"
@@ -31,11 +33,13 @@ for name in "${names[@]}"; do
             [ -d "$run/talker/export" ] || recipe talker "run.out=$run/talker" "run.codes=[$out/codes]" \
                 "run.units=$study/units" "run.model.frames_per_group=$group" "run.loop.seed=$seed" \
                 "run.task.seed=$seed" "run.model.layout={name: aligned, max_advance: $advance, ahead: 10, max_stall: $stall}"
-            [ -d "$run/heads/export" ] || speech-mtp train recipes/tiny_en/heads.yaml "run.lm=$run/talker/export" \
+            [ -d "$run/heads/export" ] || recipe heads "run.lm=$run/talker/export" \
                 "run.codes=[$out/codes]" "run.units=$study/units" "run.out=$run/heads" "run.loop.seed=$seed"
             [ -d "$run/model" ] || speech-mtp train recipes/tiny_en/package.yaml "run.out=$run/model" \
                 "run.lm=$run/talker/export" "run.codes=[$out/codes]" "run.codec=$out/codec/export" \
                 run.storage=fp32 run.card=recipes/tiny_en/CARD.md
+            [ -f "$run/drafts.json" ] || speech-mtp eval drafts --model "$run/model" --sentences "$sentences" \
+                --heads "$run/heads/export/eagle3,$run/heads/export/medusa" --json "$run/drafts.json"
             [ -f "$run/speech.json" ] || speech-mtp eval speech --model "$run/model" --sentences "$sentences" \
                 --json "$run/speech.json"
         done

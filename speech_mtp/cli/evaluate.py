@@ -266,7 +266,7 @@ def eval_text(
         str, typer.Option(help="Where documents come from: stdlib,{name: files, paths: [texts/*.txt]}.")
     ] = "stdlib",
     dev_fraction: Annotated[float, typer.Option(min=0, max=1, help="The share of documents that was held out.")] = 0.05,
-    limit: Annotated[int | None, typer.Option(min=1, help="So many of the documents, the first ones.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Loss and --ahead over so many of the documents.")] = None,
     length: Annotated[int, typer.Option(help="Tokens that are read at a time.")] = 512,
     ahead: Annotated[
         int | None, typer.Option(min=2, help="Also what it says itself of the token so far ahead (slow).")
@@ -287,8 +287,6 @@ def eval_text(
 ) -> None:
     """Held-out loss of a language model: nats a token and bits a byte, for any tokenizer."""
     check_output(out, (".json",))
-    from itertools import islice
-
     from speech_mtp import plugins
     from speech_mtp.corpus.document_store import Encoder, held_out
     from speech_mtp.evaluation.marginal import Between, ahead_report
@@ -302,9 +300,8 @@ def eval_text(
         raise ValueError("--head, --rule and --temperature are for --complete; give it, or leave them out.")
     lm = load_text_lm(folder, dtype, device, threads=threads)
     encoder = Encoder(lm.tokenizer)
-    texts = islice((document.text for source in named for document in held_out(source, dev_fraction)), limit)
-    found = list(texts)
-    documents = [(len(text.encode()), encoder.ids([text])[0].tolist()) for text in found]
+    found = [document.text for source in named for document in held_out(source, dev_fraction)]
+    documents = [(len(text.encode()), encoder.ids([text])[0].tolist()) for text in found[:limit]]
     report = text_loss(lm, documents, length, _tell)
     if ahead is not None:
         report["ahead"] = ahead_report(lm, (ids for _, ids in documents), length, ahead, between, _tell)

@@ -47,6 +47,8 @@ class Coupled(SourceFilterCodec):
         super().__init__()
         c = config or CoupledConfig()
         self.config = c
+        if c.semantic and not c.num_symbols:
+            raise ValueError("A semantic first book tells phonemes; say how many there are (num_symbols).")
         tells = c.semantic and bool(c.num_symbols)
         self.spec = CodecSpec(
             sample_rate=c.sample_rate,

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from speech_mtp.corpus.document_store import Encoder
 from speech_mtp.decoding.base import DecodingRule
 from speech_mtp.decoding.engine import Statistics, total
 from speech_mtp.decoding.text import start
@@ -28,9 +29,9 @@ from speech_mtp.types import Sampling
 
 DEFINITIONS = {
     "valid_lines": "of the whole lines that were written, the share before the first fault that Python's parser finds",
-    "faultless": "the share of continuations without a fault",
+    "faultless": "the share of continuations with a whole line and without a fault",
     "next_line": "the share whose first line is that of the function, to the letter",
-    "whole": "the share that are the rest of the function, to the letter",
+    "whole": "the share that are the rest of the function, to the letter; longer rests than max_new_tokens cannot be",
     "tokens_per_forward": "tokens gained by one forward of the trunk, the sure one included",
     "acceptance": "per drafted position, the share kept of those whose predecessors were all kept",
     "interval": "holds 95 % of 1,000 bootstrap samples of the functions",
@@ -114,16 +115,16 @@ def completion_report(
     found, rows, counts = list(tasks), [], []
     if not found:
         raise ValueError("There is no function to go on with; give Python sources, or hold more of them out.")
-    sampling = sampling or Sampling(temperature=0)
+    sampling, encoder = sampling or Sampling(temperature=0), Encoder(lm.tokenizer)
     for begin in range(0, len(found), BATCH):
         some = found[begin : begin + BATCH]
         report(f"functions {begin + 1} to {begin + len(some)} of {len(found)}")
-        prompts = [_prompt(lm, task.prompt) for task in some]
+        prompts = [encoder.ids([task.prompt])[0][:-1].tolist() for task in some]
         seeds = torch.arange(begin, begin + len(some)) + sampling.seed
         run = start(lm, prompts, sampling, rule, max_new_tokens, seeds=seeds)
         written = run.complete()
         counts += run.counts
-        rows += [_judged(lm, task, tokens) for task, tokens in zip(some, written, strict=True)]
+        rows += [judged(lm, task, *pair) for task, *pair in zip(some, prompts, written, strict=True)]
     sums = torch.tensor(rows, dtype=torch.float64)
     statistics: Statistics = total(counts)
     columns = {"valid_lines": [0, 1], "faultless": [2, 5], "next_line": [3, 5], "whole": [4, 5]}
@@ -144,22 +145,16 @@ def _share(totals: Tensor) -> Tensor:
     return totals[..., 0] / totals[..., 1].clamp(min=1)
 
 
-def _prompt(lm: TextLM, text: str) -> list[int]:
-    """As a document begins that goes on so."""
-    start_token = lm.tokenizer.bos_token_id
-    start_token = lm.tokenizer.eos_token_id if start_token is None else start_token
-    ids: list[int] = lm.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [start_token, *ids]
-
-
-def _judged(lm: TextLM, task: Task, tokens: list[int]) -> tuple[float, ...]:
+def judged(lm: TextLM, task: Task, prompt: list[int], tokens: list[int]) -> tuple[float, ...]:
     """Valid lines, lines, no fault, next line right, all right, 1."""
     ended = bool(tokens) and tokens[-1] in lm.ends
-    text = lm.tokenizer.decode(tokens, skip_special_tokens=True)
+    # With its prompt: some tokenizers decode the first token otherwise than the same in the middle.
+    plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    text = lm.tokenizer.decode(prompt + tokens, **plain)[len(lm.tokenizer.decode(prompt, **plain)) :]
     lines = whole_lines(text, ended)
     fault = first_fault(task.prompt, lines) if lines else None
     true = list(StringIO(task.rest))
     next_line = bool(lines) and lines[0].rstrip() == true[0].rstrip()
     whole = text.rstrip() == task.rest.rstrip() if ended else text.startswith(task.rest)
     valid = len(lines) if fault is None else fault
-    return float(valid), float(len(lines)), float(fault is None), float(next_line), float(whole), 1.0
+    return float(valid), float(len(lines)), float(bool(lines) and fault is None), float(next_line), float(whole), 1.0

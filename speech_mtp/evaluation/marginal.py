@@ -5,9 +5,9 @@ it, with these summed out, is (arXiv:2502.09419, there with k = 2)::
 
     p(x_{t+k} | x_<=t) = sum_w p(x_{t+k} | x_<=t, w) p(w | x_<=t)        w: the k - 1 tokens between
 
-With all w it is exact. With the likeliest few after each token it is that of a model that draws from these alone, and
-``covered`` says how much of the mass they hold. With w drawn from the model it is an estimate without bias, whose
-logarithm is on average too low: the loss is an upper bound, which falls with the number of draws.
+With all w it is exact. With the likeliest few after each token it is the law given that all tokens between are among
+these, and ``covered`` says how much of the mass they hold. With w drawn from the model it is an estimate without bias,
+whose logarithm is on average too low: the loss is an upper bound, which falls with the number of draws.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BRANCHES = 512
 MOST = 1 << 16
 """Continuations of one place."""
 DEFINITIONS = {
-    "loss": "nats of the token that far ahead, over all tokens of the documents that have one so far before them",
+    "loss": "nats of the token that far ahead, over the first `length` tokens of each document but the first k",
     "right": "the share of these tokens that are the likeliest",
     "covered": "the mass of the tokens between that were summed over",
     "interval": "holds 95 % of 1,000 bootstrap samples of the documents",
@@ -172,10 +172,10 @@ def ahead_report(
     between, rows = between or Between(), []
     for number, ids in enumerate(documents, start=1):
         report(f"document {number}")
-        if len(ids) > k:
+        if min(len(ids), length) > k:
             rows.append(_sums(lm, list(ids[:length]), k, between, number))
     if not rows:
-        raise ValueError(f"There is no document of {k + 1} tokens; give more text.")
+        raise ValueError(f"There is no document of {k + 1} tokens among the first {length} of each; give more text.")
     sums = torch.tensor(rows, dtype=torch.float64)
     figures = {name: estimate(sums[:, [column, 3]], ratio) for column, name in enumerate(("loss", "right", "covered"))}
     settings = {"k": k, "top": between.top, "samples": between.samples, "length": length}

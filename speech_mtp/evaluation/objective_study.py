@@ -23,14 +23,14 @@ QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Of Student's t with 1, 2, ... degrees of freedom: 97.5 %."""
 FIGURES = ("loss", "bits_per_byte", "valid_lines", "next_line", "whole", "drafts", "probe", "cpu_s")
 DEFINITIONS = {
-    "loss": "nats a token of the held-out documents, next token alone",
+    "loss": "nats a token of the held-out documents that were measured, next token alone",
     "bits_per_byte": "the same nats as bits, over bytes of text",
     "valid_lines": "share of written lines before the first fault that Python's parser finds",
     "next_line": "share of functions whose next line is written to the letter",
     "whole": "share of functions whose rest is written to the letter",
     "drafts": "tokens a forward with the head that the objective leaves behind",
     "probe": "tokens a forward with a head of one kind, trained before each trunk, which stands still",
-    "cpu_s": "processor seconds of the training, measurements of the held-out loss included",
+    "cpu_s": "processor seconds of the training, its measurements included; a teacher's and an earlier trunk's are not",
     "against": "mean over seeds of the difference to the base of the same seed; the interval is Student's, 95 %",
 }
 

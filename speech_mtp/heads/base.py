@@ -182,6 +182,12 @@ class MTPHead(nn.Module, ABC):
         super().__init__()
         if not offsets or offsets[0] < 2 or any(b <= a for a, b in pairwise(offsets)):
             raise ValueError(f"A head predicts increasing positions from 2 on, not {offsets}.")
+        wrong = [tap for tap in taps if not -1 <= tap < shape.num_layers]
+        if wrong:
+            raise ValueError(
+                f"The head reads layer {wrong[0]} (taps), but the trunk has layers 0 to {shape.num_layers - 1}, and -1 "
+                "for its top."
+            )
         if draft_vocab is not None and not 0 < draft_vocab <= shape.vocab_size:
             raise ValueError(f"draft_vocab is {draft_vocab}; it must be between 1 and {shape.vocab_size}.")
         self.shape, self.offsets, self.taps = shape, tuple(offsets), tuple(taps)

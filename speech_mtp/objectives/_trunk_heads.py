@@ -8,14 +8,30 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from speech_mtp import plugins
 from speech_mtp.heads.base import Binding, MTPHead, TrunkShape
 from speech_mtp.heads.parallel import Parallel
 from speech_mtp.layouts.base import IGNORE
 from speech_mtp.lm.causal_lm import CausalLM
 from speech_mtp.nn.visibility import Mask, mask_of, within_segments
-from speech_mtp.objectives.base import Objective, Scoring
+from speech_mtp.objectives.base import Course, Objective, Scoring
 from speech_mtp.objectives.mtp import cross_entropy, labels_at
 from speech_mtp.types import LMOutput, Positions
+
+
+def bound_head(spec: dict[str, Any], lm: CausalLM, course: Course) -> MTPHead:
+    """The head that ``spec`` names, for ``lm``. Raises ValueError where it does not fit the trunk or the rows, and for
+    a reduced draft vocabulary, which would have to be chosen by what the documents hold."""
+    head: MTPHead = plugins.build("heads", spec, shape=TrunkShape(**lm.shape()))
+    if head.token_map is not None:
+        raise ValueError("A head that learns with its trunk drafts all tokens; leave draft_vocab out.")
+    head.bind(Binding(**lm.binding()))
+    if head.offsets[-1] >= course.length:
+        raise ValueError(
+            f"The head looks {head.offsets[-1]} tokens ahead, but the rows have {course.length}; use a shorter "
+            "head, or longer rows."
+        )
+    return head
 
 
 class TrunkHeads(Objective, nn.Module):

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speech_mtp import plugins
-from speech_mtp.heads.base import Binding, MTPHead, TrunkShape
+from speech_mtp.heads.base import MTPHead
 from speech_mtp.layouts.base import IGNORE
 from speech_mtp.lm.causal_lm import CausalLM
 from speech_mtp.lm.llama_folder import read_llama
 from speech_mtp.nn.visibility import mask_of, within_segments
+from speech_mtp.objectives._trunk_heads import bound_head
 from speech_mtp.objectives.base import Course, Objective, Scoring
 from speech_mtp.objectives.mtp import MTP, MTPConfig, cross_entropy, divergence
 from speech_mtp.types import LMOutput, Positions
@@ -65,13 +65,7 @@ class Distill(Objective, nn.Module):
         self._teacher = (teacher,)  # in a tuple: it is neither trained nor saved
         self.taps = (-1,)
         if self.spec is not None:
-            self.head = plugins.build("heads", self.spec, shape=TrunkShape(**lm.shape()))
-            self.head.bind(Binding(**lm.binding()))
-            if self.head.offsets[-1] >= course.length:
-                raise ValueError(
-                    f"The head looks {self.head.offsets[-1]} tokens ahead, but the rows have {course.length}; use a "
-                    "shorter head, or longer rows."
-                )
+            self.head = bound_head(self.spec, lm, course)
             self.taps = (*self.head.taps, -1)
             losses = {"hard": 1 - self.share, "soft": self.share}
             config = MTPConfig({name: weight for name, weight in losses.items() if weight}, "uniform")  # type: ignore[misc]

@@ -19,9 +19,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from speech_mtp import plugins
-from speech_mtp.heads.base import Binding, MTPHead, TrunkShape
+from speech_mtp.heads.base import MTPHead
 from speech_mtp.lm.causal_lm import CausalLM
+from speech_mtp.objectives._trunk_heads import bound_head
 from speech_mtp.objectives.base import Course, Objective, Scoring
 from speech_mtp.objectives.mtp import MTP, MTPConfig
 from speech_mtp.objectives.ntp import NTP
@@ -49,18 +49,16 @@ class Joint(Objective, nn.Module):
         super().__init__()
         if warmup < 0 or not beta > 0:
             raise ValueError(f"joint has beta {beta} and warmup {warmup}; beta must be positive, warmup 0 or more.")
+        if weighting == "uniform" and decay is not None:
+            raise ValueError(
+                f"joint has the decay {decay}, but weighs all offsets alike; leave it out, or name a weighting."
+            )
         self.spec = {"name": head} if isinstance(head, str) else dict(head)
         self.beta, self.warmup = beta, warmup
         self.config = MTPConfig(weighting=weighting, beta=decay)  # type: ignore[arg-type]
 
     def bind(self, lm: CausalLM, course: Course) -> None:
-        self.head = plugins.build("heads", self.spec, shape=TrunkShape(**lm.shape()))
-        self.head.bind(Binding(**lm.binding()))
-        if self.head.offsets[-1] >= course.length:
-            raise ValueError(
-                f"The head looks {self.head.offsets[-1]} tokens ahead, but the rows have {course.length}; use a "
-                "shorter head, or longer rows."
-            )
+        self.head = bound_head(self.spec, lm, course)
         self.taps = (*self.head.taps, -1)
         self._ahead = MTP(self.head, self.config, self.taps)
         self.at_step(0)

@@ -66,6 +66,8 @@ def regression(states: Tensor, targets: Tensor) -> Tensor:
 def offset_weights(weighting: str, beta: float | None, count: int) -> list[float]:
     """Weights of ``count`` offsets: ``uniform`` 1 (Gloeckle et al. 2024), ``decay`` ``beta ** k`` with 0.8 (Medusa,
     EAGLE-3), ``geometric`` the same divided by its sum with 0.6 (FastMTP, section 3.2); k counts from 0."""
+    if weighting not in ("uniform", "decay", "geometric"):
+        raise ValueError(f"The weighting is {weighting!r}; it must be 'uniform', 'decay' or 'geometric'.")
     if weighting == "uniform":
         if beta is not None:
             raise ValueError("Uniform weights have no beta; remove it, or use 'decay' or 'geometric'.")

@@ -295,7 +295,8 @@ class LMTask(Task):
             group["lr"] = learning_rate
         optimizer.zero_grad(set_to_none=True)
         total.backward()
-        self.workers.average_gradients(list(self.lm.parameters()))
+        # What a phase of a curriculum leaves out has no gradient, in no process, and must not be given zeros.
+        self.workers.average_gradients([p for p in self.lm.parameters() if p.grad is not None])
         norm = nn.utils.clip_grad_norm_(self.lm.parameters(), self.config.grad_clip)
         optimizer.step()
         return {"loss": float(total.detach()), "norm": float(norm)} | {k: float(v.detach()) for k, v in terms.items()}
@@ -347,7 +348,7 @@ class LMTask(Task):
                 for name, value in self.terms(batch, zero=zero, objective=self.measured).items():
                     sums[prefix + name] = sums.get(prefix + name, 0.0) + float(value) / len(self.dev_data)
         loss = sum(self.weights.get(name, 0.0) * value for name, value in sums.items())
-        self.objective.observe(self._number + 1, loss)
+        self.objective.observe(self._number + 1, self.workers.of_main(loss))
         return sums
 
     def export(self, folder: Path) -> None:

@@ -91,7 +91,8 @@ class CoupledCodecRun(Stage):
 
 
 class EncodeRun(Stage):
-    """Encode the stores ``data`` with ``codec`` and align them with their phonemes: a code corpus in ``out``.
+    """Encode the stores ``data`` with ``codec`` and align them with their phonemes: a code corpus in ``out``. A
+    folder of stores stands for all of them.
 
     ``codec`` is a packaged name, a folder, a hub id, or ``{name: encodec, source: folder or id, ...}`` with settings.
     ``aligner`` is a codec whose phoneme head aligns: by default ``codec`` itself if it has one, else the packaged one.

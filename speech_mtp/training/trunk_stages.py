@@ -41,6 +41,10 @@ def trunk_task(stage: TrunkRun, workers: Workers | None = None) -> TrunkTask:
     store = DocumentStore(stage.documents)
     objective = plugins.build("objectives", stage.objective)
     for teacher in objective.teachers():
+        if not teacher.is_dir():
+            raise FileNotFoundError(
+                f"There is no teacher in {teacher}; train one (recipes/objectives/teacher.yaml), or name a folder."
+            )
         _check_tokenizer(teacher, str(teacher), store)
     if isinstance(stage.model, str):
         folder = hub.find_backbone(stage.model)

@@ -11,7 +11,14 @@ import torch
 
 from speech_mtp.decoding import catalogue
 from speech_mtp.evaluation import code_completion
-from speech_mtp.evaluation.code_completion import Task, completion_report, first_fault, tasks_of, whole_lines
+from speech_mtp.evaluation.code_completion import (
+    Task,
+    completion_report,
+    first_fault,
+    judged,
+    tasks_of,
+    whole_lines,
+)
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.types import Sampling
 from tests.text_tiny import tiny_head, tiny_text_lm
@@ -99,31 +106,36 @@ def test_a_line_that_was_cut_off_is_not_judged() -> None:
 
 
 class Saying:
-    """A tokenizer of letters; 0 begins and ends."""
+    """A tokenizer of letters; 0 begins and ends. A text loses its first space, as in SentencePiece."""
 
-    bos_token_id = 0
+    bos_token_id = eos_token_id = 0
 
-    def __call__(self, text: str, **more: object) -> dict[str, list[int]]:
-        return {"input_ids": [ord(letter) % 128 for letter in text]}
+    def decode(self, ids: list[int], skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str:
+        assert skip_special_tokens
+        assert not clean_up_tokenization_spaces
+        text = "".join(chr(i) for i in ids if i)
+        return text.removeprefix(" ")
 
-    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        return "".join(chr(i) for i in ids if i)
 
-
-def test_figures_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_are_counted() -> None:
     tasks = [
-        Task("def f(x):\n    a = 1\n", rest) for rest in ("    return a\n", "    b = 2\n    return b\n", "    c\n")
+        Task("def f(x):\n    a = 1\n", rest) for rest in ("    return a\n", "    b = 2\n    return b\n", "    c\n", "")
     ]
     written = [
         ([*map(ord, "    return a\n"), 0], (1, 1, 1, 1, 1)),  # all right
         ([*map(ord, "    b = 2\n    b]\n    e = ")], (1, 2, 0, 1, 0)),  # cut off; a fault in the second line
         ([*map(ord, "   c\n"), 0], (0, 1, 0, 0, 0)),
+        ([*map(ord, "    no line")], (0, 0, 0, 0, 0)),
     ]
 
     class Fixed:
         tokenizer, ends = Saying(), {0}
 
-    found = [code_completion._judged(Fixed(), task, said) for task, (said, _) in zip(tasks, written, strict=True)]  # type: ignore[arg-type]
+    tasks[3] = Task(tasks[3].prompt, "    no line is this\n")
+    found = [
+        judged(Fixed(), task, [0, *map(ord, task.prompt)], said)  # type: ignore[arg-type]
+        for task, (said, _) in zip(tasks, written, strict=True)
+    ]
     assert found == [(*figures, 1.0) for _, figures in written]
 
 
@@ -134,15 +146,26 @@ def lm() -> TextLM:
 
 def test_drafts_change_no_word_and_are_counted(lm: TextLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code_completion, "BATCH", 2)
+    said: list[list[int]] = []
+
+    def heard(lm: TextLM, task: Task, prompt: list[int], tokens: list[int]) -> tuple[float, ...]:
+        said.append(tokens)
+        return judged(lm, task, prompt, tokens)
+
+    monkeypatch.setattr(code_completion, "judged", heard)
     tasks = [*tasks_of(CODE % "x"), Task("def g():\n    a = 1\n", "    return a\n")]
     head = tiny_head(lm)
     for sampling in (Sampling(temperature=0), Sampling(temperature=1.0, seed=3)):
+        said.clear()
         plain = completion_report(lm, tasks, None, sampling, max_new_tokens=12)
         drafted = completion_report(lm, tasks, catalogue.build("chain", head), sampling, max_new_tokens=12)
         assert plain["functions"] == 3
         assert plain["tokens_per_forward"] == 1
         assert drafted["tokens_per_forward"] >= 1
         assert len(drafted["acceptance"]) == 2
+        assert len(said) == 6
+        assert said[:3] == said[3:]
+        assert max(map(len, said)) == 12
         same = ("valid_lines", "faultless", "next_line", "whole", "lines")
         assert {key: plain[key] for key in same} == {key: drafted[key] for key in same}
     with pytest.raises(ValueError, match="no function to go on with"):

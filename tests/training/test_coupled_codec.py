@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from speech_mtp import hub
-from speech_mtp.codecs.coupled import Coupled
+from speech_mtp.codecs.coupled import Coupled, CoupledConfig
 from speech_mtp.corpus.store import AudioStore
 from speech_mtp.text.phonemes import SYMBOLS
 from speech_mtp.training import runs
@@ -66,6 +66,11 @@ def test_the_spectra_reach_all_books(humming: AudioStore) -> None:
     task.step(0, 1e-3)
     for book, old in zip(task.codec.quantiser.books, before, strict=True):
         assert not torch.equal(book.leave.weight, old)  # type: ignore[union-attr, arg-type]
+
+
+def test_a_first_book_needs_phonemes_to_tell() -> None:
+    with pytest.raises(ValueError, match="say how many there are"):
+        Coupled(CoupledConfig(semantic=True))
 
 
 def test_settings_of_streams_are_refused(humming: AudioStore) -> None:

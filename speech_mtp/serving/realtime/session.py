@@ -57,10 +57,10 @@ class Session:
     # -- life -----------------------------------------------------------------------------------------------------
     async def run(self) -> None:
         """Until the client leaves, time is over or the server stops."""
-        await self.send(events.session("created", self._effective()))
-        reader = self.tasks.begin(self._read())
-        stopping = self.tasks.begin(self.service.draining.wait())
         try:
+            await self.send(events.session("created", self._effective()))
+            reader = self.tasks.begin(self._read())
+            stopping = self.tasks.begin(self.service.draining.wait())
             session_s = self.service.settings.session_s
             await asyncio.wait({reader, stopping}, timeout=session_s, return_when=asyncio.FIRST_COMPLETED)
             if reader.done():
