@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speech_mtp.corpus.document_store import Encoder
 from speech_mtp.decoding.base import DecodingRule
 from speech_mtp.decoding.engine import Statistics, total
 from speech_mtp.decoding.text import start
@@ -115,11 +114,11 @@ def completion_report(
     found, rows, counts = list(tasks), [], []
     if not found:
         raise ValueError("There is no function to go on with; give Python sources, or hold more of them out.")
-    sampling, encoder = sampling or Sampling(temperature=0), Encoder(lm.tokenizer)
+    sampling = sampling or Sampling(temperature=0)
     for begin in range(0, len(found), BATCH):
         some = found[begin : begin + BATCH]
         report(f"functions {begin + 1} to {begin + len(some)} of {len(found)}")
-        prompts = [encoder.ids([task.prompt])[0][:-1].tolist() for task in some]
+        prompts = [opening(lm, task.prompt) for task in some]
         seeds = torch.arange(begin, begin + len(some)) + sampling.seed
         run = start(lm, prompts, sampling, rule, max_new_tokens, seeds=seeds)
         written = run.complete()
@@ -143,6 +142,14 @@ def completion_report(
 def _share(totals: Tensor) -> Tensor:
     """Of (count, of how many); 0 of none."""
     return totals[..., 0] / totals[..., 1].clamp(min=1)
+
+
+def opening(lm: TextLM, text: str) -> list[int]:
+    """As a document begins that goes on so: behind the start token, or the end of another where there is none."""
+    tokenizer = lm.tokenizer
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [first, *ids]
 
 
 def judged(lm: TextLM, task: Task, prompt: list[int], tokens: list[int]) -> tuple[float, ...]:

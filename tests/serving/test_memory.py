@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import gc
 import weakref
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -17,19 +18,22 @@ from tests.serving.running import serving, until
 from tests.serving.talking import Loudness, talking
 
 
-async def kept_small_for(seconds: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            warm = asyncio.Event()
-            warm.set()
-            await keep_small(warm, every_s=0.01)
+async def kept_small_until(done: Callable[[], bool]) -> None:
+    """For a minute at most: a search among all objects of the tests takes a while."""
+    warm = asyncio.Event()
+    warm.set()
+    keeping = asyncio.ensure_future(keep_small(warm, every_s=0.01))
+    async with asyncio.timeout(60):
+        while not done():
+            await asyncio.sleep(0.01)
+    keeping.cancel()
+    await asyncio.wait({keeping})
 
 
 def test_it_is_given_back_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[int] = []
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(malloc_trim=given.append))
-    asyncio.run(kept_small_for(0.5))
-    assert len(given) > 2
+    asyncio.run(kept_small_until(lambda: len(given) > 2))
     assert set(given) == {0}
 
 
@@ -44,24 +48,18 @@ def test_rings_that_nobody_refers_to_go_also_where_the_c_library_gives_nothing_b
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
-    gone: list[bool] = []
+    rings: list[weakref.ref[Ring]] = []
 
-    async def leave() -> None:
-        await asyncio.sleep(0.05)
-        gc.disable()
-        ring = weakref.ref(Ring())
-        assert ring() is not None
-        await asyncio.sleep(0.2)
-        gone.append(ring() is None)
+    def gone() -> bool:
+        if not rings and gc.get_freeze_count():  # what is there before is frozen
+            rings.append(weakref.ref(Ring()))
+        return bool(rings) and rings[0]() is None
 
-    async def both() -> None:
-        await asyncio.gather(kept_small_for(0.5), leave())
-
+    gc.disable()
     try:
-        asyncio.run(both())
+        asyncio.run(kept_small_until(gone))
     finally:
         gc.enable()
-    assert gone == [True]
     assert gc.get_freeze_count() == 0
 
 
