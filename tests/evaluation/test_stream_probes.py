@@ -72,6 +72,7 @@ def test_independent_streams_leak_nothing_and_a_copy_leaks_everything() -> None:
         assert copied[stream][f"{told}, phonemes known"]["value"] == pytest.approx(0, abs=0.15)
 
 
+@pytest.mark.slow
 def test_a_speaker_is_found_where_there_is_one() -> None:
     report = probes("voice")
     assert bits(report, "prosody", "phonemes") - bits(report, "prosody", "phonemes and voice") > 0.8
@@ -82,6 +83,7 @@ def test_a_speaker_is_found_where_there_is_one() -> None:
     assert 0.4 < found["content"]["speaker"]["chance"] < 0.7
 
 
+@pytest.mark.slow
 def test_pitch_and_energy_are_found_where_they_are() -> None:
     found = probes("pitch")["linear"]
     assert found["prosody"]["log F0 over the voice's mean"]["value"] > 0.85
