@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from speech_mtp.heads.base import HeadState, MTPHead, TrunkShape, newest_of, past_of, rows_of, shifted
 from speech_mtp.nn.kv_cache import KVCache
 from speech_mtp.nn.transformer import LlamaBlock, causal
+from speech_mtp.nn.visibility import Mask
 from speech_mtp.types import LMOutput
 
 ROOM = 64
@@ -69,7 +70,7 @@ class MTPModule(nn.Module):
         self.block = LlamaBlock(shape.block(), layer)
         self.norm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
 
-    def forward(self, hidden: Tensor, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, x: Tensor, index: Tensor, mask: Mask, cache: KVCache | None = None) -> Tensor:
         """States and input vectors ``[B, T, D]`` -> states ``[B, T, D]`` that the output layer can read."""
         pair = [self.enorm(x), self.hnorm(hidden)]
         if self.order == "hidden_first":

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from speech_mtp.nn.packed import PackedLinear, pack_linears
 from speech_mtp.nn.transformer import Attention, BlockShape, SwiGLU, causal
+from speech_mtp.nn.visibility import Mask, dense, mask_of, within_segments
 from speech_mtp.types import LMOutput
 
 
@@ -419,8 +420,18 @@ def past_of(out: LMOutput) -> tuple[Tensor, Tensor]:
     packed rows that of its own document."""
     index, past = causal(out.top)
     if out.segment is not None:
-        past = past & (out.segment[:, None, :, None] == out.segment[:, None, None])
+        rows, length = out.segment.shape
+        past = dense(within_segments(out.segment), rows, length, out.segment.device)
     return index, past
+
+
+def masked_past_of(out: LMOutput) -> tuple[Tensor, Mask]:
+    """The same for whoever only attends, in the form that attention computes fastest."""
+    index, past = causal(out.top)
+    if out.segment is None:
+        return index, past
+    rows, length = out.segment.shape
+    return index, mask_of(within_segments(out.segment), rows, length, out.segment.device)
 
 
 def rows_of(past: Tensor, anchors: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from speech_mtp.heads._sequential import MTPModule, Place, SequentialHead, SequentialState
-from speech_mtp.heads.base import TrunkShape, past_of, shifted
+from speech_mtp.heads.base import TrunkShape, masked_past_of, shifted
 from speech_mtp.types import LMOutput
 
 
@@ -44,7 +44,7 @@ class DeepSeek(SequentialHead):
 
     def walk(self, out: LMOutput, x: Tensor) -> Iterator[Tensor]:
         hidden = self.mix(out.hidden)
-        index, mask = past_of(out)
+        index, mask = masked_past_of(out)
         for k, module in enumerate(self.layers):
             hidden = module(hidden, shifted(x, k + 1), index, mask)
             yield hidden

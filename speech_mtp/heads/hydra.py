@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_mtp.heads.base import HeadState, MTPHead, PrivateUnembedding, TrunkShape, newest_of, past_of, shifted
+from speech_mtp.heads.base import HeadState, MTPHead, PrivateUnembedding, TrunkShape, masked_past_of, newest_of, shifted
 from speech_mtp.nn.kv_cache import KVCache
 from speech_mtp.nn.residual import ResBlock
 from speech_mtp.nn.transformer import LlamaBlock
@@ -90,7 +90,7 @@ class Hydra(MTPHead):
         for offset in self.offsets:
             base = self.mix(out.hidden)  # anew for every offset: each may be back-propagated at once
             if self.prefix is not None:
-                base = self.prefix(base, *past_of(out))
+                base = self.prefix(base, *masked_past_of(out))
             yield offset, self.where_wanted(out, self.ahead, base, *(shifted(x, n) for n in range(1, offset)))
 
     def open(self, rows: int, device: torch.device, dtype: torch.dtype) -> HydraState:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from speech_mtp.heads.base import HeadState, ParallelHead, TrunkShape, newest_of, past_of
+from speech_mtp.heads.base import HeadState, ParallelHead, TrunkShape, masked_past_of, newest_of
 from speech_mtp.nn.kv_cache import KVCache
 from speech_mtp.nn.transformer import LlamaBlock, causal
+from speech_mtp.nn.visibility import Mask
 from speech_mtp.types import LMOutput
 
 
@@ -48,15 +49,16 @@ class Parallel(ParallelHead):
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 nn.init.zeros_(weight)
 
-    def ahead(self, hidden: Tensor, j: int, at: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def ahead(self, hidden: Tensor, j: int, at: tuple[Tensor, Mask] | None = None) -> Tensor:
         """Mixed trunk states of whole texts ``[B, T, D]`` -> states ``[B, T, D]``; ``at`` says where they stand and
         whom they see (None: all before them)."""
         out: Tensor = self.trunk.norm(self.blocks[j](hidden, *(at or causal(hidden))))
         return out
 
     def unroll_states(self, out: LMOutput, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        at = masked_past_of(out)
         for j, offset in enumerate(self.offsets):  # mixed anew for every offset: each may be back-propagated at once
-            yield offset, self.ahead(self.mix(out.hidden), j, past_of(out))
+            yield offset, self.ahead(self.mix(out.hidden), j, at)
 
     def open(self, rows: int, device: torch.device, dtype: torch.dtype) -> ParallelState:
         s, n = self.shape, self.num_depths

@@ -66,6 +66,9 @@ class Objective(ABC):
     trains_trunk = True
     """Whether the trunk learns at this step, or the objective's own parameters alone."""
 
+    for_speech = False
+    """Whether a speech LM can learn by it."""
+
     @property
     def schedule(self) -> Curriculum | None:
         """How far the objective looks ahead at which step, where that may change."""
@@ -78,10 +81,12 @@ class Objective(ABC):
             self.schedule.bind(course.length, course.steps)
 
     def bind_speech(self, lm: GroupLM, course: Course) -> None:
-        """The same for a speech LM; ``course.length`` is that of a group, in frames. Most objectives are for text."""
-        raise ValueError(
-            f"The objective {type(self).__name__} is for trunks of text; for speech there are ntp and frames."
-        )
+        """As :meth:`bind` for a speech LM; ``course.length`` is that of a group, in frames. Raises ValueError for an
+        objective of text."""
+        if not self.for_speech:
+            raise ValueError(
+                f"The objective {type(self).__name__} is for trunks of text; for speech there are 'ntp' and 'frames'."
+            )
 
     def at_step(self, number: int) -> None:
         """Step ``number``, counted from 0, is about to be made."""

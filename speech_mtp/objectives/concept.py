@@ -17,8 +17,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from speech_mtp.heads.parallel import Parallel
 from speech_mtp.lm.causal_lm import CausalLM
-from speech_mtp.objectives._trunk_heads import TrunkHeads
+from speech_mtp.objectives._trunk_heads import TrunkHeads, offset_of
 from speech_mtp.objectives.base import Course, Scoring
 from speech_mtp.objectives.ntp import NTP
 from speech_mtp.types import LMOutput, Positions
@@ -52,9 +53,10 @@ class Concept(TrunkHeads):
         if course.steps is None or course.steps <= self.warmup:
             raise ValueError(f"The warm-up of {self.warmup} steps leaves no step of {course.steps} to the trunk.")
         self.steps = course.steps
-        self.make_head(lm, self.num_heads, (-1,))
+        head = self.make_head({"name": "parallel", "num_heads": self.num_heads, "taps": [-1]}, lm, course)
+        assert isinstance(head, Parallel)
         layers = lm.model.layers
-        for block in self.head.blocks:
+        for block in head.blocks:
             block.load_state_dict(layers[max(0, len(layers) - 2)].state_dict())
 
     def at_step(self, number: int) -> None:
@@ -63,7 +65,7 @@ class Concept(TrunkHeads):
     def weight(self, name: str) -> float:
         if name == "next":
             return 1.0
-        decayed: float = self.beta ** (int(name.removeprefix("ahead")) - 1)
+        decayed: float = self.beta ** (offset_of(name) - 1)
         if not self.trains_trunk:
             return decayed
         return self.gamma * reflected_sine(self.number - self.warmup, self.steps - self.warmup) * decayed
@@ -71,4 +73,4 @@ class Concept(TrunkHeads):
     def terms(self, lm: Scoring, out: LMOutput, positions: Positions) -> Iterator[tuple[str, Tensor]]:
         if self.trains_trunk:
             yield from NTP().terms(lm, out, positions)
-        yield from self.ahead_terms(lm, out, positions, self.num_heads)
+        yield from self.ahead_terms(out, positions)

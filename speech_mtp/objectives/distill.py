@@ -18,27 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from speech_mtp.heads.base import MTPHead
 from speech_mtp.layouts.base import IGNORE
 from speech_mtp.lm.causal_lm import CausalLM
 from speech_mtp.lm.llama_folder import read_llama
 from speech_mtp.nn.visibility import mask_of, within_segments
-from speech_mtp.objectives._trunk_heads import bound_head
-from speech_mtp.objectives.base import Course, Objective, Scoring
-from speech_mtp.objectives.mtp import MTP, MTPConfig, cross_entropy, divergence
+from speech_mtp.objectives._trunk_heads import TrunkHeads
+from speech_mtp.objectives.base import Course, Scoring
+from speech_mtp.objectives.mtp import MTPConfig, cross_entropy, divergence
 from speech_mtp.types import LMOutput, Positions
 
 
-class Distill(Objective, nn.Module):
+class Distill(TrunkHeads):
     """Terms ``next`` and ``next_law``, and for each offset of ``head`` (None: no head) ``ahead<offset>``, in which both
     parts are weighted already. ``teacher`` is the folder of a trunk. ``share`` lies between 0 and 1.
 
     Raises ValueError for values that cannot be, and at :meth:`bind` for a teacher that does not fit the student.
     """
-
-    head: MTPHead | None
 
     def __init__(
         self, teacher: str, share: float = 0.5, head: dict[str, Any] | str | None = "parallel", beta: float = 0.3
@@ -47,8 +44,7 @@ class Distill(Objective, nn.Module):
         if not 0 < share <= 1 or not beta > 0:
             raise ValueError(f"distill has share {share} and beta {beta}; share lies in (0, 1], beta is positive.")
         self.teacher_folder, self.share, self.beta = Path(teacher), share, beta
-        self.spec = {"name": head} if isinstance(head, str) else head
-        self.head = None
+        self.wanted = {"name": head} if isinstance(head, str) else head
 
     def bind(self, lm: CausalLM, course: Course) -> None:
         teacher = read_llama(self.teacher_folder).to(lm.device).requires_grad_(False).eval()
@@ -63,22 +59,16 @@ class Distill(Objective, nn.Module):
                 f"{course.length}; make them shorter."
             )
         self._teacher = (teacher,)  # in a tuple: it is neither trained nor saved
-        self.taps = (-1,)
-        if self.spec is not None:
-            self.head = bound_head(self.spec, lm, course)
-            self.taps = (*self.head.taps, -1)
+        if self.wanted is not None:
             losses = {"hard": 1 - self.share, "soft": self.share}
             config = MTPConfig({name: weight for name, weight in losses.items() if weight}, "uniform")  # type: ignore[misc]
-            self._ahead = MTP(self.head, config, self.taps, teacher.output.logits)
+            self.make_head(self.wanted, lm, course, config, teacher.output.logits)
 
     def weight(self, name: str) -> float:
         return {"next": 1 - self.share, "next_law": self.share}.get(name, self.beta)
 
     def teachers(self) -> list[Path]:
         return [self.teacher_folder]
-
-    def heads(self) -> dict[str, tuple[MTPHead, dict[str, Any]]]:
-        return {} if self.head is None or self.spec is None else {"head": (self.head, self.spec)}
 
     def terms(self, lm: Scoring, out: LMOutput, positions: Positions) -> Iterator[tuple[str, Tensor]]:
         above = self._read(positions)
@@ -95,9 +85,7 @@ class Distill(Objective, nn.Module):
         yield "next_law", soft
         del hard, soft
         if self.head is not None:
-            for step in self._ahead.steps(out, positions, above=above):
-                yield f"ahead{step.offset}", step.loss
-                del step  # and with it its logits
+            yield from self.ahead_terms(out, positions, above=above)
 
     @torch.no_grad()
     def _read(self, positions: Positions) -> Tensor:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from speech_mtp.lm.causal_lm import CausalLM
 from speech_mtp.lm.direct import DirectLM
 from speech_mtp.lm.group_lm import GroupLM
-from speech_mtp.objectives._losses import mean_cross_entropy
 from speech_mtp.objectives.base import Course, Objective, Scoring
 from speech_mtp.objectives.curricula import Curriculum, Spec
+from speech_mtp.objectives.ntp import channel_terms
 from speech_mtp.types import LMOutput, Positions
 
 
@@ -26,6 +25,7 @@ class Frames(Objective, nn.Module):
     phase, weighted where the phase has weights. Raises ValueError at :meth:`bind_speech` where the curriculum looks
     beyond the group."""
 
+    for_speech = True
     curriculum: Curriculum
 
     def __init__(self, curriculum: Spec = "forward") -> None:
@@ -50,18 +50,7 @@ class Frames(Objective, nn.Module):
         self.curriculum.bind(course.length, course.steps)
 
     def terms(self, lm: Scoring, out: LMOutput, positions: Positions) -> Iterator[tuple[str, Tensor]]:
-        labels, phase = positions.labels, self.curriculum.phase
-        assert labels is not None, "training positions carry labels"
-        names = lm.loss_names
+        phase, names = self.curriculum.phase, lm.loss_names
+        frames = [*(phase.weights or [1.0] * phase.k), *[0.0] * len(names)]
         streams = len(set(names)) - 1
-        losses: dict[str, list[Tensor]] = {}
-        shares: dict[str, list[float]] = {}
-        for c, (name, score) in enumerate(zip(names, lm.output.score(out.top, labels), strict=True)):
-            frame = max(0, c - 1) // streams
-            if frame >= phase.k:
-                break
-            weight = 1.0 if phase.weights is None or c == 0 else phase.weights[frame]
-            losses.setdefault(name, []).append(weight * mean_cross_entropy(score, labels[..., c]))
-            shares.setdefault(name, []).append(weight)
-        for name, found in losses.items():
-            yield name, torch.stack(found).sum() / (sum(shares[name]) or 1.0)
+        yield from channel_terms(lm, out, positions, [1.0, *(frames[c // streams] for c in range(len(names) - 1))])

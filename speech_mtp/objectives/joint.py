@@ -17,26 +17,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from speech_mtp.heads.base import MTPHead
 from speech_mtp.lm.causal_lm import CausalLM
-from speech_mtp.objectives._trunk_heads import bound_head
-from speech_mtp.objectives.base import Course, Objective, Scoring
-from speech_mtp.objectives.mtp import MTP, MTPConfig
+from speech_mtp.objectives._trunk_heads import TrunkHeads, offset_of
+from speech_mtp.objectives.base import Course, Scoring
+from speech_mtp.objectives.mtp import MTPConfig
 from speech_mtp.objectives.ntp import NTP
 from speech_mtp.types import LMOutput, Positions
 
 
-class Joint(Objective, nn.Module):
+class Joint(TrunkHeads):
     """Terms ``next`` and, for each offset of ``head`` (a plug-in of ``heads``, with its settings), ``ahead<offset>``.
 
     ``weighting`` and ``decay`` are those of :func:`speech_mtp.objectives.mtp.offset_weights`. Raises ValueError for
     values that cannot be, and at :meth:`bind` for heads that do not fit the trunk or the rows.
     """
-
-    head: MTPHead
-    spec: dict[str, Any]
 
     def __init__(
         self,
@@ -58,9 +54,7 @@ class Joint(Objective, nn.Module):
         self.config = MTPConfig(weighting=weighting, beta=decay)  # type: ignore[arg-type]
 
     def bind(self, lm: CausalLM, course: Course) -> None:
-        self.head = bound_head(self.spec, lm, course)
-        self.taps = (*self.head.taps, -1)
-        self._ahead = MTP(self.head, self.config, self.taps)
+        self.make_head(self.spec, lm, course, self.config)
         self.at_step(0)
 
     def at_step(self, number: int) -> None:
@@ -69,15 +63,10 @@ class Joint(Objective, nn.Module):
     def weight(self, name: str) -> float:
         if name == "next":
             return 1.0
-        own = self._ahead.weights[int(name.removeprefix("ahead"))]
+        own = self.ahead.weights[offset_of(name)]
         return self.beta * own if self.trains_trunk else own
-
-    def heads(self) -> dict[str, tuple[MTPHead, dict[str, Any]]]:
-        return {"head": (self.head, self.spec)}
 
     def terms(self, lm: Scoring, out: LMOutput, positions: Positions) -> Iterator[tuple[str, Tensor]]:
         if self.trains_trunk:
             yield from NTP().terms(lm, out, positions)
-        for step in self._ahead.steps(out, positions):
-            yield f"ahead{step.offset}", step.loss
-            del step  # and with it its logits
+        yield from self.ahead_terms(out, positions)

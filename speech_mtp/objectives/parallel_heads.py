@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from speech_mtp.lm.causal_lm import CausalLM
-from speech_mtp.objectives._trunk_heads import TrunkHeads
+from speech_mtp.objectives._trunk_heads import TrunkHeads, offset_of
 from speech_mtp.objectives.base import Course, Scoring
 from speech_mtp.objectives.curricula import Curriculum, Spec
 from speech_mtp.objectives.ntp import NTP
@@ -42,13 +42,13 @@ class ParallelHeads(TrunkHeads):
     def bind(self, lm: CausalLM, course: Course) -> None:
         super().bind(lm, course)
         below = lm.config.num_layers - 1
-        self.taps = (below, -1)
-        self.make_head(lm, self.curriculum.k_max - 1, (below,))
+        spec = {"name": "parallel", "num_heads": self.curriculum.k_max - 1, "taps": [below]}
+        self.make_head(spec, lm, course)
 
     def weight(self, name: str) -> float:
-        weights, offset = self.curriculum.phase.weights, 1 if name == "next" else int(name.removeprefix("ahead"))
-        return 1.0 if weights is None else weights[offset - 1]
+        weights = self.curriculum.phase.weights
+        return 1.0 if weights is None else weights[offset_of(name) - 1]
 
     def terms(self, lm: Scoring, out: LMOutput, positions: Positions) -> Iterator[tuple[str, Tensor]]:
         yield from NTP().terms(lm, out, positions)
-        yield from self.ahead_terms(lm, out, positions, self.curriculum.phase.k - 1)
+        yield from self.ahead_terms(out, positions, self.curriculum.phase.k - 1)
