@@ -14,7 +14,7 @@ names=("$@")
     registers_forward prophet joint_leap joint_deepseek distill trunk_more concept)
 
 train() { speech-mtp train "recipes/objectives/$1.yaml" "run.documents=$study/documents" "${@:2}"; }
-measure() { speech-mtp eval text "$1" --json "$2" --limit 16 --complete "$functions" "${@:3}"; }
+complete() { speech-mtp eval completion "$1" --json "$2" --functions "$functions" "${@:3}"; }
 
 [ -f "$study/documents/manifest.json" ] || speech-mtp train recipes/objectives/documents.yaml "run.out=$study/documents"
 for seed in ${SEEDS:-0 1 2}; do
@@ -32,15 +32,16 @@ for seed in ${SEEDS:-0 1 2}; do
         case "$name" in trunk_more | concept) more+=("run.task.seed=$((seed + 100))") ;; esac
         # A run that was cut off goes on; one that is done writes its export again.
         [ -f "$out/text.json" ] || train "$name" "${more[@]}"
-        [ -f "$out/text.json" ] || measure "$out/export" "$out/text.json"
+        [ -f "$out/text.json" ] || speech-mtp eval text "$out/export" --json "$out/text.json"
+        [ -f "$out/completion.json" ] || complete "$out/export" "$out/completion.json"
         if [ -d "$out/export/head" ] && [ ! -f "$out/drafts.json" ]; then
             rule=chain
             [ "$name" = joint_leap ] && rule=leap
-            measure "$out/export" "$out/drafts.json" --head "$out/export/head" --rule "$rule"
+            complete "$out/export" "$out/drafts.json" --head "$out/export/head" --rule "$rule"
         fi
         if [ ! -f "$out/probe.json" ]; then
             train probe "run.out=$out/probe" "run.model=$out/export" "run.loop.seed=$seed"
-            measure "$out/probe/export" "$out/probe.json" --head "$out/probe/export/head" --rule chain
+            complete "$out/probe/export" "$out/probe.json" --head "$out/probe/export/head" --rule chain
         fi
     done
 done

@@ -1,4 +1,5 @@
-"""Measuring models: ``eval speech``, ``eval codec``, ``eval drafts``, ``eval text``, ``eval objectives``."""
+"""Measuring models: ``eval speech``, ``eval codec``, ``eval drafts``, ``eval text``, ``eval
+completion``, ``eval objectives``."""
 
 from __future__ import annotations
 
@@ -41,9 +42,11 @@ if TYPE_CHECKING:
     from speech_mtp.evaluation.alignment import Aligner
     from speech_mtp.evaluation.codec_report import Sample
     from speech_mtp.lm.bundle import SpeechModel
-    from speech_mtp.lm.text_lm import TextLM
     from speech_mtp.streaming.timed import Utterance
     from speech_mtp.types import Sampling
+
+Sources = Annotated[str, typer.Option(help="Where documents come from: stdlib,{name: files, paths: [texts/*.txt]}.")]
+DevFraction = Annotated[float, typer.Option(min=0, max=1, help="The share of documents that was held out.")]
 
 group = typer.Typer(rich_markup_mode=None, help="Measure a model or a codec.")
 
@@ -262,54 +265,92 @@ def eval_drafts(
 def eval_text(
     folder: Annotated[str, typer.Argument(help="Folder or hub id of a causal language model.")],
     out: Annotated[Path, typer.Option("--json", help="File for the report.")],
-    sources: Annotated[
-        str, typer.Option(help="Where documents come from: stdlib,{name: files, paths: [texts/*.txt]}.")
-    ] = "stdlib",
-    dev_fraction: Annotated[float, typer.Option(min=0, max=1, help="The share of documents that was held out.")] = 0.05,
-    limit: Annotated[int | None, typer.Option(min=1, help="Loss and --ahead over so many of the documents.")] = None,
+    sources: Sources = "stdlib",
+    dev_fraction: DevFraction = 0.05,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many of the documents, the first ones.")] = None,
     length: Annotated[int, typer.Option(help="Tokens that are read at a time.")] = 512,
     ahead: Annotated[
         int | None, typer.Option(min=2, help="Also what it says itself of the token so far ahead (slow).")
     ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="With --ahead: sum over so many tokens between each.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="With --ahead: draw so many continuations.")] = None,
-    complete: Annotated[
-        int | None, typer.Option(min=1, help="Also let it go on with so many held-out Python functions.")
-    ] = None,
-    head: Annotated[str | None, typer.Option(help="With --complete: draft with this head; no word changes.")] = None,
-    rule: Annotated[
-        str | None, typer.Option(help="With --complete: how to draft (default: what suits the head).")
-    ] = None,
-    temperature: Annotated[float, typer.Option(help="With --complete; 0 takes the likeliest token.")] = 0.0,
     dtype: str = "fp32",
     device: Device = "cpu",
     threads: Threads = None,
 ) -> None:
     """Held-out loss of a language model: nats a token and bits a byte, for any tokenizer."""
     check_output(out, (".json",))
+    from itertools import islice
+
     from speech_mtp import plugins
-    from speech_mtp.corpus.document_store import Encoder, held_out
+    from speech_mtp.corpus.document_store import held_out
     from speech_mtp.evaluation.marginal import Between, ahead_report
     from speech_mtp.evaluation.text_loss import text_loss
+    from speech_mtp.lm.document_ids import Encoder
 
     named = [plugins.build("corpus.documents", spec) for spec in listed("sources", sources)]
     between = Between(top, samples)
     if ahead is None and between != Between():
         raise ValueError("--top and --samples say how --ahead looks ahead; give it, or leave them out.")
-    if complete is None and (head or rule or temperature):
-        raise ValueError("--head, --rule and --temperature are for --complete; give it, or leave them out.")
     lm = load_text_lm(folder, dtype, device, threads=threads)
     encoder = Encoder(lm.tokenizer)
-    found = [document.text for source in named for document in held_out(source, dev_fraction)]
-    documents = [(len(text.encode()), encoder.ids([text])[0].tolist()) for text in found[:limit]]
-    report = text_loss(lm, documents, length, _tell)
+    texts = islice((document.text for source in named for document in held_out(source, dev_fraction)), limit)
+    documents = [(len(text.encode()), encoder.ids([text])[0].tolist()) for text in texts]
+    more = {}
     if ahead is not None:
-        report["ahead"] = ahead_report(lm, (ids for _, ids in documents), length, ahead, between, _tell)
-    if complete is not None:
-        report["complete"] = _completed(lm, found, complete, head, rule, temperature)
-        print(summary({name: report["complete"][name]["value"] for name in ("valid_lines", "next_line")}))
+        more["ahead"] = ahead_report(lm, (ids for _, ids in documents), length, ahead, between, _tell)
+    report = {**text_loss(lm, documents, length, _tell), **more}
     print(summary({name: report[name]["value"] for name in ("loss", "bits_per_byte")}))
     write_report(out, {"model": folder, "sources": sources, "dev_fraction": dev_fraction, **report})
+
+
+@group.command("completion")
+def eval_completion(
+    folder: Annotated[str, typer.Argument(help="Folder or hub id of a causal language model.")],
+    out: Annotated[Path, typer.Option("--json", help="File for the report.")],
+    functions: Annotated[int, typer.Option(min=1, help="So many Python functions, drawn, always the same.")] = 300,
+    sources: Sources = "stdlib",
+    dev_fraction: DevFraction = 0.05,
+    head: Annotated[
+        str | None, typer.Option(help="Draft with this head, packaged or a folder; no word changes.")
+    ] = None,
+    rule: Annotated[str | None, typer.Option(help="How to draft (default: what suits the head).")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="A continuation ends there.")] = 128,
+    dtype: str = "fp32",
+    device: Device = "cpu",
+    threads: Threads = None,
+) -> None:
+    """How a language model goes on with Python functions that were held out: lines that Python's parser takes, lines
+    and functions to the letter, and what drafting gives."""
+    check_output(out, (".json",))
+    from random import Random
+
+    from speech_mtp import plugins
+    from speech_mtp.corpus.document_store import held_out
+    from speech_mtp.decoding import catalogue
+    from speech_mtp.evaluation.code_completion import completion_report, tasks_of
+    from speech_mtp.types import Sampling
+
+    named = [plugins.build("corpus.documents", spec) for spec in listed("sources", sources)]
+    sampling = Sampling(temperature=temperature)
+    lm = load_text_lm(folder, dtype, device, threads=threads)
+    drafter = load_head(head, lm) if head else None
+    spec = listed("rule", rule)[0] if rule else catalogue.default(drafter)
+    drafting = catalogue.build(spec, drafter)
+    found = [
+        task for source in named for document in held_out(source, dev_fraction) for task in tasks_of(document.text)
+    ]
+    if len(found) < functions:
+        raise ValueError(
+            f"Of what is held out {len(found)} functions can be gone on with, and {functions} were asked for; ask for "
+            "fewer (--functions), or hold out more."
+        )
+    tasks = Random(0).sample(found, functions)
+    report = completion_report(lm, tasks, drafting, sampling, max_new_tokens, _tell)
+    print(summary({name: report[name]["value"] for name in ("valid_lines", "next_line")}))
+    who = {"model": folder, "head": head, "rule": catalogue.label(spec)}
+    write_report(out, {**who, "sources": sources, "dev_fraction": dev_fraction, **report})
 
 
 @group.command("objectives")
@@ -333,21 +374,3 @@ def eval_objectives(
 
         objective_curves(report, folder, plot)
     write_report(out, {"study": str(folder), **report})
-
-
-def _completed(
-    lm: TextLM, texts: list[str], count: int, head: str | None, rule: str | None, temperature: float
-) -> dict[str, Any]:
-    """How ``lm`` goes on with ``count`` functions of ``texts``, always the same ones."""
-    from random import Random
-
-    from speech_mtp.decoding import catalogue
-    from speech_mtp.evaluation.code_completion import completion_report, tasks_of
-    from speech_mtp.types import Sampling
-
-    drafter = load_head(head, lm) if head else None
-    drafting = catalogue.build(rule or catalogue.default(drafter), drafter)
-    tasks = [task for text in texts for task in tasks_of(text)]
-    some = Random(0).sample(tasks, min(count, len(tasks)))
-    report = completion_report(lm, some, drafting, Sampling(temperature=temperature), report=_tell)
-    return {"head": head, "rule": rule or catalogue.default(drafter), **report}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +84,8 @@ class SourceFilterCodec(Codec):
     """A codec whose decoder is :class:`~speech_mtp.nn.source_filter.SourceFilterDecoder`. Subclasses make the parts,
     ``phonemes`` being None for one that does not tell any, and say what the decoder reads of codes and of timbre."""
 
+    Config: ClassVar[type]
+    """A dataclass of the sizes."""
     config: Any
     mel: LogMel
     low: LowSpectrum
@@ -111,6 +113,14 @@ class SourceFilterCodec(Codec):
             self.phoneme_values(codes.frames), (steps < codes.lengths[:, None])[..., None].float()
         )
         return logits.log_softmax(-1)
+
+    @classmethod
+    def from_config(cls, entries: dict[str, Any]) -> Self:
+        """From the :meth:`to_config` of another one (lists become tuples)."""
+        return cls(cls.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()}))
+
+    def to_config(self) -> dict[str, object]:
+        return asdict(self.config)
 
     # -- encoding ---------------------------------------------------------------------------------------------
     def _reach(self, encoder: FrameEncoder) -> int:

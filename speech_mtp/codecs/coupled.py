@@ -8,8 +8,7 @@ SpeechTokenizer (arXiv:2308.16692), whose first book learns from a recogniser's 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,19 +42,21 @@ class CoupledConfig:
 class Coupled(SourceFilterCodec):
     """The coupled codec. ``config`` entries are keyword arguments, see :class:`CoupledConfig`."""
 
+    Config = CoupledConfig
+    config: CoupledConfig
+
     def __init__(self, config: CoupledConfig | None = None) -> None:
         super().__init__()
         c = config or CoupledConfig()
         self.config = c
         if c.semantic and not c.num_symbols:
             raise ValueError("A semantic first book tells phonemes; say how many there are (num_symbols).")
-        tells = c.semantic and bool(c.num_symbols)
         self.spec = CodecSpec(
             sample_rate=c.sample_rate,
             frame_rate_hz=c.sample_rate / (c.hop * c.steps_per_frame),
             streams={f"book{k}": slice(k, k + 1) for k in range(len(c.books))},
             codebook_sizes=c.books,
-            num_phonemes=c.num_symbols if tells else 0,
+            num_phonemes=c.num_symbols if c.semantic else 0,
         )
         self.mel = LogMel(c.sample_rate, 1024, c.hop, c.num_mels)
         self.low = LowSpectrum(2048, c.hop, c.low_bins)
@@ -64,7 +65,7 @@ class Coupled(SourceFilterCodec):
         self.decoder = SourceFilterDecoder(
             c.dim, c.dim, 1, c.sample_rate, c.hop, c.steps_per_frame, c.decoder_dims, c.decoder_blocks
         )
-        self.phonemes = PhonemeHead(c.dim, c.num_symbols) if tells else None
+        self.phonemes = PhonemeHead(c.dim, c.num_symbols) if c.semantic else None
 
     @classmethod
     def tiny(cls, num_symbols: int = 0) -> Coupled:
@@ -80,14 +81,6 @@ class Coupled(SourceFilterCodec):
             num_symbols=num_symbols,
         )
         return cls(small).eval()
-
-    @classmethod
-    def from_config(cls, entries: dict[str, Any]) -> Coupled:
-        """From the ``asdict`` of a :class:`CoupledConfig` (lists become tuples)."""
-        return cls(CoupledConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()}))  # type: ignore[arg-type]
-
-    def to_config(self) -> dict[str, object]:
-        return asdict(self.config)
 
     # -- encoding ---------------------------------------------------------------------------------------------
     @property

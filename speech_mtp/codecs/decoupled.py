@@ -12,8 +12,7 @@ timbre of different utterances can be mixed freely. Factorisation after FACodec 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +67,9 @@ class TimbreEncoder(nn.Module):
 class Decoupled(SourceFilterCodec):
     """The decoupled codec. ``config`` entries are keyword arguments, see :class:`DecoupledConfig`."""
 
+    Config = DecoupledConfig
+    config: DecoupledConfig
+
     def __init__(self, config: DecoupledConfig | None = None) -> None:
         super().__init__()
         c = config or DecoupledConfig()
@@ -114,14 +116,6 @@ class Decoupled(SourceFilterCodec):
             num_symbols=num_symbols,
         )
         return cls(small).eval()
-
-    @classmethod
-    def from_config(cls, entries: dict[str, Any]) -> Decoupled:
-        """From the ``asdict`` of a :class:`DecoupledConfig` (lists become tuples)."""
-        return cls(DecoupledConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()}))  # type: ignore[arg-type]
-
-    def to_config(self) -> dict[str, object]:
-        return asdict(self.config)
 
     # -- encoding ---------------------------------------------------------------------------------------------
     @property

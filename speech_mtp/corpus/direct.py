@@ -19,7 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from speech_mtp import plugins
 from speech_mtp.corpus.checks import AudioRules, fit
 from speech_mtp.corpus.processes import in_processes
-from speech_mtp.corpus.store import PITCH_HOP, AudioStoreWriter, estimate_pitch, read_rows, resample_pitch
+from speech_mtp.corpus.store import (
+    PITCH_HOP,
+    AudioStoreWriter,
+    estimate_pitch,
+    read_rows,
+    resample_pitch,
+    stores_in,
+)
 from speech_mtp.corpus.teachers.base import Teacher, Utterance
 from speech_mtp.text.g2p.base import G2P, read_text
 from speech_mtp.text.phonemes import render
@@ -65,11 +72,6 @@ def speak(speech: Speech, out: Path, workers: int, max_time_s: float | None = No
     rows = [row for folder in stores_in(out) for row in read_rows(folder)]
     hours = sum(row.samples for row in rows) / 24_000 / 3600
     return {"utterances": len(rows), "hours": hours, "voices": len({row.voice for row in rows}), "refused": refused}
-
-
-def stores_in(folder: Path) -> list[Path]:
-    """The stores that lie in ``folder``, or ``folder`` itself if it is one."""
-    return sorted(path.parent for path in folder.glob("*/rows.jsonl")) or [folder]
 
 
 def _speak_part(speech: Speech, out: Path, worker: int, workers: int, until: float | None) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from speech_mtp.corpus.documents.base import Document, DocumentSource
 from speech_mtp.corpus.texts import stable_fraction
 from speech_mtp.files import open_at, replacing
 from speech_mtp.lm.backbone import load_tokenizer
+from speech_mtp.lm.document_ids import Encoder
 
 SPLITS = ("train", "dev")
 MANIFEST, MAKING, ROWS = "manifest.json", "making.json", "documents.i64"
@@ -40,26 +41,6 @@ def is_dev(document: Document, dev_fraction: float) -> bool:
 def held_out(source: DocumentSource, dev_fraction: float) -> Iterator[Document]:
     """The documents of the dev split that are not empty."""
     return (document for document in source.documents() if document.text.strip() and is_dev(document, dev_fraction))
-
-
-class Encoder:
-    """Documents -> ids, start and end included. ``tokenizer`` is that of a folder (of the hub)."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        end = tokenizer.eos_token_id
-        if end is None:
-            raise ValueError("The tokenizer has no end token (eos_token), which must part documents; use another.")
-        self.end = int(end)
-        self.start = self.end if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
-        self.vocab_size = len(tokenizer)
-
-    def ids(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """``[L]`` of each text."""
-        # A document that holds the name of a special token is text.
-        more = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        rows = self.tokenizer(list(texts), **more)["input_ids"]
-        return [np.array([self.start, *row, self.end]) for row in rows]
 
 
 def make_store(

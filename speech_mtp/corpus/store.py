@@ -90,14 +90,19 @@ def read_rows(folder: Path) -> list[StoredUtterance]:
     return [StoredUtterance(**json.loads(line)) for line in lines]
 
 
+def stores_in(folder: Path) -> list[Path]:
+    """The stores that lie in ``folder``, or ``folder`` itself if it is one."""
+    return sorted(path.parent for path in folder.glob("*/rows.jsonl")) or [folder]
+
+
 class AudioStore:
-    """Reads stores: several folders in a row act as one."""
+    """Reads stores: several folders in a row act as one, and a folder of stores stands for all of them."""
 
     def __init__(self, folders: list[Path]) -> None:
         self.rows: list[StoredUtterance] = []
         self._parts: list[tuple[np.ndarray, np.ndarray]] = []
         self._part_of: list[int] = []
-        for folder in folders:
+        for folder in [store for path in folders for store in stores_in(path)]:
             rows = read_rows(folder)
             if not rows:
                 raise FileNotFoundError(f"{folder} holds no corpus rows; run the corpus recipe first.")

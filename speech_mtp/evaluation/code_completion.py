@@ -23,6 +23,7 @@ from speech_mtp.decoding.base import DecodingRule
 from speech_mtp.decoding.engine import Statistics, total
 from speech_mtp.decoding.text import start
 from speech_mtp.evaluation.intervals import estimate
+from speech_mtp.lm.document_ids import Encoder
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.types import Sampling
 
@@ -114,11 +115,11 @@ def completion_report(
     found, rows, counts = list(tasks), [], []
     if not found:
         raise ValueError("There is no function to go on with; give Python sources, or hold more of them out.")
-    sampling = sampling or Sampling(temperature=0)
+    sampling, encoder = sampling or Sampling(temperature=0), Encoder(lm.tokenizer)
     for begin in range(0, len(found), BATCH):
         some = found[begin : begin + BATCH]
         report(f"functions {begin + 1} to {begin + len(some)} of {len(found)}")
-        prompts = [opening(lm, task.prompt) for task in some]
+        prompts = [encoder.beginning(task.prompt) for task in some]
         seeds = torch.arange(begin, begin + len(some)) + sampling.seed
         run = start(lm, prompts, sampling, rule, max_new_tokens, seeds=seeds)
         written = run.complete()
@@ -142,14 +143,6 @@ def completion_report(
 def _share(totals: Tensor) -> Tensor:
     """Of (count, of how many); 0 of none."""
     return totals[..., 0] / totals[..., 1].clamp(min=1)
-
-
-def opening(lm: TextLM, text: str) -> list[int]:
-    """As a document begins that goes on so: behind the start token, or the end of another where there is none."""
-    tokenizer = lm.tokenizer
-    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [first, *ids]
 
 
 def judged(lm: TextLM, task: Task, prompt: list[int], tokens: list[int]) -> tuple[float, ...]:

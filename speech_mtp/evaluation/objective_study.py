@@ -1,8 +1,8 @@
 """Objectives of trunks side by side: what each run of a study left in its folder, over seeds, against the next token.
 
 A study's folder holds ``<objective>/<seed>``, each with ``log.jsonl`` of its training, ``text.json`` (``eval text`` of
-the trunk), and, where there are, ``drafts.json`` (the same with the head that the objective left behind) and
-``probe.json`` (with a head of one kind that was trained before every trunk).
+the trunk), and, where there are, ``completion.json`` (``eval completion`` of it), ``drafts.json`` (the same with the
+head that the objective left behind) and ``probe.json`` (with a head of one kind, trained before every trunk).
 """
 
 from __future__ import annotations
@@ -53,11 +53,12 @@ def figures_of(run: Path) -> dict[str, float]:
     """What one run gave."""
     text = _read(run / "text.json")
     found = {name: text[name]["value"] for name in ("loss", "bits_per_byte")}
-    written = text.get("complete", {})
-    found |= {name: written[name]["value"] for name in ("valid_lines", "next_line", "whole") if name in written}
+    if (run / "completion.json").is_file():
+        written = _read(run / "completion.json")
+        found |= {name: written[name]["value"] for name in ("valid_lines", "next_line", "whole")}
     for name in ("drafts", "probe"):
         if (run / f"{name}.json").is_file():
-            found[name] = _read(run / f"{name}.json")["complete"]["tokens_per_forward"]
+            found[name] = _read(run / f"{name}.json")["tokens_per_forward"]
     clock = [line["cpu_s"] for line in curve(run) if "cpu_s" in line]
     return found | ({"cpu_s": clock[-1]} if clock else {})
 

@@ -17,9 +17,8 @@ import sys
 EVERY_S = 60.0
 
 
-async def keep_small(warm: asyncio.Event, every_s: float = EVERY_S) -> None:
-    """From ``warm`` on give free memory back from time to time, for ever."""
-    await warm.wait()
+async def keep_small(every_s: float = EVERY_S) -> None:
+    """Give free memory back from time to time, for ever; what there is at first is not searched."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     gc.collect()
     gc.freeze()  # what there is now stays as long as the server

@@ -100,9 +100,16 @@ class VoiceService:
                 loop.call_soon_threadsafe(self.warm.set)
 
         self.engine.start(tell)
-        self._keeping_small = asyncio.ensure_future(keep_small(self.warm))
         if self.recogniser is not None:
             self._loading = asyncio.ensure_future(self.ears.run("", self.recogniser.warm_up))
+        self._keeping_small = asyncio.ensure_future(self._keep_small())
+
+    async def _keep_small(self) -> None:
+        """From when everything is loaded."""
+        await self.warm.wait()
+        if self.recogniser is not None:
+            await asyncio.wait({self._loading})
+        await keep_small()
 
     async def stop(self) -> None:
         """End the engine; whoever is still being spoken to is cut off."""

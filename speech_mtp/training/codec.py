@@ -1,18 +1,12 @@
-"""Training of the decoupled codec: reconstruction, phoneme CTC, pitch and energy, speaker adversary.
+"""Training of the decoupled codec: what its streams must and must not carry.
 
-The total is a weighted sum of named terms (weights in the recipe):
+Besides what every codec with this decoder is trained on (:mod:`speech_mtp.training.source_filter_task`), named terms:
 
-* ``stft``, ``convergence``: multi-resolution spectra of a crop, decoded with the true pitch;
-* ``mel``: L1 of log-mel spectra of that crop;
-* ``heard``: L1 of what the content encoder, held still, makes of the decoded and of the true crop, so that the decoder
-  spends its effort on what tells phonemes apart;
 * ``ctc``: phonemes from the quantised content (Graves et al. 2006); ``near``: the same from single frames of it, so
   that a code says by itself which phoneme sounds;
-* ``pitch``, ``voicing``, ``energy``: what the prosody stream must carry; the decoder sees pitch nowhere else;
+* ``energy``: what the prosody stream must carry besides the pitch, which the decoder sees nowhere else;
 * ``adversary``: a speaker classifier on both streams behind a gradient reversal (Ganin et al. 2016);
-* ``consistency``, ``codes``: two views of an utterance give the same content (:mod:`speech_mtp.training.views`);
-* ``multiscale``: L1 of log-mel spectra at several window sizes;
-* ``critic``, ``feature``: optional multi-resolution spectrogram critics (least-squares GAN, feature matching).
+* ``consistency``, ``codes``: two views of an utterance give the same content (:mod:`speech_mtp.training.views`).
 
 The timbre vector comes from *another* utterance of the same voice, so it cannot carry content, and the content
 encoder hears a randomly warped frequency axis, so it cannot rely on the vocal tract. A voice at another speed or on a

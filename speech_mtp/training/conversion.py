@@ -18,7 +18,6 @@ import torch
 
 from speech_mtp import hub, plugins
 from speech_mtp.corpus.codes import batches_of, encode_batches, load_codes, save_codes
-from speech_mtp.corpus.direct import stores_in
 from speech_mtp.corpus.store import AudioStore
 from speech_mtp.lm.backbone import Backbone, load_tokenizer
 from speech_mtp.lm.direct import DirectLM
@@ -40,7 +39,7 @@ def encode(stage: EncodeRun) -> dict[str, Any]:
     codec = hub.load_codec(stage.codec)
     aligns_itself = stage.aligner is None and codec.spec.num_phonemes
     aligner = codec if aligns_itself else hub.load_aligner(stage.aligner or hub.DEFAULT_MODEL)
-    store = AudioStore([store for path in stage.data for store in stores_in(path)])
+    store = AudioStore(stage.data)
     rows = [asdict(row) for row in store.rows]
     codecs = [codec.spec.num_streams, digest_of(codec), digest_of(aligner)]
     parts = Parts(stage.out, [codecs, rows, stage.batch, stage.part])

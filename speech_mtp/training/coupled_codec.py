@@ -36,8 +36,7 @@ class CoupledTask(SourceFilterTask):
         device: torch.device,
         workers: Workers | None = None,
     ) -> None:
-        if config.views is not None or config.weights.near:
-            raise ValueError("A coupled codec has no content of its own; leave task.views and task.weights.near out.")
+        _check(codec, config)
         super().__init__(codec, store, config, device, workers)
 
     def make_helpers(self, voices: int) -> dict[str, nn.Module]:
@@ -69,3 +68,19 @@ class CoupledTask(SourceFilterTask):
             terms["ctc"] = self._phonemes_said("ctc", log_probs, batch, mask)
         whole = torch.stack(parts).sum(0)
         return whole, whole, terms
+
+
+OF_STREAMS = ("warp", "warp_share", "views")
+"""Settings of a content stream."""
+TERMS_OF_STREAMS = ("near", "energy", "adversary", "consistency", "codes")
+
+
+def _check(codec: Coupled, config: CodecTaskConfig) -> None:
+    """Raises ValueError where a setting was changed that nothing here listens to."""
+    usual = CodecTaskConfig()
+    changed = [name for name in OF_STREAMS if getattr(config, name) != getattr(usual, name)]
+    changed += [f"weights.{n}" for n in TERMS_OF_STREAMS if getattr(config.weights, n) != getattr(usual.weights, n)]
+    if changed:
+        raise ValueError(f"A coupled codec has no content or prosody of its own; leave task.{changed[0]} out.")
+    if config.ctc_prior and codec.phonemes is None:
+        raise ValueError("Only a semantic first book tells phonemes; leave task.ctc_prior out, or set model.semantic.")

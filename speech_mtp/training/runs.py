@@ -12,16 +12,17 @@ goes on after a kill: training from its last checkpoint, the others with what is
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from speech_mtp import hub, plugins
-from speech_mtp.codecs.coupled import Coupled, CoupledConfig
+from speech_mtp.codecs.coupled import Coupled
 from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
 from speech_mtp.corpus import answers
 from speech_mtp.corpus.codes import CODEC, CodeCorpus, load_codes
-from speech_mtp.corpus.direct import Speech, read_sentences, speak, stores_in
+from speech_mtp.corpus.direct import Speech, read_sentences, speak
 from speech_mtp.corpus.store import AudioStore, store_manifest
 from speech_mtp.lm.backbone import Backbone, load_causal_lm, load_tokenizer
 from speech_mtp.lm.direct import DirectConfig, DirectLM
@@ -65,7 +66,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "store": _store,
         "speak": _speak,
         "codec": _codec,
-        "coupled_codec": _coupled_codec,
+        "coupled_codec": _codec,
         "encode": conversion.encode,
         "units": conversion.units,
         "lm": _lm,
@@ -96,39 +97,25 @@ def _speak(stage: SpeakRun) -> dict[str, Any]:
     return dict(speak(speech, stage.out, stage.workers or processors(), stage.max_time_s))
 
 
-def _codec(stage: CodecRun) -> dict[str, Any]:
+def _codec(stage: CodecRun | CoupledCodecRun) -> dict[str, Any]:
     workers = Workers()
     return _finish(codec_task(stage, workers), stage, workers)
 
 
-def codec_task(stage: CodecRun, workers: Workers | None = None) -> CodecTask:
+def codec_task(stage: CodecRun | CoupledCodecRun, workers: Workers | None = None) -> CodecTask | CoupledTask:
     """What ``stage`` trains, before its first step."""
     torch.manual_seed(stage.loop.seed)
-    entries = {**stage.model.__dict__, "num_symbols": len(SYMBOLS)}
-    codec = Decoupled(DecoupledConfig(**entries))
+    sizes = replace(stage.model, num_symbols=len(SYMBOLS))
+    codec = Decoupled(sizes) if isinstance(sizes, DecoupledConfig) else Coupled(sizes)
     if stage.start is not None:
         trained = hub.load_codec(stage.start)
         if stage.start_partly:
             _start_partly(codec, trained)
         else:
             _start_from(codec, trained, stage.start)
-    store = AudioStore([store for path in stage.data for store in stores_in(path)])
-    return CodecTask(codec, store, stage.task, stage.torch_device(), workers)
-
-
-def _coupled_codec(stage: CoupledCodecRun) -> dict[str, Any]:
-    workers = Workers()
-    return _finish(coupled_task(stage, workers), stage, workers)
-
-
-def coupled_task(stage: CoupledCodecRun, workers: Workers | None = None) -> CoupledTask:
-    """What ``stage`` trains, before its first step."""
-    torch.manual_seed(stage.loop.seed)
-    codec = Coupled(CoupledConfig(**{**stage.model.__dict__, "num_symbols": len(SYMBOLS)}))
-    if stage.start is not None:
-        _start_from(codec, hub.load_codec(stage.start), stage.start)
-    store = AudioStore([store for path in stage.data for store in stores_in(path)])
-    return CoupledTask(codec, store, stage.task, stage.torch_device(), workers)
+    store = AudioStore(stage.data)
+    given = store, stage.task, stage.torch_device(), workers
+    return CodecTask(codec, *given) if isinstance(codec, Decoupled) else CoupledTask(codec, *given)
 
 
 def _lm(stage: LMRun) -> dict[str, Any]:

@@ -78,16 +78,11 @@ class CodecRun(Stage):
     loop: LoopConfig
 
 
-class CoupledCodecRun(Stage):
-    """Train a codec without roles, or one whose first book alone has one, on the audio stores ``data``; otherwise as
-    the stage ``codec``."""
+class CoupledCodecRun(CodecRun):
+    """The same for a codec without roles, or one whose first book alone has one."""
 
-    kind: Literal["coupled_codec"]
-    data: list[Path]
-    start: str | None = None
-    model: CoupledConfig = CoupledConfig()
-    task: CodecTaskConfig = CodecTaskConfig()
-    loop: LoopConfig
+    kind: Literal["coupled_codec"]  # type: ignore[assignment]
+    model: CoupledConfig = CoupledConfig()  # type: ignore[assignment]
 
 
 class EncodeRun(Stage):

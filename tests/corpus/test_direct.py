@@ -10,8 +10,8 @@ import pytest
 
 from speech_mtp.corpus import direct
 from speech_mtp.corpus.checks import AudioRules
-from speech_mtp.corpus.direct import Speech, VoiceShare, read_sentences, stores_in
-from speech_mtp.corpus.store import AudioStore, read_rows
+from speech_mtp.corpus.direct import Speech, VoiceShare, read_sentences
+from speech_mtp.corpus.store import AudioStore, read_rows, stores_in
 
 SINE = {"name": "tests.corpus.sine_teacher:Sine"}
 
@@ -51,7 +51,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     first = (tmp_path / "part00" / "audio.i16").read_bytes()
     direct._speak_part(speech(), tmp_path, 0, 1, None)
     assert (tmp_path / "part00" / "audio.i16").read_bytes()[: len(first)] == first
-    store = AudioStore(stores_in(tmp_path))
+    store = AudioStore([tmp_path])
     assert len(store) == len({row.id for row in store.rows}) == 40
     assert np.unique(store.pitch(0)).tolist() == [100.0 if store.rows[0].voice == "low" else 200.0]
 

@@ -13,12 +13,13 @@ import pytest
 
 from speech_mtp import plugins
 from speech_mtp.corpus import document_store
-from speech_mtp.corpus.document_store import DocumentStore, Encoder, held_out, is_dev, make_store
+from speech_mtp.corpus.document_store import DocumentStore, held_out, is_dev, make_store
 from speech_mtp.corpus.documents.base import Document, DocumentSource
 from speech_mtp.corpus.documents.files import Files
 from speech_mtp.corpus.documents.stdlib import Stdlib, docstrings
 from speech_mtp.lm.backbone import load_tokenizer
 from speech_mtp.lm.byte_tokens import END
+from speech_mtp.lm.document_ids import Encoder
 from tests.lm.tiny import tiny_tokenizer
 
 TEXTS = [f"document {i}, {'word ' * (i % 7)}é{END}" for i in range(40)] + ["", " \n"]

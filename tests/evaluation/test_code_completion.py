@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import textwrap
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from speech_mtp.evaluation.code_completion import (
 )
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.types import Sampling
-from tests.text_tiny import tiny_head, tiny_text_lm
+from tests.cli.running import run
+from tests.text_tiny import tiny_folder, tiny_head, tiny_text_lm
 
 CODE = '''
 import os
@@ -171,3 +173,31 @@ def test_drafts_change_no_word_and_are_counted(lm: TextLM, tmp_path: Path, monke
     with pytest.raises(ValueError, match="no function to go on with"):
         completion_report(lm, [])
     assert torch.is_grad_enabled()
+
+
+def test_the_command_draws_the_same_functions_and_drafts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_folder(tmp_path / "model")
+    head = tmp_path / "head"
+    tiny_head(TextLM.from_folder(tmp_path / "model"), head)
+    for number in range(20):
+        (tmp_path / f"{number}.py").write_text(CODE % f"{number}", "utf-8")
+    sources = f"{{name: files, paths: ['{tmp_path}/*.py']}}"
+    command = ["eval", "completion", str(tmp_path / "model"), "--sources", sources, "--dev-fraction", "0.5"]
+    command += ["--functions", "4", "--max-new-tokens", "8"]
+    seen: list[list[Task]] = []
+    report = code_completion.completion_report
+    monkeypatch.setattr(
+        code_completion, "completion_report", lambda lm, tasks, *more: (seen.append(tasks), report(lm, tasks, *more))[1]
+    )
+    assert run(monkeypatch, *command, "--json", str(tmp_path / "plain.json")) == 0
+    drafting = ["--head", str(head), "--rule", "{name: chain}", "--temperature", "0.8"]
+    assert run(monkeypatch, *command, *drafting, "--json", str(tmp_path / "drafted.json")) == 0
+    assert seen[0] == seen[1]
+    plain, drafted = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "drafted"))
+    assert (plain["functions"], plain["max_new_tokens"], plain["rule"]) == (4, 8, "vanilla")
+    assert (drafted["rule"], drafted["temperature"], len(drafted["acceptance"])) == ("chain", 0.8, 2)
+    assert "valid_lines" in capsys.readouterr().out
+    assert run(monkeypatch, *command, "--json", str(tmp_path / "x.json"), "--functions", "9999") == 2
+    assert "and 9999 were asked for" in capsys.readouterr().err

@@ -19,10 +19,10 @@ def estimate(value: float) -> dict[str, Any]:
 def write(folder: Path, loss: float, cpu_s: float, drafts: float | None = None) -> None:
     folder.mkdir(parents=True)
     written = {name: estimate(0.5) for name in ("valid_lines", "next_line", "whole")} | {"tokens_per_forward": 1.0}
-    text = {"loss": estimate(loss), "bits_per_byte": estimate(1.4 * loss), "complete": written}
-    (folder / "text.json").write_text(json.dumps(text))
+    (folder / "text.json").write_text(json.dumps({"loss": estimate(loss), "bits_per_byte": estimate(1.4 * loss)}))
+    (folder / "completion.json").write_text(json.dumps(written))
     if drafts is not None:
-        (folder / "drafts.json").write_text(json.dumps({"complete": {"tokens_per_forward": drafts}}))
+        (folder / "drafts.json").write_text(json.dumps({"tokens_per_forward": drafts}))
     lines = [
         {"step": 0, "cpu_s": 1.0, "loss": 5.0},
         {"step": 9, "cpu_s": cpu_s, "loss": 2.0},
@@ -54,6 +54,7 @@ def test_rows_are_means_and_differences_of_the_same_seed(folder: Path) -> None:
     assert found["interval"] == pytest.approx([-0.1 - half, -0.1 + half])
     assert rows["registers"]["figures"]["drafts"]["mean"] == 1.5
     assert "drafts" not in rows["trunk"]["figures"]
+    assert rows["trunk"]["figures"]["next_line"]["values"] == {"0": 0.5, "1": 0.5, "2": 0.5}
     assert rows["registers"]["figures"]["cpu_s"]["mean"] == 200
     assert rows["concept"]["base"] == "trunk_more"
     assert rows["concept"]["figures"]["loss"]["against"]["value"] == pytest.approx(-0.1)

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from speech_mtp.corpus.document_store import Encoder
 from speech_mtp.evaluation.text_loss import document_nats, text_loss, windows
+from speech_mtp.lm.document_ids import Encoder
 from tests.cli.running import run
 from tests.text_tiny import tiny_folder, tiny_text_lm
 

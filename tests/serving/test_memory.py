@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import time
 import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -14,15 +15,14 @@ import pytest
 
 from speech_mtp.serving.memory import keep_small
 from tests.serving.chatting import chatting
+from tests.serving.hearing import FakeRecogniser
 from tests.serving.running import serving, until
 from tests.serving.talking import Loudness, talking
 
 
 async def kept_small_until(done: Callable[[], bool]) -> None:
     """For a minute at most: a search among all objects of the tests takes a while."""
-    warm = asyncio.Event()
-    warm.set()
-    keeping = asyncio.ensure_future(keep_small(warm, every_s=0.01))
+    keeping = asyncio.ensure_future(keep_small(every_s=0.01))
     async with asyncio.timeout(60):
         while not done():
             await asyncio.sleep(0.01)
@@ -63,21 +63,28 @@ def test_rings_that_nobody_refers_to_go_also_where_the_c_library_gives_nothing_b
     assert gc.get_freeze_count() == 0
 
 
-def test_nothing_is_searched_before_the_server_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gc, "freeze", lambda: pytest.fail("what is still being loaded must not be left out"))
+def test_a_search_waits_for_what_is_still_being_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recogniser too, which is loaded beside the engine."""
+    order: list[str] = []
 
-    async def wait() -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await keep_small(asyncio.Event(), every_s=0.01)
+    async def keep() -> None:
+        order.append("searched")
 
-    asyncio.run(wait())
+    class Slow(FakeRecogniser):
+        def warm_up(self) -> None:
+            time.sleep(0.5)
+            order.append("loaded")
+
+    monkeypatch.setattr("speech_mtp.serving.service.keep_small", keep)
+    with chatting(recogniser=Slow("Hello there!")):
+        until(lambda: len(order) == 2)
+    assert order == ["loaded", "searched"]
 
 
 def test_a_server_does_so(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[bool] = []
 
-    async def keep(warm: asyncio.Event) -> None:
+    async def keep() -> None:
         kept.append(True)
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
@@ -85,7 +92,7 @@ def test_a_server_does_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("speech_mtp.serving.service.keep_small", keep)
     with serving():
-        assert kept == [True]
+        until(lambda: kept == [True])
     assert kept == [True, False]
 
 

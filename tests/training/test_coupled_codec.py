@@ -15,10 +15,13 @@ from speech_mtp.corpus.store import AudioStore
 from speech_mtp.text.phonemes import SYMBOLS
 from speech_mtp.training import runs
 from speech_mtp.training.codec_data import CodecTaskConfig, CodecWeights
-from speech_mtp.training.coupled_codec import CoupledTask
+from speech_mtp.training.coupled_codec import TERMS_OF_STREAMS, CoupledTask
 from speech_mtp.training.loop import numbers
 from speech_mtp.training.stages import TrainConfig
 from speech_mtp.training.views import Views
+
+SILENT = {name: 0.0 for name in CodecWeights().__dict__ if name not in TERMS_OF_STREAMS}
+"""Weights without any term that a coupled codec has."""
 
 
 def task_of(humming: AudioStore, semantic: bool, **settings: Any) -> CoupledTask:
@@ -30,7 +33,7 @@ def task_of(humming: AudioStore, semantic: bool, **settings: Any) -> CoupledTask
 
 @pytest.mark.parametrize("semantic", [False, True])
 def test_everything_learns(humming: AudioStore, semantic: bool) -> None:
-    task = task_of(humming, semantic, ema=0.9, ctc_prior=0.3)
+    task = task_of(humming, semantic, ema=0.9, ctc_prior=0.3 if semantic else 0.0)
     before = {name: value.detach().clone() for name, value in task.codec.named_parameters()}
     scores: dict[str, float] = {}
     for number in range(2):
@@ -47,7 +50,7 @@ def test_everything_learns(humming: AudioStore, semantic: bool) -> None:
 
 
 def test_phonemes_shape_the_first_book_alone(humming: AudioStore) -> None:
-    only = dict.fromkeys(CodecWeights().__dict__, 0.0) | {"ctc": 1.0}
+    only = SILENT | {"ctc": 1.0}
     task = task_of(humming, True, weights=CodecWeights(**only))
     before = {name: value.detach().clone() for name, value in task.codec.quantiser.named_parameters()}
     task.optimizers["codec"].param_groups[0]["weight_decay"] = 0.0
@@ -59,7 +62,7 @@ def test_phonemes_shape_the_first_book_alone(humming: AudioStore) -> None:
 
 
 def test_the_spectra_reach_all_books(humming: AudioStore) -> None:
-    only = dict.fromkeys(CodecWeights().__dict__, 0.0) | {"mel": 1.0}
+    only = SILENT | {"mel": 1.0}
     task = task_of(humming, False, weights=CodecWeights(**only))
     task.optimizers["codec"].param_groups[0]["weight_decay"] = 0.0
     before = [book.leave.weight.detach().clone() for book in task.codec.quantiser.books]  # type: ignore[union-attr, operator]
@@ -74,9 +77,16 @@ def test_a_first_book_needs_phonemes_to_tell() -> None:
 
 
 def test_settings_of_streams_are_refused(humming: AudioStore) -> None:
-    for settings in ({"views": Views()}, {"weights": CodecWeights(near=0.5)}):
-        with pytest.raises(ValueError, match="A coupled codec has no content of its own"):
+    for settings, name in (
+        ({"views": Views()}, "task.views"),
+        ({"warp": 0.3}, "task.warp"),
+        ({"weights": CodecWeights(near=0.5)}, "task.weights.near"),
+        ({"weights": CodecWeights(adversary=0.0)}, "task.weights.adversary"),
+    ):
+        with pytest.raises(ValueError, match=f"no content or prosody of its own; leave {name} out"):
             task_of(humming, True, **settings)
+    with pytest.raises(ValueError, match=r"leave task.ctc_prior out"):
+        task_of(humming, False, ctc_prior=0.3)
 
 
 def test_the_stage_trains_and_exports(humming_folder: Path, tmp_path: Path) -> None:
