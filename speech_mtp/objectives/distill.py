@@ -47,7 +47,7 @@ class Distill(TrunkHeads):
         self.wanted = {"name": head} if isinstance(head, str) else head
 
     def bind(self, lm: CausalLM, course: Course) -> None:
-        teacher = read_llama(self.teacher_folder).to(lm.device).requires_grad_(False).eval()
+        teacher = read_llama(self.teacher_folder).to(lm.device).eval()
         if teacher.vocab_size != lm.vocab_size:
             raise ValueError(
                 f"The teacher in {self.teacher_folder} knows {teacher.vocab_size} tokens and the student "

@@ -80,6 +80,10 @@ def test_weights_of_a_phase_weigh_frames(tmp_path: Path) -> None:
         task = task_of(tmp_path, [{"k": group, "weights": weights}])
         task.lm.eval()
         parts.append(task.terms(task.train_data.batch(0))["stream0"])
+    assert len({float(part) for part in parts[:-1]}) == group
+    first = task_of(tmp_path, [{"k": 1}])
+    first.lm.eval()
+    assert torch.equal(parts[0], first.terms(first.train_data.batch(0))["stream0"])
     expected = sum((1 + at) * part for at, part in enumerate(parts[:-1])) / sum(range(1, group + 1))
     assert torch.allclose(parts[-1], torch.as_tensor(expected))
 
@@ -102,6 +106,33 @@ def test_what_is_held_out_is_measured_by_all_frames_and_a_stop_changes_nothing(t
     assert measured["dev/stream0"] == pytest.approx(own["stream0"], rel=1e-5)
     assert last.objective.schedule is not None
     assert last.objective.schedule.phase.k == 2
+
+
+def test_a_phase_of_few_frames_is_measured_by_all(tmp_path: Path) -> None:
+    task = task_of(tmp_path, [{"k": 1}])
+    assert len(task.dev_data) == 1
+    found = task.evaluate()
+    with torch.no_grad():
+        own, plain = (task.terms(task.dev_data.batch(0), objective=one) for one in (None, NTP()))
+    assert found["stream0"] == pytest.approx(float(plain["stream0"]), rel=1e-5)
+    assert abs(float(own["stream0"]) - found["stream0"]) > 1e-4
+
+
+def test_a_step_is_made_at_its_place_in_the_curriculum(tmp_path: Path) -> None:
+    """What the phase leaves out is not averaged over processes either, and the main one's loss ends a plateau."""
+    task = task_of(tmp_path, "forward", steps=100)
+    averaged: list[int] = []
+    told: list[float] = []
+    task.workers.average_gradients = lambda parameters: averaged.append(len(parameters))  # type: ignore[method-assign]
+    task.workers.of_main = lambda loss: told.append(loss) or 1.0  # type: ignore[method-assign, func-returns-value]
+    observed: list[tuple[int, float]] = []
+    task.objective.observe = lambda *found: observed.append(found)  # type: ignore[method-assign]
+    for number in (0, 99):
+        task.step(number, 1e-3)
+        task.evaluate()
+    assert averaged[0] < averaged[1] == len(list(task.lm.parameters()))
+    assert len(told) == 2
+    assert observed == [(1, 1.0), (100, 1.0)]
 
 
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
