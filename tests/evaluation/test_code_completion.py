@@ -167,9 +167,15 @@ def test_drafts_change_no_word_and_are_counted(lm: TextLM, tmp_path: Path, monke
         assert len(drafted["acceptance"]) == 2
         assert len(said) == 6
         assert said[:3] == said[3:]
+        drawn = said[:3]
         assert max(map(len, said)) == 12
         same = ("valid_lines", "faultless", "next_line", "whole", "lines")
         assert {key: plain[key] for key in same} == {key: drafted[key] for key in same}
+    said.clear()
+    monkeypatch.setattr(code_completion, "BATCH", 20)
+    together = completion_report(lm, tasks, None, Sampling(temperature=1.0, seed=3), max_new_tokens=12)
+    assert said == drawn
+    assert together["functions"] == 3
     with pytest.raises(ValueError, match="no function to go on with"):
         completion_report(lm, [])
     assert torch.is_grad_enabled()

@@ -19,6 +19,7 @@ from speech_mtp.training.coupled_codec import TERMS_OF_STREAMS, CoupledTask
 from speech_mtp.training.loop import numbers
 from speech_mtp.training.stages import TrainConfig
 from speech_mtp.training.views import Views
+from speech_mtp.types import Codes
 
 SILENT = {name: 0.0 for name in CodecWeights().__dict__ if name not in TERMS_OF_STREAMS}
 """Weights without any term that a coupled codec has."""
@@ -69,6 +70,20 @@ def test_the_spectra_reach_all_books(humming: AudioStore) -> None:
     task.step(0, 1e-3)
     for book, old in zip(task.codec.quantiser.books, before, strict=True):
         assert not torch.equal(book.leave.weight, old)  # type: ignore[union-attr, arg-type]
+
+
+def test_phonemes_are_read_of_the_first_book_alone() -> None:
+    codec = Coupled.tiny(len(SYMBOLS))
+    frames = torch.randint(0, 20, (1, 2, 6), generator=torch.Generator().manual_seed(0))
+    heard = []
+    for book in (None, 0, 1):
+        changed = frames.clone()
+        if book is not None:
+            changed[:, book] = (changed[:, book] + 1) % 20
+        with torch.no_grad():
+            heard.append(codec.phoneme_log_probs(Codes(changed, torch.tensor([6]))))
+    assert not torch.equal(heard[0], heard[1])
+    assert torch.equal(heard[0], heard[2])
 
 
 def test_a_first_book_needs_phonemes_to_tell() -> None:
