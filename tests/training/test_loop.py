@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,6 +137,20 @@ def test_time_that_is_up_saves_and_the_next_call_goes_on(tmp_path: Path) -> None
     for _ in range(12):
         train(Line(), hasty, tmp_path / "bits")
     assert losses(tmp_path / "bits") == losses(tmp_path / "whole")
+
+
+def test_processor_time_counts_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()  # a second passes whenever somebody looks
+    clocks = SimpleNamespace(monotonic=time.monotonic, process_time=lambda: float(next(clock)))
+    monkeypatch.setattr("speech_mtp.training.loop.time", clocks)
+    config = replace(CONFIG, steps=3, log_every=1, max_time_s=0.0, save_every_s=0.0)
+    for _ in range(3):
+        train(Line(), config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    spent = [line["cpu_s"] for line in lines if "cpu_s" in line]
+    assert len(spent) == 3
+    assert spent == sorted(set(spent))
+    assert spent[0] > 0
 
 
 def test_a_budget_of_seconds_ends_the_run_with_its_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
