@@ -11,6 +11,9 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as processors: one thread each, theirs too
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Processes that fill one new cache of Numba at once can leave it broken, and then break down.
+    kept = Path(__file__).parents[1] / ".pytest_cache" / "numba" / os.environ["PYTEST_XDIST_WORKER"]
+    os.environ["NUMBA_CACHE_DIR"] = str(kept)
 
 import torch
 from hypothesis import settings

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
@@ -38,9 +39,9 @@ def in_processes(function: Callable[..., Result], jobs: Iterable[tuple[Any, ...]
 
     Jobs are taken from the iterable as processes become free: two for each process are in memory.
     """
-    with one_thread_each():
+    with one_thread_each(), TemporaryDirectory() as aside:
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(aside,))
         running: set[Future[Result]] = set()
         try:
             for job in jobs:
@@ -55,8 +56,11 @@ def in_processes(function: Callable[..., Result], jobs: Iterable[tuple[Any, ...]
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def start_worker() -> None:
+def start_worker(aside: str) -> None:
+    """One thread; and what Numba compiles for librosa is kept in a folder of its own in ``aside``: processes that fill
+    one new cache at once can leave it broken, and break down for good."""
     torch.set_num_threads(1)
+    os.environ["NUMBA_CACHE_DIR"] = os.path.join(aside, str(os.getpid()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
