@@ -101,6 +101,16 @@ class Recogniser(ABC):
     def warm_up(self) -> None:
         """Load what the first recording would wait for."""
 
+    feature_rate_hz: float = 0.0
+    """Vectors a second that :meth:`features` gives; 0 for a recogniser that shows none."""
+
+    def features(self, waves: list[Wave]) -> list[Wave]:
+        """What the encoder makes of each ``wave [S]``: ``[ceil(S / SAMPLE_RATE * feature_rate_hz), D]``.
+
+        Raises ``ValueError`` for a recogniser that shows none.
+        """
+        raise ValueError(f"The recogniser {self.name} does not show what its encoder hears; name another.")
+
     def transcribe(self, wave: Wave, hint: Hint = NO_HINT) -> Transcript:
         """All that is said in ``wave [S]``; see :meth:`segments`."""
         return joined(self.segments(wave, hint), len(wave) / SAMPLE_RATE)

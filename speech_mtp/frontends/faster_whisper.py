@@ -23,6 +23,7 @@ MARGIN_S = 5
 the words were wrong in the usual window of 30 s with five beams, 1.7 % with four seconds and one beam, 3.4 % with two;
 an utterance of 4 s took 0.78 and 0.16 s of one slow core."""
 FRAMES_PER_S = 100
+WINDOW_S = 30
 TOKENS_PER_S = 8
 NO_SPEECH = 0.6
 
@@ -88,6 +89,21 @@ class FasterWhisper(Recogniser):
                 one.compression_ratio,
                 one.no_speech_prob,
             )
+
+    feature_rate_hz = 50.0
+
+    def features(self, waves: list[Wave]) -> list[Wave]:
+        """The last layer of Whisper's encoder, in a window of the longest wave's length and a second of silence."""
+        ctranslate2: Any = plugins.require("ctranslate2", "asr")
+        whisper = self._whisper
+        heard = [whisper.feature_extractor(wave, padding=0) for wave in waves]
+        longest = -(-max(f.shape[1] for f in heard) // 50) * 50 + FRAMES_PER_S
+        if longest > WINDOW_S * FRAMES_PER_S:
+            raise ValueError(f"Whisper hears {WINDOW_S - 1} s at a time; cut the recording before.")
+        window = np.stack([np.pad(f, ((0, 0), (0, longest - f.shape[1]))) for f in heard]).astype(np.float32)
+        inner = np.array(whisper.model.encode(ctranslate2.StorageView.from_array(window), to_cpu=True))
+        counts = [-(-len(wave) * 50 // SAMPLE_RATE) for wave in waves]
+        return [row[:count].astype(np.float32) for row, count in zip(inner, counts, strict=True)]
 
     def _quickly(self, wave: Wave, hint: Hint) -> Iterator[Segment]:
         """One segment of a short ``wave``: Whisper's encoder looks at so much sound as there is, not at 30 s."""

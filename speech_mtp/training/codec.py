@@ -4,6 +4,7 @@ Besides what every codec with this decoder is trained on (:mod:`speech_mtp.train
 
 * ``ctc``: phonemes from the quantised content (Graves et al. 2006); ``near``: the same from single frames of it, so
   that a code says by itself which phoneme sounds;
+* ``distil``: a recogniser's features from single frames of content (:mod:`speech_mtp.training.distilling`);
 * ``energy``: what the prosody stream must carry besides the pitch, which the decoder sees nowhere else;
 * ``adversary``: a speaker classifier on both streams behind a gradient reversal (Ganin et al. 2016);
 * ``consistency``, ``codes``: two views of an utterance give the same content (:mod:`speech_mtp.training.views`).
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from speech_mtp.codecs._source_filter import FrameEncoder
 from speech_mtp.codecs.decoupled import Decoupled
+from speech_mtp.corpus.features import Features
 from speech_mtp.corpus.store import AudioStore
 from speech_mtp.nn.conv import Block
 from speech_mtp.nn.ctc import Prior
@@ -94,10 +96,11 @@ class CodecTask(SourceFilterTask):
         config: CodecTaskConfig,
         device: torch.device,
         workers: Workers | None = None,
+        features: Features | None = None,
     ) -> None:
         if codec.phonemes is None:
             raise ValueError("The codec to train needs num_symbols > 0: the phoneme CTC shapes its content stream.")
-        super().__init__(codec, store, config, device, workers)
+        super().__init__(codec, store, config, device, workers, features)
 
     def make_helpers(self, voices: int) -> dict[str, nn.Module]:
         codec, config = self.codec, self.config
@@ -113,6 +116,10 @@ class CodecTask(SourceFilterTask):
         if config.weights.near:
             helpers["near"] = NearPhonemes(dims[0], symbols)
         return helpers
+
+    @property
+    def dim_distilled(self) -> int:
+        return len(self.codec.config.content_levels)
 
     @property
     def ear(self) -> FrameEncoder:
@@ -158,6 +165,7 @@ class CodecTask(SourceFilterTask):
             prosody, _ = codec.prosody_fsq(codec.prosody(low, mask, codec.speaker_of_prosody(timbre)).float())
         content, _ = codec.content_fsq(raw)
         voices = {"content": batch.voice.masked_fill(changed, NOBODY), "prosody": batch.voice}
+        terms |= self._distilled(content, batch, mask)
         return content, prosody, terms | self.stream_terms(batch, content, prosody, low[..., -1], mask, voices)
 
     def stream_terms(

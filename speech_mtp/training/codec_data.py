@@ -14,6 +14,7 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from speech_mtp.codecs._source_filter import SourceFilterCodec
+from speech_mtp.corpus.features import Features
 from speech_mtp.corpus.store import AudioStore
 from speech_mtp.corpus.texts import rows_of
 from speech_mtp.text.phonemes import parse
@@ -42,6 +43,7 @@ class CodecWeights:
     adversary: float = 0.1
     multiscale: float = 0.0
     books: float = 1.0
+    distil: float = 0.0
     consistency: float = 0.0
     codes: float = 0.0
     critic: float = 0.0
@@ -105,8 +107,8 @@ class CodecTaskConfig:
 class CodecBatch:
     """``wave [B, S]``, ``lengths [B]``, ``pitch [B, S / hop]`` Hz, ``phonemes`` concatenated with ``phoneme_lengths``,
     ``voice [B]`` (``NOBODY`` at another speed), ``reference [B, S']`` of the same voice with ``reference_lengths [B]``,
-    ``crop [B]`` first frame of the decoded crop. ``frames [B]`` and ``phoneme_lengths`` stay on the host, where the CTC
-    loss reads them."""
+    ``crop [B]`` first frame of the decoded crop, ``features [B, F, D]`` of a recogniser, where there are some.
+    ``frames [B]`` and ``phoneme_lengths`` stay on the host, where the CTC loss reads them."""
 
     wave: Tensor
     lengths: Tensor
@@ -118,24 +120,31 @@ class CodecBatch:
     reference_lengths: Tensor
     crop: Tensor
     frames: Tensor
+    features: Tensor | None = None
 
     def to(self, device: torch.device) -> CodecBatch:
         host = ("frames", "phoneme_lengths")
-        return CodecBatch(**{k: v if k in host else v.to(device) for k, v in self.__dict__.items()})
+        return CodecBatch(**{k: v if v is None or k in host else v.to(device) for k, v in self.__dict__.items()})
 
 
 class CodecData:
     """Batches of an audio store by number: ``batch(n)`` is a pure function of the seed and ``n``."""
 
     def __init__(
-        self, store: AudioStore, codec: SourceFilterCodec, config: CodecTaskConfig, split: str = "train"
+        self,
+        store: AudioStore,
+        codec: SourceFilterCodec,
+        config: CodecTaskConfig,
+        split: str = "train",
+        features: Features | None = None,
     ) -> None:
-        self.store, self.config, self.spec = store, config, codec.spec
+        self.store, self.config, self.spec, self.features = store, config, codec.spec, features
         self.hop = codec.config.hop
         limit = int(config.max_seconds * codec.spec.sample_rate)
         least = (config.crop_frames + 4) * codec.spec.samples_per_frame
         self.voices = sorted({r.voice for r in store.rows})
         fitting = [i for i in rows_of(store.rows, split) if least < store.rows[i].samples <= limit]
+        self._check_features(fitting)
         by_voice = {v: [i for i in fitting if store.rows[i].voice == v] for v in self.voices}
         self.by_voice = {v: np.array(rows) for v, rows in by_voice.items() if len(rows) > 1}
         counts = np.array([len(rows) for rows in self.by_voice.values()], float) ** config.voice_power
@@ -144,6 +153,16 @@ class CodecData:
             raise ValueError(
                 f"The corpus has no voice with two {split} utterances between {least} and {limit} samples; one is "
                 "spoken with the timbre of the other."
+            )
+
+    def _check_features(self, rows: list[int]) -> None:
+        if self.features is None:
+            return
+        missing = [self.store.rows[i].id for i in rows if self.store.rows[i].id not in self.features.rows]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(rows)} utterances, {missing[0]} among them, have no features in "
+                f"{self.features.folder}; run the features stage on this data."
             )
 
     def batch(self, number: int) -> CodecBatch:
@@ -167,7 +186,15 @@ class CodecData:
             reference_lengths=torch.tensor([len(r) for r in references]),
             crop=torch.tensor([int(rng.integers(0, max(1, f - crop - 1))) for f in frames]),
             frames=torch.tensor(frames),
+            features=self._features([i for i, _ in picks], frames, longest // size),
         )
+
+    def _features(self, rows: list[int], frames: list[int], longest: int) -> Tensor | None:
+        """Of the utterances ``rows``, at the codec's frames: ``[B, longest, D]``."""
+        if self.features is None:
+            return None
+        tracks = [self.features.of(self.store.rows[i].id, count) for i, count in zip(rows, frames, strict=True)]
+        return torch.stack([nn.functional.pad(track, (0, 0, 0, longest - len(track))) for track in tracks])
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """The rows of the utterances and those of their references, ``[B, 2]``."""

@@ -3,9 +3,10 @@
 Besides what every codec is trained on (:mod:`speech_mtp.training.source_filter_task`):
 
 * ``books``: the codebooks learn the vectors, and the encoder keeps to them (VQ-VAE's two losses);
-* ``ctc``: with a semantic first book, phonemes from its values. SpeechTokenizer (arXiv:2308.16692) distils a
-  recogniser's features there; here it is the loss by which the decoupled codec learns what is said, so that both are
-  told the same.
+* ``distil``: a recogniser's features from the values of the first book, as SpeechTokenizer does
+  (:mod:`speech_mtp.training.distilling`);
+* ``ctc``: with a semantic first book, phonemes from its values: the loss by which the decoupled codec learns what is
+  said.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from speech_mtp.codecs._source_filter import FrameEncoder
 from speech_mtp.codecs.coupled import Coupled
+from speech_mtp.corpus.features import Features
 from speech_mtp.corpus.store import AudioStore
 from speech_mtp.nn.ctc import Prior
 from speech_mtp.training.codec_data import CodecBatch, CodecTaskConfig
@@ -35,13 +37,18 @@ class CoupledTask(SourceFilterTask):
         config: CodecTaskConfig,
         device: torch.device,
         workers: Workers | None = None,
+        features: Features | None = None,
     ) -> None:
         _check(codec, config)
-        super().__init__(codec, store, config, device, workers)
+        super().__init__(codec, store, config, device, workers, features)
 
     def make_helpers(self, voices: int) -> dict[str, nn.Module]:
         tells = self.codec.phonemes is not None and self.config.ctc_prior
         return {"ctc_prior": Prior(self.codec.config.num_symbols)} if tells else {}
+
+    @property
+    def dim_distilled(self) -> int:
+        return self.codec.config.dim
 
     @property
     def ear(self) -> FrameEncoder:
@@ -61,7 +68,7 @@ class CoupledTask(SourceFilterTask):
             mel, low, mask = codec.features(batch.wave, batch.lengths)
             latent = codec.latent(mel, low, mask).float()
         parts, _, loss = codec.quantiser(latent, mask)
-        terms = {"books": loss}
+        terms = {"books": loss} | self._distilled(parts[0], batch, mask)
         if codec.phonemes is not None:
             with mixed(self.config.amp, self.device):
                 log_probs = codec.phonemes(parts[0], mask).float().log_softmax(-1)

@@ -10,6 +10,7 @@ from speech_mtp.training.stages import Stage
 MAKERS = {
     "corpus": "speech-mtp corpus recipes/corpus/config.yaml",
     "data": "speech-mtp train recipes/tokenizer/store.yaml",
+    "features": "speech-mtp train recipes/tokenizer/features.yaml",
     "codec": "speech-mtp train recipes/tokenizer/config.yaml",
     "aligner": "speech-mtp train recipes/tokenizer/config.yaml",
     "codes": "speech-mtp train recipes/tiny_en/encode.yaml",

@@ -1,6 +1,7 @@
 """The stages of a recipe, one function each; their settings are in :mod:`speech_mtp.training.stages`.
 
-``store`` lays a corpus out for training, ``speak`` makes such a store without a corpus, ``codec`` trains a codec on it,
+``store`` lays a corpus out for training, ``speak`` makes such a store without a corpus, ``features`` lets a recogniser
+hear it, ``codec`` trains a codec on it,
 ``encode`` turns it into aligned codes, ``units`` stores the backbone's states of every text, ``lm`` trains a talker (or
 the backbone itself), ``speech_mtp`` heads that draft its groups, ``text_encoder`` our own reader of spelling, and
 ``package`` joins them into a model that speaks. ``answers`` lets a language model answer prompts and ``text_mtp``
@@ -23,6 +24,7 @@ from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
 from speech_mtp.corpus import answers
 from speech_mtp.corpus.codes import CODEC, CodeCorpus, load_codes
 from speech_mtp.corpus.direct import Speech, read_sentences, speak
+from speech_mtp.corpus.features import Features
 from speech_mtp.corpus.store import AudioStore, store_manifest
 from speech_mtp.lm.backbone import Backbone, load_causal_lm, load_tokenizer
 from speech_mtp.lm.direct import DirectConfig, DirectLM
@@ -39,12 +41,14 @@ from speech_mtp.training.codec import CodecTask
 from speech_mtp.training.coupled_codec import CoupledTask
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.inputs import check_inputs
+from speech_mtp.training.listening import listen
 from speech_mtp.training.lm import LMTask, TextStore, TokenStore, UnitStore
 from speech_mtp.training.loop import train
 from speech_mtp.training.stages import (
     AnswersRun,
     CodecRun,
     CoupledCodecRun,
+    FeaturesRun,
     LMRun,
     PackageHeadRun,
     SpeakRun,
@@ -65,6 +69,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     stages: dict[str, Callable[[Any], dict[str, Any]]] = {
         "store": _store,
         "speak": _speak,
+        "features": _features,
         "codec": _codec,
         "coupled_codec": _codec,
         "encode": conversion.encode,
@@ -97,6 +102,10 @@ def _speak(stage: SpeakRun) -> dict[str, Any]:
     return dict(speak(speech, stage.out, stage.workers or processors(), stage.max_time_s))
 
 
+def _features(stage: FeaturesRun) -> dict[str, Any]:
+    return listen(stage, plugins.build("frontends", stage.recogniser))
+
+
 def _codec(stage: CodecRun | CoupledCodecRun) -> dict[str, Any]:
     workers = Workers()
     return _finish(codec_task(stage, workers), stage, workers)
@@ -114,7 +123,8 @@ def codec_task(stage: CodecRun | CoupledCodecRun, workers: Workers | None = None
         else:
             _start_from(codec, trained, stage.start)
     store = AudioStore(stage.data)
-    given = store, stage.task, stage.torch_device(), workers
+    features = None if stage.features is None else Features(stage.features)
+    given = store, stage.task, stage.torch_device(), workers, features
     return CodecTask(codec, *given) if isinstance(codec, Decoupled) else CoupledTask(codec, *given)
 
 

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtp.codecs._source_filter import FrameEncoder, SourceFilterCodec
+from speech_mtp.corpus.features import Features
 from speech_mtp.corpus.store import AudioStore
 from speech_mtp.evaluation.code_usage import code_usage, count_codes
 from speech_mtp.nn.critics import SpectrogramCritics, critic_loss, generator_loss
@@ -34,6 +35,7 @@ from speech_mtp.training.averaging import average_of, update
 from speech_mtp.training.base import Task
 from speech_mtp.training.codec_data import CodecBatch, CodecData, CodecTaskConfig, cut
 from speech_mtp.training.device_data import DeviceAudio, DeviceCodecData
+from speech_mtp.training.distilling import TERM, FeatureGuess, check, distillation
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.precision import mixed
 
@@ -48,18 +50,26 @@ class SourceFilterTask(Task):
         config: CodecTaskConfig,
         device: torch.device,
         workers: Workers | None = None,
+        features: Features | None = None,
     ) -> None:
+        check(config.weights.distil, features)
         self.workers = workers or Workers()
         self.codec = codec.to(device).train()
         self.config, self.device = config, device
         self.data: CodecData | DeviceCodecData
         self.dev_data: CodecData | DeviceCodecData
         if config.on_device:
+            if features is not None:
+                raise ValueError(
+                    "Audio on the device comes without features (run.features); set task.on_device to false."
+                )
             audio = DeviceAudio(store, device)
             self.data, self.dev_data = (DeviceCodecData(audio, codec, config, split) for split in ("train", "dev"))
         else:
-            self.data, self.dev_data = (CodecData(store, codec, config, split) for split in ("train", "dev"))
+            self.data, self.dev_data = (CodecData(store, codec, config, split, features) for split in ("train", "dev"))
         helpers = self.make_helpers(len(self.data.voices))
+        if features is not None:
+            helpers[TERM] = FeatureGuess(self.dim_distilled, features.dim)
         self.helpers = nn.ModuleDict(helpers).to(device)
         self.modules = {"codec": self.codec, "helpers": self.helpers}
         if config.keep_codes:
@@ -81,6 +91,11 @@ class SourceFilterTask(Task):
     @abstractmethod
     def make_helpers(self, voices: int) -> dict[str, nn.Module]:
         """Modules that training needs beside the codec; ``voices`` are told apart by the data."""
+
+    @property
+    @abstractmethod
+    def dim_distilled(self) -> int:
+        """Numbers a frame of the values that learn from a recogniser's features."""
 
     @abstractmethod
     def encode(self, batch: CodecBatch, timbre: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -159,6 +174,12 @@ class SourceFilterTask(Task):
                 expected = self.heard(real)
             terms["heard"] = (self.heard(fake) - expected).abs().mean()
         return terms, fake, real
+
+    def _distilled(self, values: Tensor, batch: CodecBatch, mask: Tensor) -> dict[str, Tensor]:
+        """What ``values [B, F, D]`` learn of the batch's features, where there are some."""
+        if batch.features is None:
+            return {}
+        return {TERM: distillation(self.helpers[TERM](values), batch.features, mask)}
 
     def _phonemes_said(self, name: str, log_probs: Tensor, batch: CodecBatch, mask: Tensor) -> Tensor:
         """The loss of the phonemes of the batch under ``log_probs [B, F, V]`` of the head ``name``."""

@@ -61,16 +61,30 @@ class SpeakRun(Stage):
     max_time_s: float | None = None
 
 
+class FeaturesRun(Stage):
+    """Let ``recogniser`` (a plug-in of ``frontends``) hear the stores ``data``; what its encoder makes of every
+    utterance, in so many principal ``components`` of ``fit_on`` utterances, goes to ``out``."""
+
+    kind: Literal["features"]
+    data: list[Path]
+    recogniser: str | dict[str, Any] = "faster_whisper"
+    components: int = Field(default=64, ge=1)
+    fit_on: int = Field(default=512, ge=1)
+    batch: int = Field(default=8, ge=1)
+
+
 class CodecRun(Stage):
     """Train a codec on the audio stores ``data``; the result is an inference checkpoint in ``out/export``.
 
     A folder of stores stands for all of them. ``start`` names a codec (as ``eval codec`` takes it) whose weights the
     training starts from; ``model`` must fit it, unless ``start_partly`` is set: then weights of other shapes, and those
-    that ``start`` lacks, begin at random.
+    that ``start`` lacks, begin at random. ``features``, the folder of the stage of that name, is what
+    ``task.weights.distil`` learns from.
     """
 
     kind: Literal["codec"]
     data: list[Path]
+    features: Path | None = None
     start: str | None = None
     start_partly: bool = False
     model: DecoupledConfig = DecoupledConfig()
@@ -276,6 +290,7 @@ class TrainConfig(BaseModel):
     run: Annotated[
         StoreRun
         | SpeakRun
+        | FeaturesRun
         | CodecRun
         | CoupledCodecRun
         | EncodeRun

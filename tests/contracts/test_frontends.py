@@ -88,3 +88,24 @@ def test_segments_are_joined_as_they_are() -> None:
 def test_a_folder_without_a_model_is_named(tmp_path: object) -> None:
     with pytest.raises(FileNotFoundError, match=r"model\.bin"):
         plugins.build("frontends", {"name": "faster_whisper", "folder": str(tmp_path)})
+
+
+def test_features_are_as_many_as_the_rate_says_and_those_of_the_wave_alone(recogniser: Recogniser) -> None:
+    if not recogniser.feature_rate_hz:
+        with pytest.raises(ValueError, match="does not show"):
+            recogniser.features([noise(1)])
+        return
+    waves = [noise(1.5), noise(2.01)]
+    both = recogniser.features(waves)
+    counts = [int(np.ceil(len(wave) / SAMPLE_RATE * recogniser.feature_rate_hz)) for wave in waves]
+    assert [len(row) for row in both] == counts
+    assert both[0].dtype == np.float32
+    (alone,) = recogniser.features(waves[1:])
+    assert np.allclose(both[1], alone, atol=0.05 * float(np.abs(alone).max()))
+    assert not np.allclose(both[0], both[1][: len(both[0])], atol=0.1)
+
+
+def test_a_wave_over_the_window_is_refused(recogniser: Recogniser) -> None:
+    if recogniser.feature_rate_hz:
+        with pytest.raises(ValueError, match="at a time"):
+            recogniser.features([noise(29.5)])

@@ -1,0 +1,44 @@
+"""The stage ``features``: a recogniser hears a store, and what its encoder makes of it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torchaudio.functional as AF
+from torch import Tensor
+from tqdm import tqdm
+
+from speech_mtp.corpus.features import FeatureWriter, Projection
+from speech_mtp.corpus.store import SAMPLE_RATE, AudioStore
+from speech_mtp.frontends.base import SAMPLE_RATE as HEARD_RATE
+from speech_mtp.frontends.base import Recogniser
+from speech_mtp.training.stages import FeaturesRun
+
+
+def listen(stage: FeaturesRun, recogniser: Recogniser) -> dict[str, object]:
+    """Let ``recogniser`` hear all utterances of ``stage`` that it has not heard yet; the principal components are those
+    of ``stage.fit_on`` utterances from all over the store. Returns what to report."""
+    store, writer = AudioStore(stage.data), FeatureWriter(stage.out)
+    if writer.projection is None:
+        some = np.unique(np.linspace(0, len(store) - 1, min(stage.fit_on, len(store))).round().astype(int))
+        vectors = torch.cat([v for _, v in _heard(recogniser, store, some, stage.batch, "components")])
+        writer.project_by(Projection.of(vectors, stage.components))
+    known = {row.id for row in writer.rows}
+    missing = np.array([i for i, row in enumerate(store.rows) if row.id not in known], int)
+    by_length = missing[np.argsort([store.rows[i].samples for i in missing], kind="stable")]
+    for index, vectors in _heard(recogniser, store, by_length, stage.batch, "features"):
+        writer.append(store.rows[index].id, vectors)
+    writer.close()
+    return {"out": str(stage.out), "utterances": len(writer.rows)}
+
+
+def _heard(
+    recogniser: Recogniser, store: AudioStore, rows: Sequence[int] | np.ndarray, batch: int, what: str
+) -> Iterator[tuple[int, Tensor]]:
+    """``(row, vectors [T, D])`` of each of ``rows``, ``batch`` at a time."""
+    for first in tqdm(range(0, len(rows), batch), desc=what, mininterval=5):
+        some = [int(row) for row in rows[first : first + batch]]
+        waves = [AF.resample(store.wave(row), SAMPLE_RATE, HEARD_RATE).numpy() for row in some]
+        yield from zip(some, map(torch.from_numpy, recogniser.features(waves)), strict=True)
