@@ -84,6 +84,15 @@ class CodecSpec:
         return len(self.codebook_sizes)
 
     @property
+    def codebook_names(self) -> list[str]:
+        """One for each codebook: its stream's, with its number in it where the stream has several."""
+        return [
+            name if part.stop - part.start == 1 else f"{name}{k - part.start}"
+            for name, part in self.streams.items()
+            for k in range(part.start, part.stop)
+        ]
+
+    @property
     def samples_per_frame(self) -> int:
         samples = self.sample_rate / self.frame_rate_hz
         if samples != int(samples):

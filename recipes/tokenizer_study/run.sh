@@ -3,7 +3,7 @@
 # one size on the codes of each, on the same text for the same steps; then a draft head before each talker. Everything in
 # runs/tokenizer_study/<codec>; what is done is left alone, what was cut off goes on. About twenty core-hours, after the
 # audio (recipes/tokenizer/speak.yaml).
-# The semi-decoupled one learns from a recogniser (recipes/tokenizer/features.yaml, first).
+# semi_decoupled and mimi learn from a recogniser, which hears the audio first.
 #   recipes/tokenizer_study/run.sh                                    all codecs, groups of 5 frames, one seed
 #   GROUPS_OF="1 2 5" SEEDS="0 1" recipes/tokenizer_study/run.sh coupled decoupled2
 set -euo pipefail
@@ -14,20 +14,18 @@ dev="${DEV:-runs/store}" # recordings that no codec was trained on, as a store
 sentences="${SENTENCES:-recipes/corpus/dev_sentences.txt}"
 names=("$@")
 [ $# -gt 0 ] || names=(coupled coupled_four coupled_one semi_decoupled semi_decoupled_phonemes
-    decoupled decoupled2)
+    encodec mimi decoupled decoupled2)
 
 recipe() { speech-mtp train "recipes/tokenizer_study/$1.yaml" "${@:2}"; }
 
 for name in "${names[@]}"; do
     out="$study/$name"
     more=()
-    if [ "$name" = semi_decoupled ]; then
-        [ -f "$study/features.done" ] || speech-mtp train recipes/tokenizer/features.yaml "run.data=$data" \
-            "run.out=$study/features"
-        touch "$study/features.done"
-        more=("run.features=$study/features")
+    case "$name" in semi_decoupled | mimi) more=("run.features=$study/features") ;; esac
+    if [ ! -d "$out/codec/export" ]; then
+        [ ${#more[@]} -eq 0 ] || speech-mtp train recipes/tokenizer/features.yaml "run.data=$data" "run.out=$study/features"
+        recipe "$name" "run.out=$out/codec" "run.data=$data" "${more[@]}"
     fi
-    [ -d "$out/codec/export" ] || recipe "$name" "run.out=$out/codec" "run.data=$data" "${more[@]}"
     [ -f "$out/codec.json" ] || speech-mtp eval codec --codec "$out/codec/export" --corpus "$dev" --json "$out/codec.json"
     # One aligner for all, so that talkers differ by their codes alone.
     [ -f "$out/codes/codes.safetensors" ] || speech-mtp train recipes/tiny_en/encode.yaml "run.data=$data" \

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from speech_mtp import plugins
 from speech_mtp.codecs._stages import Stage
 from speech_mtp.codecs.base import Codec
 from speech_mtp.types import Codes
@@ -154,6 +155,54 @@ class RowwiseCodec(Codec):
 
     def _silence(self) -> Tensor:
         return torch.zeros(0, device=next(self.parameters()).device)
+
+
+@dataclass(frozen=True)
+class Quantiser:
+    """Residual ``books`` of a codec, by their numbers, between ``enter`` and ``leave``, which map ``[B, D, F]``."""
+
+    books: tuple[int, ...]
+    enter: nn.Module
+    leave: nn.Module
+
+
+class TrainableCodec(RowwiseCodec):
+    """A codec of waveforms whose parts can be trained (:mod:`speech_mtp.training.waveform_codec`)."""
+
+    @classmethod
+    def from_sizes(cls, sizes: dict[str, Any]) -> Self:
+        """One with random weights; ``sizes`` are settings of its ``transformers`` configuration. Raises ``ValueError``
+        for one that there is not."""
+        from transformers import AutoConfig
+
+        kind = cls.__module__.rpartition(".")[2]
+        known = AutoConfig.for_model(kind).to_dict()
+        wrong = [key for key in sizes if key not in known]
+        if wrong:
+            raise ValueError(f"The codec {kind} has no setting model.{wrong[0]}; {plugins.nearest(wrong[0], known)}.")
+        return cls.from_config({"model": {"model_type": kind, **sizes}, "num_codebooks": None})
+
+    @abstractmethod
+    def latents(self, wave: Tensor) -> Tensor:
+        """``wave [B, 1, S]``, S whole frames -> vectors before quantisation ``[B, D, F]``."""
+
+    @property
+    @abstractmethod
+    def quantisers(self) -> list[Quantiser]:
+        """Whose values add up to what is decoded; the first one's first book is codebook 0."""
+
+    @property
+    @abstractmethod
+    def dim_book(self) -> int:
+        """Numbers of a code's vector."""
+
+    @abstractmethod
+    def set_book(self, number: int, vectors: Tensor) -> None:
+        """Give codebook ``number`` the ``vectors [size, dim_book]``."""
+
+    @abstractmethod
+    def sound(self, latents: Tensor) -> Tensor:
+        """Quantised vectors ``[B, D, F]`` -> ``[B, 1, S]``."""
 
 
 def _occupied(state: RowStates, row: int) -> RowState:

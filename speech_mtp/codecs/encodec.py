@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from speech_mtp.codecs._rowwise import (
-    RowwiseCodec,
+    Quantiser,
+    TrainableCodec,
     load_pretrained,
     pick_streams,
     randomise,
@@ -33,7 +34,7 @@ from speech_mtp.types import CodecSpec
 Backend = Literal["transformers", "encodec"]
 
 
-class Encodec(RowwiseCodec):
+class Encodec(TrainableCodec):
     """EnCodec from ``source``: a folder or hub id with safetensors (``facebook/encodec_24khz``), or a ready model.
 
     ``num_codebooks`` keeps the first so many of the residual codebooks (default: all; 8 are 6 kbit/s).
@@ -84,6 +85,26 @@ class Encodec(RowwiseCodec):
         if not hasattr(self.model, "config"):
             raise ValueError("EnCodec of the package encodec cannot be saved here; use the same one of transformers.")
         return super().to_config()
+
+    def latents(self, wave: Tensor) -> Tensor:
+        out: Tensor = self.model.encoder(wave)
+        return out
+
+    @property
+    def quantisers(self) -> list[Quantiser]:
+        same = nn.Identity()
+        return [Quantiser(tuple(range(self.spec.num_streams)), same, same)]
+
+    @property
+    def dim_book(self) -> int:
+        return int(self.model.config.codebook_dim)
+
+    def set_book(self, number: int, vectors: Tensor) -> None:
+        self.quantizers[number].codebook.embed.copy_(vectors)
+
+    def sound(self, latents: Tensor) -> Tensor:
+        out: Tensor = self.model.decoder(latents)
+        return out
 
     def _encode_row(self, wave: Tensor) -> Tensor:
         residual, codes = self.model.encoder(wave), []

@@ -12,13 +12,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from speech_mtp.codecs._rowwise import RowwiseCodec, load_pretrained, pick_streams, randomise, ready_model
+from speech_mtp.codecs._rowwise import (
+    Quantiser,
+    TrainableCodec,
+    load_pretrained,
+    pick_streams,
+    randomise,
+    ready_model,
+)
 from speech_mtp.codecs._stages import Chain, Stage, seanet
 from speech_mtp.nn.kv_cache import as_keyword
 from speech_mtp.types import CodecSpec
 
 
-class Mimi(RowwiseCodec):
+class Mimi(TrainableCodec):
     """Mimi from ``source``: a folder or hub id with safetensors (``kyutai/mimi``), or a ready ``MimiModel``.
 
     ``num_codebooks`` keeps the first so many codebooks (default: all of the model, 32; Moshi uses 8).
@@ -71,6 +78,51 @@ class Mimi(RowwiseCodec):
         )
         randomise(model)
         return cls(model)
+
+    def latents(self, wave: Tensor) -> Tensor:
+        half = self.model.encoder
+        if hasattr(half, "encoder_seanet"):  # recent transformers make the encoder half a model of its own
+            out: Tensor = half(wave).latents
+            return out
+        heard = self.model.encoder_transformer(half(wave).transpose(1, 2))[0].transpose(1, 2)
+        out = heard if self.model.downsample is None else self.model.downsample(heard)
+        return out
+
+    @property
+    def quantisers(self) -> list[Quantiser]:
+        semantic = self.spec.streams["semantic"].stop
+        numbers = tuple(range(self.spec.num_streams))
+        parts = self._residual_quantisers()
+        same = nn.Identity()
+        return [
+            Quantiser(books, part.input_proj or same, part.output_proj or same)
+            for books, part in zip((numbers[:semantic], numbers[semantic:]), parts, strict=True)
+            if books
+        ]
+
+    def _residual_quantisers(self) -> tuple[Any, Any]:
+        whole = self.model.quantizer
+        return whole.semantic_residual_vector_quantizer, whole.acoustic_residual_vector_quantizer
+
+    @property
+    def dim_book(self) -> int:
+        return int(self.model.config.codebook_dim)
+
+    def set_book(self, number: int, vectors: Tensor) -> None:
+        semantic, acoustic = self._residual_quantisers()
+        book = [*semantic.layers, *acoustic.layers][number].codebook
+        book.embed_sum.copy_(vectors)
+        book.cluster_usage.fill_(1.0)
+        book._embed = None  # what it keeps of the vectors before
+
+    def sound(self, latents: Tensor) -> Tensor:
+        upsample, transformer, layers = _decoder_parts(self.model)
+        for layer in upsample:
+            latents = layer(latents)
+        latents = transformer(latents.transpose(1, 2))[0].transpose(1, 2)
+        for layer in layers:
+            latents = layer(latents)
+        return latents
 
     def _encode_row(self, wave: Tensor) -> Tensor:
         codes: Tensor = self.model.encode(wave, num_quantizers=self.spec.num_streams, return_dict=True).audio_codes

@@ -165,7 +165,7 @@ class CodecTask(SourceFilterTask):
             prosody, _ = codec.prosody_fsq(codec.prosody(low, mask, codec.speaker_of_prosody(timbre)).float())
         content, _ = codec.content_fsq(raw)
         voices = {"content": batch.voice.masked_fill(changed, NOBODY), "prosody": batch.voice}
-        terms |= self._distilled(content, batch, mask)
+        terms |= self._distilled(content, batch.features, mask)
         return content, prosody, terms | self.stream_terms(batch, content, prosody, low[..., -1], mask, voices)
 
     def stream_terms(

@@ -13,12 +13,12 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
-from speech_mtp.codecs._source_filter import SourceFilterCodec
 from speech_mtp.corpus.features import Features
-from speech_mtp.corpus.store import AudioStore
+from speech_mtp.corpus.store import PITCH_HOP, AudioStore
 from speech_mtp.corpus.texts import rows_of
 from speech_mtp.text.phonemes import parse
 from speech_mtp.training.views import Views
+from speech_mtp.types import CodecSpec
 
 NOBODY = -100
 """The label of a voice that no speaker has; ``cross_entropy`` leaves it out."""
@@ -103,6 +103,16 @@ class CodecTaskConfig:
     weights: CodecWeights = field(default_factory=CodecWeights)
 
 
+def check_heeded(config: CodecTaskConfig, settings: tuple[str, ...], terms: tuple[str, ...], why: str) -> None:
+    """Raises ``ValueError``, with the reason ``why``, where one of ``settings`` or the weight of one of ``terms``,
+    which nothing listens to, was changed."""
+    usual = CodecTaskConfig()
+    changed = [name for name in settings if getattr(config, name) != getattr(usual, name)]
+    changed += [f"weights.{name}" for name in terms if getattr(config.weights, name) != getattr(usual.weights, name)]
+    if changed:
+        raise ValueError(f"{why}; leave task.{changed[0]} out.")
+
+
 @dataclass
 class CodecBatch:
     """``wave [B, S]``, ``lengths [B]``, ``pitch [B, S / hop]`` Hz, ``phonemes`` concatenated with ``phoneme_lengths``,
@@ -133,15 +143,14 @@ class CodecData:
     def __init__(
         self,
         store: AudioStore,
-        codec: SourceFilterCodec,
+        spec: CodecSpec,
         config: CodecTaskConfig,
         split: str = "train",
         features: Features | None = None,
     ) -> None:
-        self.store, self.config, self.spec, self.features = store, config, codec.spec, features
-        self.hop = codec.config.hop
-        limit = int(config.max_seconds * codec.spec.sample_rate)
-        least = (config.crop_frames + 4) * codec.spec.samples_per_frame
+        self.store, self.config, self.spec, self.features = store, config, spec, features
+        limit = int(config.max_seconds * spec.sample_rate)
+        least = (config.crop_frames + 4) * spec.samples_per_frame
         self.voices = sorted({r.voice for r in store.rows})
         fitting = [i for i in rows_of(store.rows, split) if least < store.rows[i].samples <= limit]
         self._check_features(fitting)
@@ -178,7 +187,7 @@ class CodecData:
         return CodecBatch(
             wave=torch.stack([pad(w, (0, longest - len(w))) for w in waves]),
             lengths=torch.tensor([len(w) for w in waves]),
-            pitch=torch.stack([pad(p, (0, longest // self.hop - len(p))) for p in pitches]),
+            pitch=torch.stack([pad(p, (0, longest // PITCH_HOP - len(p))) for p in pitches]),
             phonemes=torch.tensor([p for row in phonemes for p in row]),
             phoneme_lengths=torch.tensor([len(row) for row in phonemes]),
             voice=torch.tensor(labels),
@@ -212,8 +221,8 @@ class CodecData:
         label = self.voices.index(self.store.rows[index].voice)
         if not self.config.keep_codes and rng.random() < self.config.resample:
             up, down = _RATIOS[rng.integers(len(_RATIOS))]
-            wave, pitch = shift_voice(wave, pitch, up, down, self.hop)
-            reference, _ = shift_voice(reference, pitch, up, down, self.hop)
+            wave, pitch = shift_voice(wave, pitch, up, down, PITCH_HOP)
+            reference, _ = shift_voice(reference, pitch, up, down, PITCH_HOP)
             label = NOBODY
         gain = float(rng.uniform(0.6, 1.3))
         return wave * gain, pitch, reference * gain, label

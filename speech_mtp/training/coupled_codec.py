@@ -19,7 +19,7 @@ from speech_mtp.codecs.coupled import Coupled
 from speech_mtp.corpus.features import Features
 from speech_mtp.corpus.store import AudioStore
 from speech_mtp.nn.ctc import Prior
-from speech_mtp.training.codec_data import CodecBatch, CodecTaskConfig
+from speech_mtp.training.codec_data import CodecBatch, CodecTaskConfig, check_heeded
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.precision import mixed
 from speech_mtp.training.source_filter_task import SourceFilterTask
@@ -68,7 +68,7 @@ class CoupledTask(SourceFilterTask):
             mel, low, mask = codec.features(batch.wave, batch.lengths)
             latent = codec.latent(mel, low, mask).float()
         parts, _, loss = codec.quantiser(latent, mask)
-        terms = {"books": loss} | self._distilled(parts[0], batch, mask)
+        terms = {"books": loss} | self._distilled(parts[0], batch.features, mask)
         if codec.phonemes is not None:
             with mixed(self.config.amp, self.device):
                 log_probs = codec.phonemes(parts[0], mask).float().log_softmax(-1)
@@ -84,10 +84,6 @@ TERMS_OF_STREAMS = ("near", "energy", "adversary", "consistency", "codes")
 
 def _check(codec: Coupled, config: CodecTaskConfig) -> None:
     """Raises ValueError where a setting was changed that nothing here listens to."""
-    usual = CodecTaskConfig()
-    changed = [name for name in OF_STREAMS if getattr(config, name) != getattr(usual, name)]
-    changed += [f"weights.{n}" for n in TERMS_OF_STREAMS if getattr(config.weights, n) != getattr(usual.weights, n)]
-    if changed:
-        raise ValueError(f"A coupled codec has no content or prosody of its own; leave task.{changed[0]} out.")
+    check_heeded(config, OF_STREAMS, TERMS_OF_STREAMS, "A coupled codec has no content or prosody of its own")
     if config.ctc_prior and codec.phonemes is None:
         raise ValueError("Only a semantic first book tells phonemes; leave task.ctc_prior out, or set model.semantic.")

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speech_mtp.codecs._source_filter import SourceFilterCodec
 from speech_mtp.corpus.store import PITCH_HOP, AudioStore
 from speech_mtp.text.phonemes import parse
 from speech_mtp.training.codec_data import CodecBatch, CodecData, CodecTaskConfig
+from speech_mtp.types import CodecSpec
 
 
 class DeviceAudio:
@@ -43,10 +43,8 @@ def slices(track: Tensor, start: Tensor, lengths: Tensor, count: int) -> Tensor:
 class DeviceCodecData(CodecData):
     """:class:`CodecData` with the audio on the device. Every utterance keeps its speed."""
 
-    def __init__(
-        self, audio: DeviceAudio, codec: SourceFilterCodec, config: CodecTaskConfig, split: str = "train"
-    ) -> None:
-        super().__init__(audio.store, codec, config, split)
+    def __init__(self, audio: DeviceAudio, spec: CodecSpec, config: CodecTaskConfig, split: str = "train") -> None:
+        super().__init__(audio.store, spec, config, split)
         if config.resample and not config.keep_codes:
             raise ValueError("Audio on the device keeps its speed; set task.resample to 0.")
         self.audio = audio
@@ -73,7 +71,7 @@ class DeviceCodecData(CodecData):
         return CodecBatch(
             wave=slices(self.audio.audio, start, length, longest) * scale,
             lengths=length,
-            pitch=slices(self.audio.pitch, pitch_start, -(-length // PITCH_HOP), longest // self.hop),
+            pitch=slices(self.audio.pitch, pitch_start, -(-length // PITCH_HOP), longest // PITCH_HOP),
             phonemes=self.audio.table(np.concatenate(phonemes))[0],
             phoneme_lengths=torch.tensor([len(row) for row in phonemes]),
             voice=voice,

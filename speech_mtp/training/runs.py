@@ -19,6 +19,8 @@ from typing import Any
 import torch
 
 from speech_mtp import hub, plugins
+from speech_mtp.codecs._rowwise import TrainableCodec
+from speech_mtp.codecs.base import Codec
 from speech_mtp.codecs.coupled import Coupled
 from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
 from speech_mtp.corpus import answers
@@ -38,6 +40,7 @@ from speech_mtp.training import conversion, speech_mtp, trunk_stages
 from speech_mtp.training.answer_data import split
 from speech_mtp.training.base import Task
 from speech_mtp.training.codec import CodecTask
+from speech_mtp.training.codec_data import CodecTaskConfig
 from speech_mtp.training.coupled_codec import CoupledTask
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.inputs import check_inputs
@@ -58,9 +61,11 @@ from speech_mtp.training.stages import (
     TextMTPRun,
     TrainConfig,
     TrunkRun,
+    WaveformCodecRun,
 )
 from speech_mtp.training.text_encoder import StoredStates, TextEncoderTask, read_texts
 from speech_mtp.training.text_mtp import TextMTPTask, build_head
+from speech_mtp.training.waveform_codec import WaveformTask
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -72,6 +77,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "features": _features,
         "codec": _codec,
         "coupled_codec": _codec,
+        "waveform_codec": _waveform_codec,
         "encode": conversion.encode,
         "units": conversion.units,
         "lm": _lm,
@@ -116,16 +122,43 @@ def codec_task(stage: CodecRun | CoupledCodecRun, workers: Workers | None = None
     torch.manual_seed(stage.loop.seed)
     sizes = replace(stage.model, num_symbols=len(SYMBOLS))
     codec = Decoupled(sizes) if isinstance(sizes, DecoupledConfig) else Coupled(sizes)
-    if stage.start is not None:
-        trained = hub.load_codec(stage.start)
-        if stage.start_partly:
-            _start_partly(codec, trained)
-        else:
-            _start_from(codec, trained, stage.start)
-    store = AudioStore(stage.data)
-    features = None if stage.features is None else Features(stage.features)
-    given = store, stage.task, stage.torch_device(), workers, features
+    _start_codec(codec, stage)
+    given = _codec_inputs(stage, workers)
     return CodecTask(codec, *given) if isinstance(codec, Decoupled) else CoupledTask(codec, *given)
+
+
+def _waveform_codec(stage: WaveformCodecRun) -> dict[str, Any]:
+    workers = Workers()
+    return _finish(waveform_task(stage, workers), stage, workers)
+
+
+def waveform_task(stage: WaveformCodecRun, workers: Workers | None = None) -> WaveformTask:
+    """What ``stage`` trains, before its first step."""
+    torch.manual_seed(stage.loop.seed)
+    sizes = dict(stage.model)
+    kind: Any = plugins.find("codecs", sizes.pop("name", ""))
+    if not issubclass(kind, TrainableCodec):
+        raise ValueError(f"{kind.__name__} is no codec of waveforms that is trained here; name encodec or mimi.")
+    codec = kind.from_sizes(sizes)
+    _start_codec(codec, stage)
+    return WaveformTask(codec, *_codec_inputs(stage, workers))
+
+
+def _start_codec(codec: Codec, stage: CodecRun) -> None:
+    if stage.start is None:
+        return
+    trained = hub.load_codec(stage.start)
+    if stage.start_partly:
+        _start_partly(codec, trained)
+    else:
+        _start_from(codec, trained, stage.start)
+
+
+def _codec_inputs(
+    stage: CodecRun, workers: Workers | None
+) -> tuple[AudioStore, CodecTaskConfig, torch.device, Workers | None, Features | None]:
+    features = None if stage.features is None else Features(stage.features)
+    return AudioStore(stage.data), stage.task, stage.torch_device(), workers, features
 
 
 def _lm(stage: LMRun) -> dict[str, Any]:
@@ -301,7 +334,7 @@ def _start_partly(module: torch.nn.Module, trained: torch.nn.Module) -> None:
 
 def _finish(
     task: Task,
-    stage: CodecRun | CoupledCodecRun | LMRun | TextEncoderRun | TextMTPRun | SpeechMTPRun | TrunkRun,
+    stage: CodecRun | LMRun | TextEncoderRun | TextMTPRun | SpeechMTPRun | TrunkRun,
     workers: Workers,
 ) -> dict[str, Any]:
     scores = train(task, stage.loop, stage.out, workers)

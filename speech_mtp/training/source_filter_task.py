@@ -1,14 +1,11 @@
 """Training of codecs with the source-filter decoder: what does not depend on how a codec codes.
 
-Whole utterances are encoded, a crop is decoded with the true pitch, and spectra are compared. The total is a weighted
-sum of named terms (weights in the recipe):
+Whole utterances are encoded, a crop is decoded with the true pitch, and spectra are compared. Besides the terms of
+every codec (:mod:`speech_mtp.training.codec_training`):
 
-* ``stft``, ``convergence``: multi-resolution spectra of the crop;
-* ``mel``: L1 of log-mel spectra of that crop; ``multiscale``: the same at several window sizes;
 * ``heard``: L1 of what the codec's own encoder, held still, makes of the decoded and of the true crop, so that the
   decoder spends its effort on what the encoder tells apart;
-* ``pitch``, ``voicing``: the pitch that the decoder predicts, which is all the pitch it has in use;
-* ``critic``, ``feature``: optional multi-resolution spectrogram critics (least-squares GAN, feature matching).
+* ``pitch``, ``voicing``: the pitch that the decoder predicts, which is all the pitch it has in use.
 
 Subclasses add terms of their codes.
 """
@@ -16,86 +13,36 @@ Subclasses add terms of their codes.
 from __future__ import annotations
 
 from abc import abstractmethod
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtp.codecs._source_filter import FrameEncoder, SourceFilterCodec
-from speech_mtp.corpus.features import Features
-from speech_mtp.corpus.store import AudioStore
-from speech_mtp.evaluation.code_usage import code_usage, count_codes
-from speech_mtp.nn.critics import SpectrogramCritics, critic_loss, generator_loss
 from speech_mtp.nn.ctc import Prior, ctc
 from speech_mtp.nn.source_filter import Pitch
-from speech_mtp.nn.spectral import MultiScaleMel, SpectralLoss
-from speech_mtp.training.averaging import average_of, update
-from speech_mtp.training.base import Task
-from speech_mtp.training.codec_data import CodecBatch, CodecData, CodecTaskConfig, cut
-from speech_mtp.training.device_data import DeviceAudio, DeviceCodecData
-from speech_mtp.training.distilling import TERM, FeatureGuess, check, distillation
-from speech_mtp.training.distributed import Workers
+from speech_mtp.nn.spectral import LogMel
+from speech_mtp.training.codec_data import CodecBatch, cut
+from speech_mtp.training.codec_training import CodecTraining
 from speech_mtp.training.precision import mixed
 
 
-class SourceFilterTask(Task):
+class SourceFilterTask(CodecTraining):
     """Trains ``codec``. ``config.keep_codes`` trains its decoder alone."""
 
-    def __init__(
-        self,
-        codec: SourceFilterCodec,
-        store: AudioStore,
-        config: CodecTaskConfig,
-        device: torch.device,
-        workers: Workers | None = None,
-        features: Features | None = None,
-    ) -> None:
-        check(config.weights.distil, features)
-        self.workers = workers or Workers()
-        self.codec = codec.to(device).train()
-        self.config, self.device = config, device
-        self.data: CodecData | DeviceCodecData
-        self.dev_data: CodecData | DeviceCodecData
-        if config.on_device:
-            if features is not None:
-                raise ValueError(
-                    "Audio on the device comes without features (run.features); set task.on_device to false."
-                )
-            audio = DeviceAudio(store, device)
-            self.data, self.dev_data = (DeviceCodecData(audio, codec, config, split) for split in ("train", "dev"))
-        else:
-            self.data, self.dev_data = (CodecData(store, codec, config, split, features) for split in ("train", "dev"))
-        helpers = self.make_helpers(len(self.data.voices))
-        if features is not None:
-            helpers[TERM] = FeatureGuess(self.dim_distilled, features.dim)
-        self.helpers = nn.ModuleDict(helpers).to(device)
-        self.modules = {"codec": self.codec, "helpers": self.helpers}
-        if config.keep_codes:
-            self.codec.requires_grad_(False).eval()
-            self.codec.decoder.requires_grad_(True).train()
-            parameters = list(self.codec.decoder.parameters())
-        else:
-            parameters = [*self.codec.parameters(), *self.helpers.parameters()]
-        self.optimizers = {"codec": torch.optim.AdamW(parameters, betas=(0.8, 0.98), weight_decay=0.01, fused=True)}
-        self.spectral = SpectralLoss().to(device)
-        self.multiscale = MultiScaleMel(codec.config.sample_rate).to(device)
-        if config.ema:
-            self.modules["average"] = average_of(self.codec)
-        if config.weights.critic:
-            self.critics = SpectrogramCritics(width=config.critics.width).to(device)
-            self.modules["critics"] = self.critics
-            self.optimizers["critics"] = torch.optim.AdamW(self.critics.parameters(), betas=(0.8, 0.98), fused=True)
+    codec: SourceFilterCodec
 
-    @abstractmethod
-    def make_helpers(self, voices: int) -> dict[str, nn.Module]:
-        """Modules that training needs beside the codec; ``voices`` are told apart by the data."""
+    def trained(self) -> list[nn.Parameter]:
+        if not self.config.keep_codes:
+            return super().trained()
+        self.codec.requires_grad_(False).eval()
+        self.codec.decoder.requires_grad_(True).train()
+        return list(self.codec.decoder.parameters())
 
     @property
-    @abstractmethod
-    def dim_distilled(self) -> int:
-        """Numbers a frame of the values that learn from a recogniser's features."""
+    def mel(self) -> LogMel:
+        return self.codec.mel
 
     @abstractmethod
     def encode(self, batch: CodecBatch, timbre: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -114,42 +61,6 @@ class SourceFilterTask(Task):
     def features_of_ear(self, crop: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """What :attr:`ear` reads of ``crop [B, S]``, ``[B, 4F, D]``, and its mask."""
 
-    def step(self, number: int, learning_rate: float) -> dict[str, Tensor]:
-        batch = self.data.batch(self.workers.batch_number(number)).to(self.device)
-        terms, fake, real = self.terms(batch)
-        due = number >= self.config.critic_from and number % self.config.critics.every == 0
-        scalars: dict[str, Tensor] = {}
-        if self.config.weights.critic > 0 and due:
-            fake, real, only = self._judged(fake, real, number)
-            loss = critic_loss(self.critics, fake.detach(), real, only)
-            scalars["critics"] = self._update("critics", loss, learning_rate)
-            terms["critic"], terms["feature"] = generator_loss(self.critics, fake, real, only)
-        total = torch.stack([getattr(self.config.weights, k) * v for k, v in terms.items()]).sum()
-        scalars["loss"] = self._update("codec", total, learning_rate)
-        if self.config.ema:
-            update(self.modules["average"], self.codec, self.config.ema, number)
-        return scalars | {k: v.detach() for k, v in terms.items()}
-
-    def _judged(self, fake: Tensor, real: Tensor, number: int) -> tuple[Tensor, Tensor, int | None]:
-        """What the critics see in step ``number``: a part of both crops ``[B, S]``, and which critic (None: all)."""
-        c = self.config.critics
-        size = c.crop_frames * self.codec.spec.samples_per_frame or fake.shape[1]
-        start = int(torch.randint(fake.shape[1] - size + 1, ()))
-        only = number // c.every % len(self.critics.critics) if c.one else None
-        return fake[:, start : start + size], real[:, start : start + size], only
-
-    def _update(self, name: str, loss: Tensor, learning_rate: float) -> Tensor:
-        optimizer = self.optimizers[name]
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = [p for g in optimizer.param_groups for p in g["params"]]
-        self.workers.average_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, 5.0)
-        optimizer.step()
-        return loss.detach()
-
     def terms(self, batch: CodecBatch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Named loss terms, and the decoded and the true crop ``[B, S]``.
 
@@ -165,21 +76,12 @@ class SourceFilterTask(Task):
             content, prosody, terms = self.encode(batch, timbre)
         fake, real, pitch_terms = self.decode_crop(batch, content, prosody, timbre)
         terms |= pitch_terms
-        terms["stft"], terms["convergence"] = self.spectral(fake, real)
-        terms["mel"] = F.l1_loss(codec.mel(fake), codec.mel(real))
-        if c.weights.multiscale:
-            terms["multiscale"] = self.multiscale(fake, real)
+        terms |= self.spectral_terms(fake, real)
         if c.weights.heard:
             with torch.no_grad():
                 expected = self.heard(real)
             terms["heard"] = (self.heard(fake) - expected).abs().mean()
         return terms, fake, real
-
-    def _distilled(self, values: Tensor, batch: CodecBatch, mask: Tensor) -> dict[str, Tensor]:
-        """What ``values [B, F, D]`` learn of the batch's features, where there are some."""
-        if batch.features is None:
-            return {}
-        return {TERM: distillation(self.helpers[TERM](values), batch.features, mask)}
 
     def _phonemes_said(self, name: str, log_probs: Tensor, batch: CodecBatch, mask: Tensor) -> Tensor:
         """The loss of the phonemes of the batch under ``log_probs [B, F, V]`` of the head ``name``."""
@@ -237,40 +139,6 @@ class SourceFilterTask(Task):
         fake = raw[:, decoder.delay_samples :][:, : n * size]
         real = cut(batch.wave, batch.crop * size, n * size)
         return fake, real, pitch_terms(guess, truth)
-
-    @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """The terms on fixed batches of sentences that are never trained on, what else is :meth:`measured` of them, and
-        how many codes of each stream are in effective use."""
-        torch.manual_seed(0)
-        sums: dict[str, float] = {}
-        counts: list[list[Tensor]] = []
-        trained, self.codec = self.codec, self._result()
-        for number in range(4):
-            batch = self.dev_data.batch(number).to(self.device)
-            terms: dict[str, Any] = self.terms(batch)[0]
-            terms |= self.measured(batch)
-            codes = self.codec.encode(batch.wave[:, None], batch.lengths)
-            counts.append(count_codes(codes, self.codec.spec.codebook_sizes))
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + float(value) / 4
-        for name, found in zip(self.codec.spec.streams, zip(*counts, strict=True), strict=True):
-            sums[f"{name}_perplexity"] = code_usage(torch.stack(found).sum(0)).perplexity
-        self.codec = trained
-        return sums
-
-    def measured(self, batch: CodecBatch) -> dict[str, Any]:
-        """More figures of a batch that is held out."""
-        return {}
-
-    def _result(self) -> SourceFilterCodec:
-        """The codec that is evaluated and exported: the average of the weights, or the last ones."""
-        return cast(SourceFilterCodec, self.modules.get("average", self.codec))
-
-    def export(self, folder: Path) -> None:
-        from speech_mtp.hub import save_codec
-
-        save_codec(self._result(), folder, dtype="fp32")
 
 
 def pitch_terms(guess: Pitch, truth: Pitch) -> dict[str, Tensor]:

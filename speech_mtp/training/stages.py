@@ -99,6 +99,14 @@ class CoupledCodecRun(CodecRun):
     model: CoupledConfig = CoupledConfig()  # type: ignore[assignment]
 
 
+class WaveformCodecRun(CodecRun):
+    """The same for a codec of waveforms, from nothing: ``model`` names it (encodec, mimi) and gives settings of its
+    configuration in ``transformers``."""
+
+    kind: Literal["waveform_codec"]  # type: ignore[assignment]
+    model: dict[str, Any]  # type: ignore[assignment]
+
+
 class EncodeRun(Stage):
     """Encode the stores ``data`` with ``codec`` and align them with their phonemes: a code corpus in ``out``. A
     folder of stores stands for all of them.
@@ -293,6 +301,7 @@ class TrainConfig(BaseModel):
         | FeaturesRun
         | CodecRun
         | CoupledCodecRun
+        | WaveformCodecRun
         | EncodeRun
         | UnitsRun
         | LMRun

@@ -35,7 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> AudioStore:
 def data_of(store: AudioStore, **settings: object) -> DeviceCodecData:
     entries = {"batch": 16, "crop_frames": 8, "max_seconds": 3.0, "resample": 0.0, "reference_s": 0.5, **settings}
     audio = DeviceAudio(store, torch.device("cpu"))
-    return DeviceCodecData(audio, Decoupled.tiny(), CodecTaskConfig(**entries))  # type: ignore[arg-type]
+    return DeviceCodecData(audio, Decoupled.tiny().spec, CodecTaskConfig(**entries))  # type: ignore[arg-type]
 
 
 def test_a_batch_is_cut_out_of_the_store(store: AudioStore) -> None:
@@ -73,7 +73,7 @@ def test_a_power_draws_voices_by_their_utterances(store: AudioStore) -> None:
     few.rows = rows
     for power, expected in ((0.0, [1 / 3] * 3), (1.0, [6 / 12, 3 / 12, 3 / 12])):
         config = CodecTaskConfig(crop_frames=8, max_seconds=3.0, voice_power=power)
-        assert CodecData(few, Decoupled.tiny(), config).chances.tolist() == pytest.approx(expected)
+        assert CodecData(few, Decoupled.tiny().spec, config).chances.tolist() == pytest.approx(expected)
 
 
 def test_another_speed_is_refused(store: AudioStore) -> None:

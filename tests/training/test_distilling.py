@@ -99,7 +99,7 @@ def test_the_stage_hears_every_utterance_once(humming_folder: Path, tmp_path: Pa
 
 def test_a_batch_has_the_features_of_its_utterances(humming: AudioStore, features: Features) -> None:
     codec = Coupled.tiny()
-    data = CodecData(humming, codec, config(1.0), features=features)
+    data = CodecData(humming, codec.spec, config(1.0), features=features)
     batch = data.batch(0)
     picks, _ = data.draw(np.random.default_rng((0, 0))).T
     assert batch.features is not None
@@ -144,7 +144,7 @@ def test_an_utterance_without_features_is_named(humming: AudioStore, features: F
     row = features.rows.pop("3")
     try:
         with pytest.raises(ValueError, match="1 of 8 utterances, 3 among them"):
-            CodecData(humming, Coupled.tiny(), config(1.0), features=features)
+            CodecData(humming, Coupled.tiny().spec, config(1.0), features=features)
     finally:
         features.rows["3"] = row
 
