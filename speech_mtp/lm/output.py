@@ -3,7 +3,8 @@
 ``linear`` and ``mlp`` judge every channel by itself (SLM-Decoupled-MTP); ``depth`` goes channel by channel, each
 seeing the tokens chosen before it in the same position, so a group of many frames stays coherent (the chain rule, as
 in the depth transformers of Moshi and CSM, but with a running sum in place of attention, after NADE, Larochelle and
-Murray 2011: one small product per channel and no second cache).
+Murray 2011: one small product per channel and no second cache). ``known`` draws only groups that exist
+(:mod:`speech_mtp.lm.known_groups`).
 """
 
 from __future__ import annotations
@@ -84,9 +85,13 @@ class Depth(OutputLayer):
 
 
 def build_output(kind: str, dim: int, channel_sizes: tuple[int, ...]) -> OutputLayer:
-    """``kind`` is linear, mlp or depth."""
+    """``kind`` is linear, mlp, depth or known."""
+    if kind == "known":
+        from speech_mtp.lm.known_groups import Known
+
+        return Known(dim, channel_sizes)
     if kind == "depth":
         return Depth(dim, channel_sizes)
     if kind in ("linear", "mlp"):
         return Parallel(dim, channel_sizes, mlp=kind == "mlp")
-    raise ValueError(f"output is {kind!r}; it must be 'linear', 'mlp' or 'depth'.")
+    raise ValueError(f"output is {kind!r}; it must be 'linear', 'mlp', 'depth' or 'known'.")

@@ -21,6 +21,7 @@ from speech_mtp.files import replacing
 from speech_mtp.layouts.base import Layout
 from speech_mtp.lm.direct import DirectLM
 from speech_mtp.lm.group_lm import GroupLM
+from speech_mtp.lm.known_groups import Known
 from speech_mtp.lm.speech_lm import SpeechLM
 from speech_mtp.lm.token_maker import TokenMaker
 from speech_mtp.objectives.base import Course, Objective
@@ -351,8 +352,21 @@ class LMTask(Task):
         self.objective.observe(self._number + 1, self.workers.of_main(loss))
         return sums
 
+    def groups(self) -> Tensor:
+        """All groups of the train split ``[N, C - 1]``, without their control tokens."""
+        found = []
+        for number in range(len(self.train_data)):
+            codes, unit, units = self.train_data.batch(number)
+            labels = self.lm.layout.pack(codes, unit, units.lengths).labels
+            assert labels is not None, "training positions carry labels"
+            there = (labels >= 0).all(-1)
+            found.append(labels[there][:, 1:].to(torch.int32))
+        return torch.cat(found)
+
     def export(self, folder: Path) -> None:
         from speech_mtp.hub import save_speech_lm
 
         assert isinstance(self.lm, SpeechLM | DirectLM), type(self.lm)
+        if isinstance(self.lm.output, Known):
+            self.lm.output.know(self.groups().to(self.device))
         save_speech_lm(self.lm, folder)

@@ -37,7 +37,7 @@ def decode(lm: SpeechLM, units: TextUnits, timbre: Tensor, sampling: Sampling, s
 
 
 @pytest.mark.parametrize("layout", [{"name": "aligned"}])
-@pytest.mark.parametrize("output", ["linear", "mlp", "depth"])
+@pytest.mark.parametrize("output", ["linear", "mlp", "depth", "known"])
 def test_a_row_alone_is_the_row_in_a_batch(layout: dict[str, object], output: str) -> None:
     lm = tiny_lm(output=output, layout=layout)
     together = decode(lm, MAKER.make(TEXTS), TIMBRE, Sampling(), [1, 2, 3])

@@ -42,7 +42,11 @@ def model(kind: str) -> tuple[GroupLM, Callable[[list[str]], TextUnits]]:
     """Small vocabularies, so that what an untrained head guesses is often right."""
     if kind == "direct":
         return direct_lm(codebook_sizes=(3, 2), frames_per_group=1), token_maker().make
-    layout = {"name": "aligned", "max_advance": 2, "max_stall": 2} if kind == "aligned" else {"name": "prefix"}
+    layout = {"name": "prefix"} if kind == "prefix" else {"name": "aligned", "max_advance": 2, "max_stall": 2}
+    if kind == "known":
+        lm = tiny_lm((3, 2), frames_per_group=1, layout=layout, output="known")
+        lm.output.know(torch.tensor([[0, 0], [1, 0], [1, 1], [2, 1]]))
+        return lm, MAKER.make
     return tiny_lm((3, 2), scale=2.0, frames_per_group=1, layout=layout), MAKER.make
 
 
@@ -95,6 +99,17 @@ def test_the_codes_are_those_of_plain_decoding(kind: str, sampling: str, head: s
     if sampling != "greedy":  # an untrained head and a greedy trunk may never agree
         assert sum(run.statistics.kept) > 0, "no draft was right"
         assert run.statistics.forwards < before.statistics.forwards
+
+
+@pytest.mark.parametrize(("head", "rule"), [("medusa", "tree"), ("fastmtp", "chain"), ("leap", "leap")])
+def test_groups_that_exist_are_drafted_and_verified_too(head: str, rule: str) -> None:
+    lm, make = model("known")
+    units, settings = make(TEXTS), SAMPLINGS["drawn"]
+    plain, _ = spoken(lm, units, TIMBRE, settings, SEEDS, None)
+    drafted, run = spoken(lm, units, TIMBRE, settings, SEEDS, rule_for(lm, head, rule))
+    assert drafted == plain
+    assert sum(run.statistics.kept) > 0, "no draft was right"
+    assert {tuple(group[1:]) for row in plain for group in row} == {(0, 0), (1, 0), (1, 1), (2, 1)}
 
 
 @pytest.mark.parametrize(("head", "rule"), [("medusa", "tree"), ("fastmtp", "chain"), ("leap", "leap")])

@@ -22,7 +22,7 @@ from speech_mtp.training.loop import LoopConfig, train
 from speech_mtp.training.trunk import TrunkTask, TrunkTaskConfig
 from tests.training.tiny_documents import CPU, counting_store
 
-OF_SPEECH = {"direct", "frames"}
+OF_SPEECH = {"codes", "direct", "frames"}
 TEACHER = "teacher"
 NAMES = [name for name in plugins.names("objectives") if name not in OF_SPEECH]
 LOOP = LoopConfig(steps=2, learning_rate=1e-2, warmup=0, log_every=1, evaluate_every=1, save_every_s=0.0)

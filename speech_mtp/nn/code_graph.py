@@ -1,0 +1,83 @@
+"""The search for the best of very many long ids without scoring them all: graph-constrained decoding of RPG.
+
+Hou et al. 2025 (RPG, KDD, facebookresearch/RPG_KDD2025): an item has an id of many unordered digits, which a model
+predicts in parallel; an item's score is the sum of its digits' log probabilities. Items whose digits are alike are
+joined by edges. A search starts at some items, and again and again goes to the neighbours of the best ones, so that its
+cost depends on the beam and not on the number of items. What is found always exists, which parallel digits alone do
+not promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Score = Callable[[Tensor], Tensor]
+"""``score(items [R, M]) -> [R, M]``: of rows that look for something, what each of their items is worth."""
+BLOCK = 1024
+"""Items that neighbours are looked for at a time."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """``beams`` items are kept after each of ``steps``; ids of at most ``exhaustive`` items are all scored."""
+
+    beams: int = 32
+    steps: int = 4
+    exhaustive: int = 4096
+
+
+def neighbours(ids: Tensor, vectors: list[Tensor], count: int) -> Tensor:
+    """``ids [N, C]`` digits, ``vectors`` of each digit ``[V_c, D]`` -> the ``count`` items that are most like each one,
+    ``[N, count]``: the mean over digits of the cosine of their vectors. An item is no neighbour of its own.
+
+    Raises ``ValueError`` where there are not as many others.
+    """
+    if not 0 < count < len(ids):
+        raise ValueError(f"{len(ids)} items have {len(ids) - 1} neighbours each, not {count}; ask for 1 to as many.")
+    unit = torch.cat([F.normalize(v.float(), dim=-1)[ids[:, c].long()] for c, v in enumerate(vectors)], 1)
+    found = []
+    for first in range(0, len(ids), BLOCK):
+        alike = unit[first : first + BLOCK] @ unit.T
+        rows = torch.arange(len(alike), device=ids.device)
+        alike[rows, rows + first] = float("-inf")
+        found.append(alike.topk(count, 1).indices)
+    return torch.cat(found)
+
+
+def best_items(edges: Tensor, score: Score, rows: int, search: Search) -> tuple[Tensor, Tensor]:
+    """The best items found for each of ``rows``, the best first: ``[R, M]`` and their scores (-inf: the same item once
+    more). ``edges [N, K]`` are the neighbours of every item.
+
+    1. Score some items from all over, the same for every row, so that a row alone finds what it finds among others.
+    2. Keep the best ``beams``. 3. Add their neighbours, and go on with 2, ``steps`` times.
+    """
+    count = len(edges)
+    everyone = torch.arange(count, device=edges.device)
+    if count <= search.exhaustive:
+        items = everyone.expand(rows, -1)
+        return _best(items, score(items), min(search.beams, count))
+    spread = min(count, search.beams * (1 + edges.shape[1]))
+    items = everyone[torch.linspace(0, count - 1, spread, device=edges.device).round().long()].expand(rows, -1)
+    items, scores = _best(items, score(items), search.beams)
+    for _ in range(search.steps):
+        items = torch.cat([items, edges[items].flatten(1)], 1)
+        items, scores = _best(items, _once(items, score(items)), search.beams)
+    return items, scores
+
+
+def _best(items: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    scores, at = scores.topk(count, 1)
+    return items.gather(1, at), scores
+
+
+def _once(items: Tensor, scores: Tensor) -> Tensor:
+    """``scores`` with -inf for all but one of equal items of a row."""
+    ordered, at = items.sort(dim=1, stable=True)
+    again = torch.zeros_like(ordered, dtype=torch.bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    return scores.masked_fill(torch.zeros_like(again).scatter(1, at, again), float("-inf"))
