@@ -8,6 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 study="${STUDY:-runs/objectives/study}"
 functions="${FUNCTIONS:-300}"
+documents="${DOCUMENTS:-24}" # held-out ones that the loss is measured on, of 61
 names=("$@")
 [ $# -gt 0 ] || names=(trunk parallel_heads parallel_heads_forward parallel_heads_reverse
     parallel_heads_drawn token_order registers
@@ -32,7 +33,7 @@ for seed in ${SEEDS:-0 1 2}; do
         case "$name" in trunk_more | concept) more+=("run.task.seed=$((seed + 100))") ;; esac
         # A run that was cut off goes on; one that is done writes its export again.
         [ -f "$out/text.json" ] || train "$name" "${more[@]}"
-        [ -f "$out/text.json" ] || speech-mtp eval text "$out/export" --json "$out/text.json"
+        [ -f "$out/text.json" ] || speech-mtp eval text "$out/export" --json "$out/text.json" --limit "$documents"
         [ -f "$out/completion.json" ] || complete "$out/export" "$out/completion.json"
         if [ -d "$out/export/head" ] && [ ! -f "$out/drafts.json" ]; then
             rule=chain
