@@ -52,3 +52,4 @@ for name in "${names[@]}"; do
         done
     done
 done
+speech-mtp eval tokenizers "$study" --json "$study/table.json" --plot "$study/bars.png"

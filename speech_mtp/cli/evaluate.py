@@ -1,5 +1,5 @@
 """Measuring models: ``eval speech``, ``eval codec``, ``eval drafts``, ``eval text``, ``eval
-completion``, ``eval objectives``."""
+completion``, ``eval objectives``, ``eval tokenizers``."""
 
 from __future__ import annotations
 
@@ -373,4 +373,25 @@ def eval_objectives(
         from speech_mtp.evaluation.plots import objective_curves
 
         objective_curves(report, folder, plot)
+    write_report(out, {"study": str(folder), **report})
+
+
+@group.command("tokenizers")
+def eval_tokenizers(
+    folder: Annotated[Path, typer.Argument(help="A study: folders <codec>, as recipes/tokenizer_study/run.sh.")],
+    out: Annotated[Path, typer.Option("--json", help="File for the report.")],
+    plot: Annotated[Path | None, typer.Option(help="Draw what codes cost and what talkers get wrong: PNG.")] = None,
+) -> None:
+    """Codecs side by side, by what a talker makes of the codes of each."""
+    check_output(out, (".json",))
+    if plot is not None:
+        check_output(plot, (".png",))
+    from speech_mtp.evaluation.tokenizer_study import study, study_table
+
+    report = study(folder)
+    print(study_table(report))
+    if plot is not None:
+        from speech_mtp.evaluation.plots import tokenizer_bars
+
+        tokenizer_bars(report, plot)
     write_report(out, {"study": str(folder), **report})

@@ -66,6 +66,7 @@ def codec_report(
         "seconds": sum(len(sample.wave) for sample in samples) / codec.spec.sample_rate,
         "round_trip": _round_trip(codec, encoded, judges),
         "streams": _streams(codec, encoded),
+        "frame_rate_hz": codec.spec.frame_rate_hz,
         "bits_per_second": sum(map(math.log2, codec.spec.codebook_sizes)) * codec.spec.frame_rate_hz,
         "swap": _swap(codec, encoded, judges, rng, max_pairs),
         "agreement": _agreement(codec, encoded, rng, max_pairs),

@@ -85,6 +85,39 @@ def objective_curves(report: dict[str, Any], folder: Path, out: Path) -> None:
     _save(figure, out)
 
 
+def tokenizer_bars(report: dict[str, Any], out: Path) -> None:
+    """Of a study of codecs (:mod:`speech_mtp.evaluation.tokenizer_study`): what codes cost when the phonemes are known,
+    what they cost a talker, its word errors and what draft heads guess, a bar for each codec and group, as PNG."""
+    pyplot = _pyplot()
+    names = [row["name"] for row in report["rows"]]
+    groups = list(dict.fromkeys(group for row in report["rows"] for group in row["groups"]))
+    figure, panels = pyplot.subplots(1, 4, figsize=(18, 0.5 * len(names) + 2), sharey=True)
+    at = range(len(names))
+    entropies = [row["codec"].get("entropy", 0.0) for row in report["rows"]]
+    panels[0].barh(at, entropies, color="0.6")
+    panels[0].set_yticks(at, names)
+    panels[0].invert_yaxis()
+    panels[0].set_xlabel("bits a second, phonemes known")
+    height = 0.8 / max(1, len(groups))
+    for number, group in enumerate(groups):
+        found = [row["groups"].get(group, {"drafts": {}}) for row in report["rows"]]
+        places = [y - 0.4 + (number + 0.5) * height for y in at]
+        style = {"height": height, "color": f"C{number}", "label": f"{group[1:]} frames"}
+        panels[1].barh(places, [one.get("talker", 0.0) for one in found], **style)
+        wers = [one.get("wer", {"value": 0.0, "interval": [0.0, 0.0]}) for one in found]
+        ends = [[max(0.0, (w["value"] - w["interval"][0])), max(0.0, w["interval"][1] - w["value"])] for w in wers]
+        errors = [[100 * low for low, _ in ends], [100 * high for _, high in ends]]
+        panels[2].barh(places, [100 * w["value"] for w in wers], xerr=errors, **style)
+        first = [max((head["first_frame"] for head in one["drafts"].values()), default=0.0) for one in found]
+        panels[3].barh(places, [100 * share for share in first], **style)
+    titles = ("the talker's bits a second", "word errors, %", "first frame guessed, %")
+    for panel, title in zip(panels[1:], titles, strict=True):
+        panel.set_xlabel(title)
+    if groups:
+        panels[1].legend(fontsize=8)
+    _save(figure, out)
+
+
 def corpus_distributions(found: dict[str, Any], out: Path) -> None:
     """Histograms of ``seconds``, ``chars_per_second`` and ``level_dbfs`` (may be empty) of the utterances of a corpus,
     and the ``minutes`` of its voices, the 40 largest, as PNG."""

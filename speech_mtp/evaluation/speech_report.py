@@ -84,6 +84,8 @@ def _judge(text: str, spoken: Spoken, judges: Judges) -> tuple[dict[str, Any], W
         "heard": heard,
         "wer": found.wer,
         "cer": found.cer,
+        "errors": found.errors,
+        "words": found.words,
         "finish_reason": spoken.finish.reason,
         "success": spoken.finish.reason == "stop" and last_word_heard(text, heard),
         "dnsmos": judges.opinion(wave, rate),

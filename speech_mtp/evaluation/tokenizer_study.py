@@ -1,0 +1,202 @@
+"""Codecs side by side, by what a talker makes of their codes: what each run of a study left in its folder.
+
+A study's folder holds ``<codec>/codec.json`` (``eval codec``) and ``<codec>/g<frames of a group>/<seed>``, each with
+``talker/log.jsonl`` of its training, ``speech.json`` (``eval speech``) and ``drafts.json`` (``eval drafts``), as
+``recipes/tokenizer_study/run.sh`` makes them. What is not there yet is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from math import log
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speech_mtp.evaluation.intervals import estimate, ratio
+from speech_mtp.evaluation.objective_study import curve
+from speech_mtp.evaluation.tables import aligned
+
+BASE = "coupled"
+"""The codec that others are compared with."""
+DEFINITIONS = {
+    "round_trip_wer": "word errors of decoded recordings less those of the recordings, as a fraction of the words",
+    "round_trip_dnsmos": "overall DNSMOS of decoded recordings",
+    "equal": "share of the first stream's codes that stay when pitch and formants change, the timing being the same",
+    "entropy": "bits a second that the codes of all streams cost a small probe that knows phonemes and position",
+    "talker": "held-out cross entropy of the talker, control included, in bits a second of speech",
+    "wer": "word errors of the talker over the words of all sentences and seeds",
+    "against": f"the difference to {BASE}, paired by sentence and seed",
+    "success": "share of sentences that end by themselves with their last word",
+    "first_code": "share of positions where a draft head guesses control and first code of the next group, by head",
+    "first_frame": "the same of the whole first frame",
+    "in_a_row": "channels that are right in a row, by depth",
+    "interval": "holds 95 % of 1,000 bootstrap samples of the sentences",
+}
+
+
+def study(folder: Path) -> dict[str, Any]:
+    """The rows of a study, as plain JSON. Raises ValueError for a folder without any codec that was measured."""
+    codecs = {path.parent.name: _read(path) for path in sorted(folder.glob("*/codec.json"))}
+    if not codecs:
+        raise ValueError(f"{folder} holds no codec of a study: none of its folders has codec.json; check the path.")
+    order = [BASE] * (BASE in codecs) + [name for name in codecs if name != BASE]
+    spoken = {name: _talkers(folder / name, codecs[name]) for name in order}
+    rows = [{"name": name, "codec": _codec(codecs[name]), "groups": _groups(name, spoken)} for name in order]
+    return {"rows": rows, "definitions": DEFINITIONS}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return found
+
+
+def _codec(report: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {name: report[name] for name in ("bits_per_second", "frame_rate_hz") if name in report}
+    if trip := report.get("round_trip"):
+        found |= {"round_trip_wer": trip["wer"] - trip["wer_original"], "round_trip_dnsmos": trip["dnsmos"]}
+    if views := report.get("views"):
+        found["equal"] = next(iter(views["both"].values()))
+    if probes := report.get("probes"):
+        costs = [stream["given phonemes"]["bits_per_second"] for stream in probes["entropy"].values()]
+        found["entropy"] = sum(costs)
+    return found
+
+
+def _talkers(folder: Path, codec: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """By group and seed, what each talker gave."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for run in sorted(folder.glob("g*/*")):
+        given = _talker(run, codec, int(run.parent.name[1:]))
+        if given:
+            found.setdefault(run.parent.name, {})[run.name] = given
+    return found
+
+
+def _talker(run: Path, codec: Mapping[str, Any], group: int) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    cost = _cross_entropy(run / "talker", float(codec["frame_rate_hz"]), group)
+    if cost is not None:
+        given["talker"] = cost
+    if (run / "speech.json").is_file():
+        speech = _read(run / "speech.json")
+        given |= {"success": speech["success_rate"], "dnsmos": speech["dnsmos"], "similarity": speech["similarity"]}
+        given["errors"] = {row["text"]: (row["errors"], row["words"]) for row in speech["rows"]}
+    if (run / "drafts.json").is_file():
+        given["drafts"] = _drafts(_read(run / "drafts.json"), len(codec["streams"]))
+    return given
+
+
+def _cross_entropy(run: Path, rate: float, group: int) -> float | None:
+    """Bits a second of speech by the last held-out terms of a talker's log, nats a token each."""
+    measured = [line for line in curve(run) if "dev/stream0" in line]
+    if not measured:
+        return None
+    last = measured[-1]
+    streams = sum(value for name, value in last.items() if name.startswith("dev/stream"))
+    return (streams + last["dev/control"] / group) * rate / log(2)
+
+
+def _drafts(report: Mapping[str, Any], streams: int) -> dict[str, Any]:
+    """By head; the first temperature that was measured."""
+    found = {}
+    for head, given in report["heads"].items():
+        depths = next(iter(given["agreement"].values()))
+        right = depths["1"]["right"]
+        found[head] = {
+            "first_code": right[1],
+            "first_frame": right[min(streams, len(right) - 1)],
+            "in_a_row": [depth["channels_in_a_row"] for depth in depths.values()],
+        }
+    return found
+
+
+def _groups(name: str, spoken: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    found = {}
+    for group, seeds in spoken[name].items():
+        row: dict[str, Any] = {"seeds": list(seeds)}
+        for figure in ("talker", "success", "dnsmos", "similarity"):
+            values = [given[figure] for given in seeds.values() if given.get(figure) is not None]
+            if values:
+                row[figure] = sum(values) / len(values)
+        pairs = [pair for given in seeds.values() for pair in given.get("errors", {}).values()]
+        if pairs:
+            row["wer"] = estimate(torch.tensor(pairs), ratio)
+        against = [] if name == BASE else _paired(seeds, spoken.get(BASE, {}).get(group, {}))
+        if against:
+            row["against"] = estimate(torch.tensor(against), lambda t: (t[..., 0] - t[..., 1]) / t[..., 2])
+        heads = [head for given in seeds.values() for head in given.get("drafts", {}).items()]
+        row["drafts"] = {head: _mean([g for name, g in heads if name == head]) for head, _ in heads}
+        found[group] = row
+    return found
+
+
+def _paired(seeds: Mapping[str, Mapping[str, Any]], base: Mapping[str, Mapping[str, Any]]) -> list[tuple[int, ...]]:
+    """Errors here, errors of the base, and words, of the sentences that both have spoken with the same seed."""
+    found: list[tuple[int, ...]] = []
+    for seed, given in seeds.items():
+        theirs = base.get(seed, {}).get("errors", {})
+        mine = given.get("errors", {})
+        found += [(mine[text][0], theirs[text][0], mine[text][1]) for text in mine if text in theirs]
+    return found
+
+
+def _mean(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    depths = zip(*(one["in_a_row"] for one in found), strict=True)
+    return {
+        **{name: sum(one[name] for one in found) / len(found) for name in ("first_code", "first_frame")},
+        "in_a_row": [sum(depth) / len(depth) for depth in depths],
+    }
+
+
+# -- for people -----------------------------------------------------------------------------------------------------
+def study_table(report: Mapping[str, Any]) -> str:
+    """Two tables: a line for each codec, and a line for each codec and group."""
+    title = ["codec", "bit/s", "round trip WER", "DNSMOS", "equal codes", "bit/s, phonemes known"]
+    codecs = [[row["name"], *_codec_cells(row["codec"])] for row in report["rows"]]
+    title_2 = ["codec", "frames", "seeds", "talker, bit/s", "WER", "against", "success", "DNSMOS", "similarity"]
+    title_2 += ["first code", "first frame"]
+    talkers = [
+        [row["name"], group[1:], *_talker_cells(given)]
+        for row in report["rows"]
+        for group, given in row["groups"].items()
+    ]
+    return "\n\n".join([aligned(title, codecs), *([aligned(title_2, talkers)] if talkers else [])])
+
+
+def _codec_cells(found: Mapping[str, Any]) -> list[str]:
+    equal = found.get("equal")
+    return [
+        _form(found.get("bits_per_second"), ".0f"),
+        _form(found.get("round_trip_wer"), "+.2%"),
+        _form(found.get("round_trip_dnsmos"), ".2f"),
+        "-" if equal is None else _within(equal, ".1%"),
+        _form(found.get("entropy"), ".0f"),
+    ]
+
+
+def _talker_cells(found: Mapping[str, Any]) -> list[str]:
+    heads = found["drafts"].values()
+    best = {name: max((head[name] for head in heads), default=None) for name in ("first_code", "first_frame")}
+    return [
+        str(len(found["seeds"])),
+        _form(found.get("talker"), ".1f"),
+        _within(found["wer"], ".2%") if "wer" in found else "-",
+        _within(found["against"], "+.2%") if "against" in found else "-",
+        _form(found.get("success"), ".1%"),
+        _form(found.get("dnsmos"), ".2f"),
+        _form(found.get("similarity"), ".3f"),
+        _form(best["first_code"], ".1%"),
+        _form(best["first_frame"], ".1%"),
+    ]
+
+
+def _form(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _within(figure: Mapping[str, Any], form: str) -> str:
+    low, high = (format(end, form) for end in figure["interval"])
+    return f"{format(figure['value'], form)} [{low}, {high}]"

@@ -1,0 +1,99 @@
+"""A study of codecs becomes tables: bits a second by hand, differences paired by sentence, what is missing left out."""
+
+from __future__ import annotations
+
+import json
+from math import log
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from speech_mtp.evaluation.tokenizer_study import study, study_table
+from tests.cli.running import run
+
+
+def estimate(value: float) -> dict[str, Any]:
+    return {"value": value, "interval": [value - 0.01, value + 0.01], "chance": 0.1}
+
+
+def write_codec(folder: Path, streams: dict[str, float]) -> None:
+    """``streams`` and the bits a second that each costs."""
+    folder.mkdir(parents=True)
+    report = {
+        "bits_per_second": 440.0,
+        "frame_rate_hz": 25.0,
+        "streams": {name: [] for name in streams},
+        "round_trip": {"wer": 0.03, "wer_original": 0.01, "dnsmos": 2.9},
+        "views": {
+            "pitch": {name: estimate(0.9) for name in streams},
+            "both": {name: estimate(0.5) for name in streams},
+        },
+        "probes": {"entropy": {name: {"given phonemes": {"bits_per_second": bits}} for name, bits in streams.items()}},
+    }
+    (folder / "codec.json").write_text(json.dumps(report))
+
+
+def write_talker(run: Path, errors: list[int], streams: int, heads: bool = True) -> None:
+    (run / "talker").mkdir(parents=True)
+    terms = {f"dev/stream{k}": 2.0 for k in range(streams)}
+    lines = [{"step": 5, "dev/control": 9.0, **{f"dev/stream{k}": 9.0 for k in range(streams)}}]
+    lines += [{"step": 9, "dev/control": 0.5, **terms}, {"step": 10, "loss": 1.0}]
+    (run / "talker/log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = [{"text": f"sentence {i}", "errors": e, "words": 10} for i, e in enumerate(errors)]
+    speech = {"success_rate": 0.75, "dnsmos": 2.8, "similarity": None, "rows": rows}
+    (run / "speech.json").write_text(json.dumps(speech))
+    if heads:
+        depths = {str(d): {"right": [0.9, 0.6, 0.3, 0.1][: streams + 2], "channels_in_a_row": 1.9 / d} for d in (1, 2)}
+        (run / "drafts.json").write_text(json.dumps({"heads": {"medusa": {"agreement": {"0.0": depths}}}}))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_codec(tmp_path / "coupled", {"book0": 150.0, "book1": 90.0})
+    write_codec(tmp_path / "decoupled", {"content": 60.0, "prosody": 80.0})
+    write_codec(tmp_path / "mimi", {"semantic": 60.0, "acoustic": 80.0})
+    for seed, (base, other) in enumerate([([2, 0, 4], [1, 0, 2]), ([3, 1, 1], [3, 0, 0])]):
+        write_talker(tmp_path / "coupled/g5" / str(seed), base, 2, heads=False)
+        write_talker(tmp_path / "decoupled/g5" / str(seed), other, 2)
+    write_talker(tmp_path / "decoupled/g1/0", [1, 1, 1], 2)
+    return tmp_path
+
+
+def test_what_the_rows_hold(folder: Path) -> None:
+    rows = {row["name"]: row for row in study(folder)["rows"]}
+    assert list(rows) == ["coupled", "decoupled", "mimi"]
+    assert rows["coupled"]["codec"]["entropy"] == 240
+    assert rows["decoupled"]["codec"]["round_trip_wer"] == pytest.approx(0.02)
+    assert rows["decoupled"]["codec"]["equal"]["value"] == 0.5
+    assert rows["mimi"]["groups"] == {}
+    talker = rows["decoupled"]["groups"]["g5"]
+    assert talker["seeds"] == ["0", "1"]
+    assert talker["talker"] == pytest.approx((2.0 * 2 + 0.5 / 5) * 25 / log(2))
+    assert rows["decoupled"]["groups"]["g1"]["talker"] == pytest.approx((2.0 * 2 + 0.5) * 25 / log(2))
+    assert talker["wer"]["value"] == pytest.approx(6 / 60)
+    assert talker["against"]["value"] == pytest.approx((6 - 11) / 60)
+    low, high = talker["against"]["interval"]
+    assert low < talker["against"]["value"] < high <= 0
+    assert "against" not in rows["coupled"]["groups"]["g5"]
+    assert "against" not in rows["decoupled"]["groups"]["g1"]  # the base was not tried at one frame
+    assert talker["success"] == 0.75
+    assert "similarity" not in talker
+    assert talker["drafts"]["medusa"] == {"first_code": 0.6, "first_frame": 0.3, "in_a_row": [1.9, 0.95]}
+    assert rows["coupled"]["groups"]["g5"]["drafts"] == {}
+
+
+def test_the_command_writes_tables_and_a_picture(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = ["--json", str(tmp_path / "t.json"), "--plot", str(tmp_path / "b.png")]
+    assert run(monkeypatch, "eval", "tokenizers", str(folder), *outputs) == 0
+    said = capsys.readouterr().out
+    assert study_table(json.loads((tmp_path / "t.json").read_text())) in said
+    lines = [line.split() for line in said.splitlines() if line.startswith("decoupled")]
+    assert lines[0][1:4] == ["440", "+2.00%", "2.90"]
+    assert lines[2][:4] == ["decoupled", "5", "2", "147.9"]
+    assert (tmp_path / "b.png").stat().st_size > 5_000
+    (tmp_path / "nothing").mkdir()
+    assert run(monkeypatch, "eval", "tokenizers", str(tmp_path / "nothing"), "--json", str(tmp_path / "t.json")) == 2
+    assert "holds no codec of a study" in capsys.readouterr().err
