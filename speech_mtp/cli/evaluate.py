@@ -381,6 +381,7 @@ def eval_tokenizers(
     folder: Annotated[Path, typer.Argument(help="A study: folders <codec>, as recipes/tokenizer_study/run.sh.")],
     out: Annotated[Path, typer.Option("--json", help="File for the report.")],
     plot: Annotated[Path | None, typer.Option(help="Draw what codes cost and what talkers get wrong: PNG.")] = None,
+    base: Annotated[str, typer.Option(help="The codec that the others' word errors are compared with.")] = "coupled",
 ) -> None:
     """Codecs side by side, by what a talker makes of the codes of each."""
     check_output(out, (".json",))
@@ -388,7 +389,7 @@ def eval_tokenizers(
         check_output(plot, (".png",))
     from speech_mtp.evaluation.tokenizer_study import study, study_table
 
-    report = study(folder)
+    report = study(folder, base)
     print(study_table(report))
     if plot is not None:
         from speech_mtp.evaluation.plots import tokenizer_bars

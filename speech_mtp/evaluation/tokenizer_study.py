@@ -20,7 +20,7 @@ from speech_mtp.evaluation.objective_study import curve
 from speech_mtp.evaluation.tables import aligned
 
 BASE = "coupled"
-"""The codec that others are compared with."""
+"""The codec that others are compared with, unless another is named."""
 DEFINITIONS = {
     "round_trip_wer": "word errors of decoded recordings less those of the recordings, as a fraction of the words",
     "round_trip_dnsmos": "overall DNSMOS of decoded recordings",
@@ -28,7 +28,7 @@ DEFINITIONS = {
     "entropy": "bits a second that the codes of all streams cost a small probe that knows phonemes and position",
     "talker": "held-out cross entropy of the talker, control included, in bits a second of speech",
     "wer": "word errors of the talker over the words of all sentences and seeds",
-    "against": f"the difference to {BASE}, paired by sentence and seed",
+    "against": "the difference to the base, paired by sentence and seed",
     "success": "share of sentences that end by themselves with their last word",
     "first_code": "share of positions where a draft head guesses control and first code of the next group, by head",
     "first_frame": "the same of the whole first frame",
@@ -37,15 +37,16 @@ DEFINITIONS = {
 }
 
 
-def study(folder: Path) -> dict[str, Any]:
-    """The rows of a study, as plain JSON. Raises ValueError for a folder without any codec that was measured."""
+def study(folder: Path, base: str = BASE) -> dict[str, Any]:
+    """The rows of a study, as plain JSON; that of the codec ``base``, which others are compared with, comes first.
+    Raises ValueError for a folder without any codec that was measured."""
     codecs = {path.parent.name: _read(path) for path in sorted(folder.glob("*/codec.json"))}
     if not codecs:
         raise ValueError(f"{folder} holds no codec of a study: none of its folders has codec.json; check the path.")
-    order = [BASE] * (BASE in codecs) + [name for name in codecs if name != BASE]
+    order = [base] * (base in codecs) + [name for name in codecs if name != base]
     spoken = {name: _talkers(folder / name, codecs[name]) for name in order}
-    rows = [{"name": name, "codec": _codec(codecs[name]), "groups": _groups(name, spoken)} for name in order]
-    return {"rows": rows, "definitions": DEFINITIONS}
+    rows = [{"name": name, "codec": _codec(codecs[name]), "groups": _groups(name, spoken, base)} for name in order]
+    return {"base": base, "rows": rows, "definitions": DEFINITIONS}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def _drafts(report: Mapping[str, Any], streams: int) -> dict[str, Any]:
     return found
 
 
-def _groups(name: str, spoken: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+def _groups(name: str, spoken: Mapping[str, Mapping[str, Mapping[str, Any]]], base: str) -> dict[str, Any]:
     found = {}
     for group, seeds in spoken[name].items():
         row: dict[str, Any] = {"seeds": list(seeds)}
@@ -124,7 +125,7 @@ def _groups(name: str, spoken: Mapping[str, Mapping[str, Mapping[str, Any]]]) ->
         pairs = [pair for given in seeds.values() for pair in given.get("errors", {}).values()]
         if pairs:
             row["wer"] = estimate(torch.tensor(pairs), ratio)
-        against = [] if name == BASE else _paired(seeds, spoken.get(BASE, {}).get(group, {}))
+        against = [] if name == base else _paired(seeds, spoken.get(base, {}).get(group, {}))
         if against:
             row["against"] = estimate(torch.tensor(against), lambda t: (t[..., 0] - t[..., 1]) / t[..., 2])
         heads = [head for given in seeds.values() for head in given.get("drafts", {}).items()]

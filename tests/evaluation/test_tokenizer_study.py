@@ -83,6 +83,13 @@ def test_what_the_rows_hold(folder: Path) -> None:
     assert rows["coupled"]["groups"]["g5"]["drafts"] == {}
 
 
+def test_another_base(folder: Path) -> None:
+    rows = study(folder, "decoupled")["rows"]
+    assert [row["name"] for row in rows] == ["decoupled", "coupled", "mimi"]
+    assert rows[1]["groups"]["g5"]["against"]["value"] == pytest.approx((11 - 6) / 60)
+    assert "against" not in rows[0]["groups"]["g5"]
+
+
 def test_the_command_writes_tables_and_a_picture(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
