@@ -12,7 +12,7 @@ documents="${DOCUMENTS:-24}" # held-out ones that the loss is measured on, of 61
 names=("$@")
 [ $# -gt 0 ] || names=(trunk parallel_heads parallel_heads_forward parallel_heads_reverse
     parallel_heads_drawn token_order registers
-    registers_forward prophet joint_leap joint_deepseek distill trunk_more concept)
+    registers_forward prophet joint_leap joint_deepseek distill trunk_more concept trunk_own)
 
 train() { speech-mtp train "recipes/objectives/$1.yaml" "run.documents=$study/documents" "${@:2}"; }
 complete() { speech-mtp eval completion "$1" --json "$2" --functions "$functions" "${@:3}"; }
@@ -27,10 +27,17 @@ for seed in ${SEEDS:-0 1 2}; do
             [ -d "$study/teacher/export" ] || train teacher "run.out=$study/teacher"
             more+=("run.objective.teacher=$study/teacher/export")
             ;;
-        trunk_more | concept) more+=("run.model=$study/trunk/$seed/export") ;;
+        trunk_more | concept | trunk_own) more+=("run.model=$study/trunk/$seed/export") ;;
         esac
+        if [ "$name" = trunk_own ] && [ ! -d "$out/export" ]; then
+            own="$study/own/$seed"
+            train continuations "run.out=$own" "run.model=$study/trunk/$seed/export" "run.write.seed=$seed"
+            speech-mtp train recipes/objectives/documents.yaml "run.out=$own/documents" \
+                "run.sources={own: {name: selfwritten, paths: [$own/continuations.jsonl]}}"
+        fi
         # A trunk that is gone on with reads other rows than before.
-        case "$name" in trunk_more | concept) more+=("run.task.seed=$((seed + 100))") ;; esac
+        case "$name" in trunk_more | concept | trunk_own) more+=("run.task.seed=$((seed + 100))") ;; esac
+        case "$name" in trunk_own) more+=("run.documents=$study/own/$seed/documents") ;; esac
         # A run that was cut off goes on; one that is done writes its export again.
         [ -f "$out/text.json" ] || train "$name" "${more[@]}"
         [ -f "$out/text.json" ] || speech-mtp eval text "$out/export" --json "$out/text.json" --limit "$documents"

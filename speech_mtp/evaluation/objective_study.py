@@ -17,7 +17,7 @@ from speech_mtp.evaluation.tables import aligned
 
 BASE = "trunk"
 """The run that others are compared with: the next token alone."""
-CONTINUED = {"concept": "trunk_more"}
+CONTINUED = {"concept": "trunk_more", "trunk_own": "trunk_more"}
 """Runs that go on with a trunk are compared with one that goes on so by the next token."""
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Of Student's t with 1, 2, ... degrees of freedom: 97.5 %."""

@@ -5,7 +5,8 @@ hear it, ``codec`` trains a codec on it,
 ``encode`` turns it into aligned codes, ``units`` stores the backbone's states of every text, ``lm`` trains a talker (or
 the backbone itself), ``speech_mtp`` heads that draft its groups, ``text_encoder`` our own reader of spelling, and
 ``package`` joins them into a model that speaks. ``answers`` lets a language model answer prompts and ``text_mtp``
-trains heads on that; ``documents`` writes texts as tokens and ``trunk`` trains a language model on them. Every stage
+trains heads on that; ``documents`` writes texts as tokens, ``trunk`` trains a language model on them, and
+``continuations`` lets one go on with them. Every stage
 goes on after a kill: training from its last checkpoint, the others with what is missing; ``package`` and
 ``package_head`` take seconds and begin again, and a model that is there stays whole until the new one takes its place.
 """
@@ -87,6 +88,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "text_mtp": _text_mtp,
         "speech_mtp": _speech_mtp,
         "documents": trunk_stages.documents,
+        "continuations": trunk_stages.continuations,
         "trunk": _trunk,
         "package_head": _package_head,
     }

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from speech_mtp.codecs.coupled import CoupledConfig
 from speech_mtp.codecs.decoupled import DecoupledConfig
 from speech_mtp.corpus import answers
+from speech_mtp.corpus.continuations import ContinuationConfig
 from speech_mtp.corpus.direct import VoiceShare
 from speech_mtp.lm.causal_lm import CausalLMConfig
 from speech_mtp.training.codec_data import CodecTaskConfig
@@ -266,6 +267,16 @@ class DocumentsRun(Stage):
     dev_fraction: float = Field(default=0.02, gt=0, lt=1)
 
 
+class ContinuationsRun(Stage):
+    """Let the language model ``model`` (a folder or hub id) go on with beginnings of ``documents``, the folder of the
+    stage of that name, into ``out/continuations.jsonl``: documents of the source ``selfwritten``."""
+
+    kind: Literal["continuations"]
+    model: str
+    documents: Path
+    write: ContinuationConfig = ContinuationConfig()
+
+
 class TrunkRun(Stage):
     """Train a trunk of text on ``documents``, the folder of the stage of that name. ``model`` are the sizes of one that
     begins from nothing, or the folder or hub id of a Llama to go on with; the documents' tokenizer must then be its
@@ -311,6 +322,7 @@ class TrainConfig(BaseModel):
         | TextMTPRun
         | SpeechMTPRun
         | DocumentsRun
+        | ContinuationsRun
         | TrunkRun
         | PackageHeadRun,
         Field(discriminator="kind"),

@@ -9,16 +9,19 @@ from typing import Any
 import torch
 
 from speech_mtp import hub, plugins
+from speech_mtp.corpus.continuations import write_continuations
 from speech_mtp.corpus.document_store import DocumentStore, make_store
 from speech_mtp.lm.backbone import load_tokenizer
 from speech_mtp.lm.byte_tokens import write_byte_tokenizer
 from speech_mtp.lm.causal_lm import CausalLM
 from speech_mtp.lm.llama_folder import read_llama
+from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.training.distributed import Workers
-from speech_mtp.training.stages import DocumentsRun, TrunkRun
+from speech_mtp.training.stages import ContinuationsRun, DocumentsRun, TrunkRun
 from speech_mtp.training.trunk import TrunkTask
 
 BYTES = "bytes"
+CONTINUATIONS = "continuations.jsonl"
 
 
 def documents(stage: DocumentsRun) -> dict[str, Any]:
@@ -33,6 +36,17 @@ def documents(stage: DocumentsRun) -> dict[str, Any]:
             folder = hub.find_backbone(stage.tokenizer)
         manifest = make_store(stage.out, sources, folder, stage.dev_fraction, inputs)
     return {"out": str(stage.out), "train": manifest["train"], "dev": manifest["dev"]}
+
+
+def continuations(stage: ContinuationsRun) -> dict[str, Any]:
+    """Write the continuations; how many are new."""
+    store = DocumentStore(stage.documents)
+    folder = hub.find_backbone(stage.model)
+    _check_tokenizer(folder, stage.model, store)
+    lm = TextLM.from_folder(folder, torch.float32).to(stage.torch_device()).prepare()
+    stage.out.mkdir(parents=True, exist_ok=True)
+    path = stage.out / CONTINUATIONS
+    return {"out": str(path), "new": write_continuations(lm, store, path, stage.write)}
 
 
 def trunk_task(stage: TrunkRun, workers: Workers | None = None) -> TrunkTask:
