@@ -41,12 +41,18 @@ if TYPE_CHECKING:
     from speech_mtp.codecs.base import Codec
     from speech_mtp.evaluation.alignment import Aligner
     from speech_mtp.evaluation.codec_report import Sample
+    from speech_mtp.evaluation.judges import Judges
     from speech_mtp.lm.bundle import SpeechModel
     from speech_mtp.streaming.timed import Utterance
     from speech_mtp.types import Sampling
 
 Sources = Annotated[str, typer.Option(help="Where documents come from: stdlib,{name: files, paths: [texts/*.txt]}.")]
 DevFraction = Annotated[float, typer.Option(min=0, max=1, help="The share of documents that was held out.")]
+
+Recogniser = Annotated[
+    str | None,
+    typer.Option(help="Who hears the words, in place of Whisper tiny.en: pocketsphinx, {name: faster_whisper, ...}."),
+]
 
 group = typer.Typer(rich_markup_mode=None, help="Measure a model or a codec.")
 
@@ -63,6 +69,7 @@ def eval_speech(
     seed: Seed = None,
     temperature: Temperature = None,
     best_of: BestOf = 1,
+    recogniser: Recogniser = None,
     threads: Threads = None,
 ) -> None:
     """Word errors, success, opinion scores, speaker similarity and speed; the worst voice's figures come first."""
@@ -74,6 +81,7 @@ def eval_speech(
     texts = read_lines(sentences)
     check_texts(texts, sentences)
     recording = audio.read(reference, mono=True) if reference else None
+    judges, judge = _judges(recogniser)
     loaded = load_model(model, backbone, threads=threads, lexicon=lexicon)
     if voice is not None:
         loaded.timbre(voice)
@@ -82,12 +90,25 @@ def eval_speech(
     reports = {}
     for name in [voice] if voice else loaded.voices:
         known = recording or _recording_of(model, name)
-        reports[name] = speech_report(partial(_spoken, loaded, name, sampling, best_of), texts, known)
+        reports[name] = speech_report(partial(_spoken, loaded, name, sampling, best_of), texts, known, judges)
         print(f"{name}: {summary(reports[name])}", flush=True)
     worst = max(reports, key=lambda name: reports[name]["wer"])
     figures = {k: v for k, v in reports[worst].items() if k != "rows"}
-    settings = {"sampling": asdict(sampling), "best_of": best_of}
+    settings = {"recogniser": judge, "sampling": asdict(sampling), "best_of": best_of}
     write_report(out, {"model": model, "voice": worst, **figures, **settings, "voices": reports})
+
+
+def _judges(recogniser: str | None) -> tuple[Judges, str]:
+    """The judges, of which ``recogniser`` transcribes, and its name."""
+    from speech_mtp import plugins
+    from speech_mtp.evaluation.judge_input import judge_wave
+    from speech_mtp.evaluation.judges import Judges
+
+    if recogniser is None:
+        return Judges(), "whisper-tiny.en"
+    (spec,) = listed("recogniser", recogniser)
+    heard = plugins.build("frontends", spec)
+    return Judges(transcribe=lambda wave, rate: heard.transcribe(judge_wave(wave, rate)).text), heard.name
 
 
 def _spoken(model: SpeechModel, voice: str, sampling: Sampling, best_of: int, text: str) -> Utterance:
@@ -129,6 +150,7 @@ def eval_codec(
         str, typer.Option(help="Codec whose phoneme head tells which phoneme a frame speaks; the same for all codecs.")
     ] = "tiny-en",
     plot: Annotated[Path | None, typer.Option(help="PNG file for a picture of 'views' and 'probes'.")] = None,
+    recogniser: Recogniser = None,
     seed: int = 0,
     threads: Threads = None,
 ) -> None:
@@ -150,6 +172,7 @@ def eval_codec(
     from speech_mtp.threads import use_threads
 
     use_threads(threads)
+    judges, judge = _judges(recogniser)
     loaded = hub.load_codec(codec_of(codec))
 
     def recordings(number: int) -> list[Sample]:
@@ -159,16 +182,16 @@ def eval_codec(
         return [Sample(*sample) for sample in found]
 
     samples = recordings(per_voice)
-    report: dict[str, Any] = {"codec": codec}
+    report: dict[str, Any] = {"codec": codec, "recogniser": judge}
     if "quality" in wanted:
-        report |= codec_report(loaded, samples, seed=seed)
+        report |= codec_report(loaded, samples, judges, seed)
         print(summary(report["round_trip"]))
     if "views" in wanted:
         report["views"] = view_agreement(loaded, samples, seed, report=_tell)
     if "probes" in wanted:
         report["probes"] = _probes(loaded, recordings(per_voice_probes), aligner, probe_steps)
     if "swaps" in wanted:
-        report["swaps"] = stream_swaps(loaded, samples, swap_pairs, seed=seed, report=_tell)
+        report["swaps"] = stream_swaps(loaded, samples, swap_pairs, judges, seed, _tell)
     print(predictability_table(report))
     if plot is not None:
         predictability_bars(report, plot)

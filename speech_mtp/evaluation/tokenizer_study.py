@@ -82,12 +82,24 @@ def _talker(run: Path, codec: Mapping[str, Any], group: int) -> dict[str, Any]:
     if cost is not None:
         given["talker"] = cost
     if (run / "speech.json").is_file():
-        speech = _read(run / "speech.json")
-        given |= {"success": speech["success_rate"], "dnsmos": speech["dnsmos"], "similarity": speech["similarity"]}
-        given["errors"] = {row["text"]: (row["errors"], row["words"]) for row in speech["rows"]}
+        given |= _spoken(_read(run / "speech.json")["voices"])
     if (run / "drafts.json").is_file():
         given["drafts"] = _drafts(_read(run / "drafts.json"), len(codec["streams"]))
     return given
+
+
+def _spoken(voices: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over voices, and the errors and words of each voice's sentences."""
+    means = {"success": "success_rate", "dnsmos": "dnsmos", "similarity": "similarity"}
+    found: dict[str, Any] = {
+        name: sum(values) / len(values)
+        for name, key in means.items()
+        if (values := [voice[key] for voice in voices.values() if voice[key] is not None])
+    }
+    found["errors"] = {
+        (name, row["text"]): (row["errors"], row["words"]) for name, voice in voices.items() for row in voice["rows"]
+    }
+    return found
 
 
 def _cross_entropy(run: Path, rate: float, group: int) -> float | None:
@@ -135,12 +147,12 @@ def _groups(name: str, spoken: Mapping[str, Mapping[str, Mapping[str, Any]]], ba
 
 
 def _paired(seeds: Mapping[str, Mapping[str, Any]], base: Mapping[str, Mapping[str, Any]]) -> list[tuple[int, ...]]:
-    """Errors here, errors of the base, and words, of the sentences that both have spoken with the same seed."""
+    """Errors here, errors of the base, and words, of what both have spoken: sentence, voice and seed."""
     found: list[tuple[int, ...]] = []
     for seed, given in seeds.items():
         theirs = base.get(seed, {}).get("errors", {})
         mine = given.get("errors", {})
-        found += [(mine[text][0], theirs[text][0], mine[text][1]) for text in mine if text in theirs]
+        found += [(mine[one][0], theirs[one][0], mine[one][1]) for one in mine if one in theirs]
     return found
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("librosa", reason="needs the eval extra")
 pytest.importorskip("matplotlib", reason="needs the eval extra")
 
 from speech_mtp import audio, hub
-from speech_mtp.cli.evaluate import eval_codec
+from speech_mtp.cli.evaluate import _judges, eval_codec
 from speech_mtp.codecs.encodec import Encodec
 
 
@@ -46,3 +46,14 @@ def test_a_codec_without_roles_is_measured_and_drawn(
 def test_an_unknown_part_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="did you mean 'views'"):
         eval_codec(tmp_path / "r.json", [tmp_path], parts="quality,view")
+
+
+def test_another_recogniser_hears_the_words() -> None:
+    usual, name = _judges(None)
+    assert name == "whisper-tiny.en"
+    judges, name = _judges("tests.training.test_distilling:Ear")
+    assert name == "ear"
+    assert judges.transcribe(torch.zeros(480), 24_000) == ""
+    assert judges.opinion is usual.opinion
+    with pytest.raises(ValueError, match="no 'pocketsphynx' in frontends"):
+        _judges("pocketsphynx")

@@ -40,9 +40,10 @@ def write_talker(run: Path, errors: list[int], streams: int, heads: bool = True)
     lines = [{"step": 5, "dev/control": 9.0, **{f"dev/stream{k}": 9.0 for k in range(streams)}}]
     lines += [{"step": 9, "dev/control": 0.5, **terms}, {"step": 10, "loss": 1.0}]
     (run / "talker/log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    rows = [{"text": f"sentence {i}", "errors": e, "words": 10} for i, e in enumerate(errors)]
-    speech = {"success_rate": 0.75, "dnsmos": 2.8, "similarity": None, "rows": rows}
-    (run / "speech.json").write_text(json.dumps(speech))
+    rows = [{"text": f"sentence {i % 2}", "errors": e, "words": 10} for i, e in enumerate(errors)]
+    figures = {"success_rate": 0.5, "dnsmos": 2.8, "similarity": None}
+    voices = {"low": {**figures, "rows": rows[:2]}, "high": {**figures, "success_rate": 1.0, "rows": rows[2:]}}
+    (run / "speech.json").write_text(json.dumps({**figures, "voice": "low", "voices": voices}))
     if heads:
         depths = {str(d): {"right": [0.9, 0.6, 0.3, 0.1][: streams + 2], "channels_in_a_row": 1.9 / d} for d in (1, 2)}
         (run / "drafts.json").write_text(json.dumps({"heads": {"medusa": {"agreement": {"0.0": depths}}}}))
