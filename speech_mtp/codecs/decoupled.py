@@ -4,7 +4,9 @@
   phoneme CTC loss with speaker-adversarial pressure and a warped frequency axis;
 * **prosody** - how it is said: the lowest spectrum and the energy, relative to the speaker -> a second, smaller
   quantiser, from which alone the decoder must take its pitch;
-* **timbre** - who says it: one vector per utterance, pooled over time.
+* **timbre** - who says it: one vector per utterance, pooled over time;
+* **detail** - optional: what else is in the sound, in a few bits more. The decoder learns to do without it, so it can
+  be dropped (:meth:`Decoupled.without_detail`), and a language model need not learn it.
 
 The decoder is the causal source-filter network of :mod:`speech_mtp.nn.source_filter`. Content, prosody and
 timbre of different utterances can be mixed freely. Factorisation after FACodec (NaturalSpeech 3, arXiv:2403.03100).
@@ -12,7 +14,8 @@ timbre of different utterances can be mixed freely. Factorisation after FACodec 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +27,9 @@ from speech_mtp.nn.source_filter import Pitch, SourceFilterDecoder
 from speech_mtp.nn.spectral import LogMel, LowSpectrum
 from speech_mtp.types import CodecSpec, Codes
 
+STREAMS = ("content", "prosody", "detail")
 LOSS_WEIGHTS = (1.0, 0.6)
-"""Of content and prosody, where a talker is trained."""
+"""Of content and prosody, where a talker is trained; detail counts as prosody does."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class DecoupledConfig:
     decoder_dims: tuple[int, int] = (320, 256)
     decoder_blocks: tuple[int, int] = (3, 4)
     num_symbols: int = 0
+    detail_levels: tuple[int, ...] = ()
+    detail_dims: tuple[int, int] = (96, 160)
 
 
 class TimbreEncoder(nn.Module):
@@ -76,23 +82,30 @@ class Decoupled(SourceFilterCodec):
         self.config = c
         self.content_fsq = FSQ(c.content_levels)
         self.prosody_fsq = FSQ(c.prosody_levels)
+        self.detail_fsq = FSQ(c.detail_levels) if c.detail_levels else None
+        sizes = [self.content_fsq.size, self.prosody_fsq.size] + [math.prod(c.detail_levels)] * bool(c.detail_levels)
         self.spec = CodecSpec(
             sample_rate=c.sample_rate,
             frame_rate_hz=c.sample_rate / (c.hop * c.steps_per_frame),
-            streams={"content": slice(0, 1), "prosody": slice(1, 2)},
-            codebook_sizes=(self.content_fsq.size, self.prosody_fsq.size),
+            streams={name: slice(k, k + 1) for k, name in enumerate(STREAMS[: len(sizes)])},
+            codebook_sizes=tuple(sizes),
             timbre_dim=c.timbre_dim,
-            loss_weights=LOSS_WEIGHTS,
+            loss_weights=(*LOSS_WEIGHTS, LOSS_WEIGHTS[1])[: len(sizes)],
             num_phonemes=c.num_symbols,
         )
         self.mel = LogMel(c.sample_rate, 1024, c.hop, c.num_mels)
         self.low = LowSpectrum(2048, c.hop, c.low_bins)
         self.content = FrameEncoder(c.num_mels, c.content_dims, c.steps_per_frame, (1, 4), len(c.content_levels))
         self.prosody = FrameEncoder(c.low_bins + 1, c.prosody_dims, c.steps_per_frame, (1, 3), len(c.prosody_levels))
+        self.detail = (
+            FrameEncoder(c.num_mels, c.detail_dims, c.steps_per_frame, (1, 3), len(c.detail_levels))
+            if c.detail_levels
+            else None
+        )
         self.timbre = TimbreEncoder(c.num_mels, c.steps_per_frame, c.timbre_dim)
         self.speaker_of_prosody = nn.Linear(c.timbre_dim, c.prosody_dims[1])
         self.decoder = SourceFilterDecoder(
-            len(c.content_levels),
+            len(c.content_levels) + len(c.detail_levels),
             len(c.prosody_levels),
             c.timbre_dim,
             c.sample_rate,
@@ -104,7 +117,7 @@ class Decoupled(SourceFilterCodec):
         self.phonemes = PhonemeHead(len(c.content_levels), c.num_symbols) if c.num_symbols else None
 
     @classmethod
-    def tiny(cls, num_symbols: int = 0) -> Decoupled:
+    def tiny(cls, num_symbols: int = 0, detail_levels: tuple[int, ...] = ()) -> Decoupled:
         """A tiny random codec for tests; with ``num_symbols`` it has a phoneme head."""
         torch.manual_seed(0)
         small = DecoupledConfig(
@@ -114,14 +127,32 @@ class Decoupled(SourceFilterCodec):
             decoder_blocks=(1, 1),
             timbre_dim=8,
             num_symbols=num_symbols,
+            detail_levels=detail_levels,
+            detail_dims=(8, 16),
         )
         return cls(small).eval()
+
+    def without_detail(self) -> Decoupled:
+        """The same codec without the stream ``detail``; it decodes as this one does where detail is dropped.
+
+        Raises ``ValueError`` for a codec that has none.
+        """
+        if self.detail is None:
+            raise ValueError("This codec has no stream detail that could be dropped.")
+        plain = type(self)(replace(self.config, detail_levels=()))
+        state = {name: value for name, value in self.state_dict().items() if not name.startswith("detail")}
+        first, last = len(self.config.content_levels), len(self.config.detail_levels)
+        name = "decoder.slow_in.conv.weight"
+        state[name] = torch.cat([state[name][:, :first], state[name][:, first + last :]], 1)
+        plain.load_state_dict(state)
+        return plain.train(self.training)
 
     # -- encoding ---------------------------------------------------------------------------------------------
     @property
     def reach_frames(self) -> int:
-        """What the wider of the two encoders sees, with the window of the longest spectrum."""
-        return max(self._reach(encoder) for encoder in (self.content, self.prosody))
+        """What the widest of the encoders sees, with the window of the longest spectrum."""
+        encoders = (self.content, self.prosody, self.detail)
+        return max(self._reach(encoder) for encoder in encoders if encoder is not None)
 
     def quantise(
         self, mel: Tensor, low: Tensor, mask: Tensor, timbre: Tensor
@@ -131,6 +162,13 @@ class Decoupled(SourceFilterCodec):
         prosody = self.prosody_fsq(self.prosody(low, mask, self.speaker_of_prosody(timbre)).float())
         return content, prosody
 
+    def quantise_detail(self, mel: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Features -> (values, codes) of detail, straight-through."""
+        assert self.detail is not None
+        assert self.detail_fsq is not None
+        found: tuple[Tensor, Tensor] = self.detail_fsq(self.detail(mel, mask).float())
+        return found
+
     @torch.inference_mode()
     def encode(self, wave: Tensor, lengths: Tensor | None = None, timbre: Tensor | None = None) -> Codes:
         wave = wave[:, 0]
@@ -138,14 +176,22 @@ class Decoupled(SourceFilterCodec):
             lengths = torch.full((wave.shape[0],), wave.shape[-1], device=wave.device)
         mel, low, mask = self.features(wave, lengths)
         timbre = self.timbre(mel, mask) if timbre is None else timbre
-        (_, content), (_, prosody) = self.quantise(mel, low, mask, timbre)
-        frames = torch.stack([content, prosody], 1) * mask[:, None, :, 0].long()
+        found = [codes for _, codes in self.quantise(mel, low, mask, timbre)]
+        if self.detail is not None:
+            found.append(self.quantise_detail(mel, mask)[1])
+        frames = torch.stack(found, 1) * mask[:, None, :, 0].long()
         return Codes(frames, mask[..., 0].sum(1).long(), timbre)
 
     # -- decoding ---------------------------------------------------------------------------------------------
     def values(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """``frames [B, 2, F]`` codes -> content ``[B, F, Dc]`` and prosody ``[B, F, Dp]`` values."""
-        return self.content_fsq.values(frames[:, 0]), self.prosody_fsq.values(frames[:, 1])
+        """``frames [B, K, F]`` codes -> content, with detail behind it, ``[B, F, Dc]`` and prosody ``[B, F, Dp]``."""
+        content, prosody = self.content_fsq.values(frames[:, 0]), self.prosody_fsq.values(frames[:, 1])
+        if self.detail_fsq is not None:
+            content = torch.cat([content, self.detail_fsq.values(frames[:, 2])], -1)
+        return content, prosody
+
+    def phoneme_values(self, frames: Tensor) -> Tensor:
+        return self.content_fsq.values(frames[:, 0])
 
     def voice(self, timbre: Tensor | None, rows: int) -> Tensor:
         if timbre is None:

@@ -16,7 +16,8 @@ warped axis is a new one: the adversary is not told that it is the voice that it
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +29,13 @@ from speech_mtp.corpus.features import Features
 from speech_mtp.corpus.store import AudioStore
 from speech_mtp.nn.conv import Block
 from speech_mtp.nn.ctc import Prior
-from speech_mtp.training.codec_data import NOBODY, CodecBatch, CodecTaskConfig, warp_frequency
+from speech_mtp.training.codec_data import NOBODY, CodecBatch, CodecTaskConfig, check_heeded, warp_frequency
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.precision import mixed
 from speech_mtp.training.source_filter_task import SourceFilterTask
 from speech_mtp.training.views import Change, equal_codes, perturbed_mel, view_terms
+
+WITHOUT_DETAIL = "without_detail"
 
 
 class ReverseGradient(torch.autograd.Function):
@@ -100,6 +103,8 @@ class CodecTask(SourceFilterTask):
     ) -> None:
         if codec.phonemes is None:
             raise ValueError("The codec to train needs num_symbols > 0: the phoneme CTC shapes its content stream.")
+        if codec.detail is None:
+            check_heeded(config, ("drop_detail",), (), "The codec has no stream detail (model.detail_levels)")
         super().__init__(codec, store, config, device, workers, features)
 
     def make_helpers(self, voices: int) -> dict[str, nn.Module]:
@@ -166,7 +171,28 @@ class CodecTask(SourceFilterTask):
         content, _ = codec.content_fsq(raw)
         voices = {"content": batch.voice.masked_fill(changed, NOBODY), "prosody": batch.voice}
         terms |= self._distilled(content, batch.features, mask)
-        return content, prosody, terms | self.stream_terms(batch, content, prosody, low[..., -1], mask, voices)
+        terms |= self.stream_terms(batch, content, prosody, low[..., -1], mask, voices)
+        if codec.detail is not None:
+            with mixed(c.amp, self.device):
+                content = torch.cat([content, codec.quantise_detail(mel, mask)[0]], -1)
+        return content, prosody, terms
+
+    def decoded(self, content: Tensor) -> Tensor:
+        """A share of the rows comes without its detail."""
+        levels = len(self.codec.config.detail_levels)
+        if not levels:
+            return content
+        kept = torch.rand(len(content), device=content.device) >= self.config.drop_detail
+        return torch.cat([content[..., :-levels], content[..., -levels:] * kept[:, None, None]], -1)
+
+    def export(self, folder: Path) -> None:
+        """With a stream of detail, also the codec without it, in a folder of that name inside."""
+        super().export(folder)
+        result = cast(Decoupled, self._result())
+        if result.detail is not None:
+            from speech_mtp.hub import save_codec
+
+            save_codec(result.without_detail(), folder / WITHOUT_DETAIL, dtype="fp32")
 
     def stream_terms(
         self,

@@ -77,8 +77,9 @@ class CodecTaskConfig:
     With ``views`` there is no warp: every utterance is heard a second time as :class:`Views` perturb it, for the terms
     ``consistency`` and ``codes``, and the decoder hears a share of the utterances by that view alone. A voice is drawn
     with a probability that goes as its number of utterances to ``voice_power``. ``predicted_share`` of the crops are
-    decoded with the predicted pitch, ``ema`` is the decay of the weight average that is evaluated and exported (0: the
-    last weights), and with ``on_device`` all audio lies in the memory of the device."""
+    decoded with the predicted pitch and ``drop_detail`` of them without the stream of that name, ``ema`` is the decay
+    of the weight average that is evaluated and exported (0: the last weights), and with ``on_device`` all audio lies in
+    the memory of the device."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -97,6 +98,7 @@ class CodecTaskConfig:
     views: Views | None = None
     voice_power: float = 0.0
     predicted_share: float = 0.0
+    drop_detail: float = 0.5
     ema: float = 0.0
     on_device: bool = False
     seed: int = 0

@@ -77,7 +77,7 @@ class CoupledTask(SourceFilterTask):
         return whole, whole, terms
 
 
-OF_STREAMS = ("warp", "warp_share", "views")
+OF_STREAMS = ("warp", "warp_share", "views", "drop_detail")
 """Settings of a content stream."""
 TERMS_OF_STREAMS = ("near", "energy", "adversary", "consistency", "codes")
 

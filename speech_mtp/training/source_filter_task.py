@@ -74,7 +74,7 @@ class SourceFilterTask(CodecTraining):
             content, prosody = codec.values(codec.encode(batch.wave[:, None], batch.lengths).frames)
         else:
             content, prosody, terms = self.encode(batch, timbre)
-        fake, real, pitch_terms = self.decode_crop(batch, content, prosody, timbre)
+        fake, real, pitch_terms = self.decode_crop(batch, self.decoded(content), prosody, timbre)
         terms |= pitch_terms
         terms |= self.spectral_terms(fake, real)
         if c.weights.heard:
@@ -82,6 +82,10 @@ class SourceFilterTask(CodecTraining):
                 expected = self.heard(real)
             terms["heard"] = (self.heard(fake) - expected).abs().mean()
         return terms, fake, real
+
+    def decoded(self, content: Tensor) -> Tensor:
+        """What the decoder is given of ``content [B, F, D]``."""
+        return content
 
     def _phonemes_said(self, name: str, log_probs: Tensor, batch: CodecBatch, mask: Tensor) -> Tensor:
         """The loss of the phonemes of the batch under ``log_probs [B, F, V]`` of the head ``name``."""

@@ -25,7 +25,7 @@ from speech_mtp.training.codec_data import CodecBatch, CodecTaskConfig, check_he
 from speech_mtp.training.codec_training import CodecTraining
 from speech_mtp.training.distributed import Workers
 
-UNHEEDED = ("warp", "warp_share", "views", "ctc_prior", "keep_codes", "predicted_share")
+UNHEEDED = ("warp", "warp_share", "views", "ctc_prior", "keep_codes", "predicted_share", "drop_detail")
 UNHEEDED_TERMS = ("near", "energy", "adversary", "consistency", "codes", "heard", "ctc", "pitch", "voicing")
 
 
