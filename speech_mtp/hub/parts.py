@@ -18,9 +18,10 @@ from speech_mtp.storage import CONFIG, Storage, load_checkpoint, load_weights, r
 
 if TYPE_CHECKING:  # imported where they are used: the first imports ``transformers``, which takes a second
     from speech_mtp.lm.direct import DirectLM
+    from speech_mtp.lm.inventory import Inventory
     from speech_mtp.lm.text_encoder import TextEncoder
 
-LM = TypeVar("LM", "SpeechLM", "DirectLM")
+LM = TypeVar("LM", "SpeechLM", "DirectLM", "Inventory")
 
 
 def save_codec(codec: Codec, folder: str | Path, dtype: Storage = "int8", card: str = "") -> None:
@@ -132,3 +133,16 @@ def load_text_encoder(folder: str | Path) -> TextEncoder:
         raise ValueError(f"{Path(folder) / CONFIG} has settings that this version does not know: {error}.") from error
     load_weights(encoder, state, Path(folder))
     return encoder.eval()
+
+
+def save_inventory(inventory: Inventory, folder: str | Path, card: str = "") -> None:
+    """Save an inventory of utterances. Errors as for :func:`save_checkpoint`."""
+    config = {"kind": "inventory", "inventory": inventory.to_config()}
+    save_checkpoint(folder, config, inventory.state_dict(), "fp32", card)
+
+
+def load_inventory(folder: str | Path) -> Inventory:
+    """An inventory of utterances, in evaluation mode. Errors as for :func:`load_checkpoint`."""
+    from speech_mtp.lm.inventory import Inventory
+
+    return _load_lm(Inventory, "inventory", Path(folder))

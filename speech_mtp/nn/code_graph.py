@@ -81,3 +81,29 @@ def _once(items: Tensor, scores: Tensor) -> Tensor:
     again = torch.zeros_like(ordered, dtype=torch.bool)
     again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
     return scores.masked_fill(torch.zeros_like(again).scatter(1, at, again), float("-inf"))
+
+
+# -- ids of vectors -------------------------------------------------------------------------------------------------
+def product_ids(vectors: Tensor, digits: int, size: int, seed: int = 0, rounds: int = 20) -> Tensor:
+    """``vectors [N, D]`` -> ids ``[N, digits]`` of a product quantiser (Jégou et al. 2011): a random rotation, so that
+    all digits carry alike, then in each of ``digits`` slices the nearest of ``size`` means (k-means, ``rounds``).
+
+    Raises ``ValueError`` for more digits than numbers.
+    """
+    if digits > vectors.shape[1]:
+        raise ValueError(f"Vectors of {vectors.shape[1]} numbers have no {digits} digits; ask for as many at most.")
+    rng = torch.Generator().manual_seed(seed)
+    turn = torch.linalg.qr(torch.randn(vectors.shape[1], vectors.shape[1], generator=rng)).Q.to(vectors)
+    parts = (vectors @ turn).tensor_split(digits, 1)
+    return torch.stack([_nearest_means(part, size, rounds, rng) for part in parts], 1)
+
+
+def _nearest_means(x: Tensor, size: int, rounds: int, rng: torch.Generator) -> Tensor:
+    """The mean that each of ``x [N, D]`` is nearest to, ``[N]``; a mean that nothing is near stays where it is."""
+    means = x[torch.randperm(len(x), generator=rng)[:size].to(x.device)]
+    for _ in range(rounds):
+        near = torch.cdist(x, means).argmin(1)
+        chosen = F.one_hot(near, len(means)).to(x)
+        counts = chosen.sum(0)[:, None]
+        means = torch.where(counts > 0, chosen.T @ x / counts.clamp(min=1), means)
+    return torch.cdist(x, means).argmin(1)

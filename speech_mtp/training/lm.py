@@ -113,6 +113,11 @@ class UnitStore:
                 f"in the units and {theirs} in the codes; remove {self.folder} and make units with the corpus's G2P."
             )
 
+    def states(self, text: str) -> Tensor:
+        """The backbone's states of ``text``, ``[tokens, dim]``."""
+        _, _, first, end = self.index[text]
+        return torch.from_numpy(self._hidden[first:end].astype(np.float32))
+
     def units(self, texts: list[str]) -> TextUnits:
         """A padded batch."""
         slices = [self.index[t] for t in texts]

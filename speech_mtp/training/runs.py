@@ -32,6 +32,7 @@ from speech_mtp.corpus.store import AudioStore, store_manifest
 from speech_mtp.lm.backbone import Backbone, load_causal_lm, load_tokenizer
 from speech_mtp.lm.direct import DirectConfig, DirectLM
 from speech_mtp.lm.group_lm import GroupLMConfig
+from speech_mtp.lm.inventory import InventoryConfig
 from speech_mtp.lm.speech_lm import SpeechLM, SpeechLMConfig
 from speech_mtp.lm.text_encoder import TextEncoder, TextEncoderConfig
 from speech_mtp.lm.text_lm import TextLM
@@ -45,6 +46,7 @@ from speech_mtp.training.codec_data import CodecTaskConfig
 from speech_mtp.training.coupled_codec import CoupledTask
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.inputs import check_inputs
+from speech_mtp.training.inventory import InventoryTask, items_of
 from speech_mtp.training.listening import listen
 from speech_mtp.training.lm import LMTask, TextStore, TokenStore, UnitStore
 from speech_mtp.training.loop import train
@@ -53,6 +55,7 @@ from speech_mtp.training.stages import (
     CodecRun,
     CoupledCodecRun,
     FeaturesRun,
+    InventoryRun,
     LMRun,
     PackageHeadRun,
     SpeakRun,
@@ -82,6 +85,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "encode": conversion.encode,
         "units": conversion.units,
         "lm": _lm,
+        "inventory": _inventory,
         "text_encoder": _text_encoder,
         "package": conversion.package,
         "answers": _answers,
@@ -218,6 +222,19 @@ def _lm_settings(
     return {**fixed, **given}
 
 
+def _inventory(stage: InventoryRun) -> dict[str, Any]:
+    workers = Workers()
+    torch.manual_seed(stage.loop.seed)
+    free = set(InventoryConfig.__dataclass_fields__) - {"dim"}
+    wrong = [key for key in stage.model if key not in free]
+    if wrong:
+        raise ValueError(f"An inventory has no setting model.{wrong[0]}; {plugins.nearest(wrong[0], free)}.")
+    units = UnitStore(stage.units)
+    items = items_of(load_codes(*stage.codes), units, stage.voice)
+    config = InventoryConfig(units.dim, **stage.model)
+    return _finish(InventoryTask(config, items, units, stage.task, stage.torch_device(), workers), stage, workers)
+
+
 def _text_encoder(stage: TextEncoderRun) -> dict[str, Any]:
     workers = Workers()
     torch.manual_seed(stage.loop.seed)
@@ -336,7 +353,7 @@ def _start_partly(module: torch.nn.Module, trained: torch.nn.Module) -> None:
 
 def _finish(
     task: Task,
-    stage: CodecRun | LMRun | TextEncoderRun | TextMTPRun | SpeechMTPRun | TrunkRun,
+    stage: CodecRun | InventoryRun | LMRun | TextEncoderRun | TextMTPRun | SpeechMTPRun | TrunkRun,
     workers: Workers,
 ) -> dict[str, Any]:
     scores = train(task, stage.loop, stage.out, workers)

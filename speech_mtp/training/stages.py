@@ -15,6 +15,7 @@ from speech_mtp.corpus.continuations import ContinuationConfig
 from speech_mtp.corpus.direct import VoiceShare
 from speech_mtp.lm.causal_lm import CausalLMConfig
 from speech_mtp.training.codec_data import CodecTaskConfig
+from speech_mtp.training.inventory import InventoryTaskConfig
 from speech_mtp.training.lm import LMTaskConfig
 from speech_mtp.training.loop import LoopConfig
 from speech_mtp.training.speech_mtp import SpeechMTPTaskConfig
@@ -157,6 +158,19 @@ class LMRun(Stage):
     model: dict[str, Any] = {}
     objective: dict[str, Any] | str | None = None
     task: LMTaskConfig = LMTaskConfig()
+    loop: LoopConfig
+
+
+class InventoryRun(Stage):
+    """Train what finds an utterance of ``voice`` (the first one by default) in the code corpora ``codes`` by its text,
+    or by a part of it, from the states in ``units``."""
+
+    kind: Literal["inventory"]
+    codes: list[Path]
+    units: Path
+    voice: str | None = None
+    model: dict[str, int] = {}
+    task: InventoryTaskConfig = InventoryTaskConfig()
     loop: LoopConfig
 
 
@@ -316,6 +330,7 @@ class TrainConfig(BaseModel):
         | EncodeRun
         | UnitsRun
         | LMRun
+        | InventoryRun
         | TextEncoderRun
         | PackageRun
         | AnswersRun
