@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextmanager
@@ -41,3 +42,20 @@ def open_at(path: Path, size: int) -> BinaryIO:
     file.truncate(size)
     file.seek(size)
     return file
+
+
+def check_inputs_of(path: Path, inputs: dict[str, Any]) -> None:
+    """Keep at ``path`` what something is made of, as JSON; ``inputs`` that differ from those kept raise ``ValueError``,
+    which names the first."""
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    given = json.loads(json.dumps(inputs))
+    if kept is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(given, indent=1), encoding="utf-8")
+    elif kept != given:
+        name = next(name for name in {**kept, **given} if kept.get(name) != given.get(name))
+        raise ValueError(
+            f"{path.parent} was made with {name} {kept.get(name)!r}, not {given.get(name)!r}; give another folder "
+            "(out), or remove it."
+        )

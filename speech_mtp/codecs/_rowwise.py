@@ -167,7 +167,7 @@ class Quantiser:
 
 
 class TrainableCodec(RowwiseCodec):
-    """A codec of waveforms whose parts can be trained (:mod:`speech_mtp.training.waveform_codec`)."""
+    """A codec of waveforms, the parts of which can be trained (:mod:`speech_mtp.training.waveform_codec`)."""
 
     @classmethod
     def from_sizes(cls, sizes: dict[str, Any]) -> Self:
@@ -180,7 +180,15 @@ class TrainableCodec(RowwiseCodec):
         wrong = [key for key in sizes if key not in known]
         if wrong:
             raise ValueError(f"The codec {kind} has no setting model.{wrong[0]}; {plugins.nearest(wrong[0], known)}.")
-        return cls.from_config({"model": {"model_type": kind, **sizes}, "num_codebooks": None})
+        try:
+            made = cls.from_config({"model": {"model_type": kind, **sizes}, "num_codebooks": None})
+        except Exception as error:  # whatever transformers makes of its settings
+            raise ValueError(
+                f"The codec {kind} cannot be made of these sizes (model): {_first_sentence(error)}"
+            ) from error
+        if not made.spec.num_streams:
+            raise ValueError(f"The codec {kind} of these sizes (model) has no codebook; give more of them.")
+        return made
 
     @abstractmethod
     def latents(self, wave: Tensor) -> Tensor:
@@ -195,6 +203,10 @@ class TrainableCodec(RowwiseCodec):
     @abstractmethod
     def dim_book(self) -> int:
         """Numbers of a code's vector."""
+
+    @abstractmethod
+    def book(self, number: int) -> Tensor:
+        """The vectors of codebook ``number``, ``[size, dim_book]``."""
 
     @abstractmethod
     def set_book(self, number: int, vectors: Tensor) -> None:

@@ -99,6 +99,10 @@ class Encodec(TrainableCodec):
     def dim_book(self) -> int:
         return int(self.model.config.codebook_dim)
 
+    def book(self, number: int) -> Tensor:
+        found: Tensor = self.quantizers[number].codebook.embed
+        return found
+
     def set_book(self, number: int, vectors: Tensor) -> None:
         self.quantizers[number].codebook.embed.copy_(vectors)
 

@@ -108,9 +108,16 @@ class Mimi(TrainableCodec):
     def dim_book(self) -> int:
         return int(self.model.config.codebook_dim)
 
-    def set_book(self, number: int, vectors: Tensor) -> None:
+    def _codebook(self, number: int) -> Any:
         semantic, acoustic = self._residual_quantisers()
-        book = [*semantic.layers, *acoustic.layers][number].codebook
+        return [*semantic.layers, *acoustic.layers][number].codebook
+
+    def book(self, number: int) -> Tensor:
+        found: Tensor = self._codebook(number).embed
+        return found
+
+    def set_book(self, number: int, vectors: Tensor) -> None:
+        book = self._codebook(number)
         book.embed_sum.copy_(vectors)
         book.cluster_usage.fill_(1.0)
         book._embed = None  # what it keeps of the vectors before

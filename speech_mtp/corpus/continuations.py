@@ -1,8 +1,8 @@
-"""How a language model goes on with beginnings of documents: what it learns from in sequence-level distillation.
+"""How a language model goes on with passages of documents: what it learns from in sequence-level distillation.
 
 Kim and Rush 2016 (arXiv:1606.07947): a student learns the teacher's sequences in place of the data's. Where the model
-is its own teacher, it is self-distillation. Each line of the file is a document: a beginning from the data, and what
-the model makes of it. The file grows by whole batches and survives a kill.
+is its own teacher, it is self-distillation. Each line of the file is a document: a passage of the data, read as if a
+document began there, and what the model makes of it. The file grows by whole batches and survives a kill.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from pydantic import Field
 from speech_mtp.corpus.document_store import DocumentStore
 from speech_mtp.corpus.selfwrite import Drawing, write_batches
 from speech_mtp.decoding.text import start
+from speech_mtp.files import check_inputs_of
 from speech_mtp.lm.document_ids import Encoder
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.types import Sampling
 
 
 class ContinuationConfig(Drawing):
-    """``texts`` beginnings of ``prompt_tokens``, each from a place of the train split that is drawn anew."""
+    """``texts`` passages of ``prompt_tokens``, each from a place of the train split that is drawn anew; characters that
+    begin before it or end behind it are left out."""
 
     texts: int = Field(default=2000, ge=1)
     prompt_tokens: int = Field(default=128, ge=1)
@@ -34,13 +36,17 @@ class ContinuationConfig(Drawing):
 
 
 def write_continuations(lm: TextLM, store: DocumentStore, path: Path, config: ContinuationConfig) -> int:
-    """Go on with the beginnings into ``path``, by plain decoding: lines of ``index``, ``prompt`` and ``text``, which
-    holds both. Returns how many are new. Text i depends on the seed, on i and, by rounding, on its batch alone.
+    """Go on with passages into ``path``, by plain decoding: lines of ``index``, ``prompt``, ``text``, which holds both,
+    and whether it ``ended`` by itself. Returns how many are new. Text i depends on the seed, on i and, by rounding, on
+    its batch alone.
 
-    Raises ValueError if the file there goes on with other beginnings, or where they do not fit into the model.
+    Raises ValueError if the file there was written by another model or with other settings, or where passages do not
+    fit into the model.
     """
+    drawn = config.model_dump(exclude={"texts"})
+    check_inputs_of(path.with_suffix(".json"), {"model": lm.fingerprint, **drawn})
     encoder = Encoder(lm.tokenizer)
-    prompts = beginnings(store, lm.tokenizer, config)
+    prompts = passages(store, lm.tokenizer, config)
 
     def answer(batch: list[str], first: int) -> list[dict[str, Any]]:
         rows = [encoder.beginning(text) for text in batch]
@@ -48,14 +54,17 @@ def write_continuations(lm: TextLM, store: DocumentStore, path: Path, config: Co
         seeds = torch.arange(first, first + len(batch)) + config.seed
         said = start(lm, rows, sampling, None, config.max_new_tokens, seeds=seeds).complete()
         plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-        # With its beginning: some tokenizers decode the first token otherwise than the same in the middle.
-        return [{"text": lm.tokenizer.decode(row + new, **plain)} for row, new in zip(rows, said, strict=True)]
+        # With its passage: some tokenizers decode the first token otherwise than the same in the middle.
+        return [
+            {"text": lm.tokenizer.decode(row + new, **plain), "ended": bool(new) and new[-1] in lm.ends}
+            for row, new in zip(rows, said, strict=True)
+        ]
 
     return write_batches(path, prompts, config.batch, answer)
 
 
-def beginnings(store: DocumentStore, tokenizer: Any, config: ContinuationConfig) -> list[str]:
-    """As many texts as ``config`` asks for, from all over the train split, none across two documents."""
+def passages(store: DocumentStore, tokenizer: Any, config: ContinuationConfig) -> list[str]:
+    """As many passages as ``config`` asks for, from all over the train split, none across two documents."""
     tokens = store.tokens("train")
     starts = np.asarray(store.starts("train"))
     ends = np.append(starts[1:], len(tokens))
@@ -65,5 +74,5 @@ def beginnings(store: DocumentStore, tokenizer: Any, config: ContinuationConfig)
         row = int(np.searchsorted(starts, at, side="right")) - 1
         first = max(int(starts[row]) + 1, min(int(at), int(ends[row]) - 1 - config.prompt_tokens))
         last = min(first + config.prompt_tokens, int(ends[row]) - 1)
-        found.append(tokenizer.decode(tokens[first:last].tolist(), skip_special_tokens=True))
+        found.append(tokenizer.decode(tokens[first:last].tolist(), skip_special_tokens=True).strip("\ufffd"))
     return found

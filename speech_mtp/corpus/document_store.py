@@ -3,7 +3,8 @@
 A folder holds for each split ``<split>.tokens``, all documents one after another (16 or 32 bits a token), and
 ``documents.i64``, a row (split, tokens, bytes) for each document, which is written after its tokens: a folder cut off
 by a kill is valid up to its last whole row, and is gone on with. The tokenizer's files lie beside them. The manifest
-comes last; it names sources and licences. Every document begins with the start token and ends with the end token::
+comes last; it names sources and licences. Every document begins with the start token and, unless it was cut, ends with
+the end token::
 
     <start> d o c u m e n t <end> <start> a n o t h e r <end> ...
 """
@@ -127,7 +128,7 @@ def _write(out: Path, documents: Iterable[Document], encoder: Encoder, dev_fract
     rows = open_at(out / ROWS, done.nbytes)
     for batch in tqdm(_batches(islice(documents, len(done), None)), desc="documents", unit="MB", mininterval=5):
         found = []
-        for document, ids in zip(batch, encoder.ids([d.text for d in batch]), strict=True):
+        for document, ids in zip(batch, encoder.ids([d.text for d in batch], [d.ended for d in batch]), strict=True):
             number = int(is_dev(document, dev_fraction))
             ids.astype(dtype).tofile(files[number])
             found.append((number, len(ids), len(document.text.encode())))

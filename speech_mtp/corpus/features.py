@@ -1,8 +1,9 @@
 """What a recogniser's encoder makes of the utterances of a store, for codecs that learn from it.
 
 ``features.f16`` holds the vectors of every utterance one after another, in the principal components of some of them,
-each with variance 1; ``rows.jsonl`` says where each lies, ``projection.safetensors`` what the components are. Rows are
-appended after their data, so that a folder cut off by a kill is valid up to its last whole row.
+each with variance 1; ``rows.jsonl`` says where each lies, ``projection.safetensors`` what the components are, and
+``features.json`` whose they are. Rows are appended after their data, so that a folder cut off by a kill is valid up to
+its last whole row.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from speech_mtp.files import open_at, replacing
+from speech_mtp.files import check_inputs_of, open_at, replacing
 
-ROWS, VECTORS, PROJECTION = "rows.jsonl", "features.f16", "projection.safetensors"
+ROWS, VECTORS, PROJECTION, INPUTS = "rows.jsonl", "features.f16", "projection.safetensors", "features.json"
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,10 @@ class FeatureRow:
 class FeatureWriter:
     """Appends to a folder; opening an existing one goes on after its last whole row, with the same projection."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, inputs: dict[str, Any]) -> None:
+        """``inputs`` say what the vectors are; others than those of a folder that is there raise ``ValueError``."""
         folder.mkdir(parents=True, exist_ok=True)
+        check_inputs_of(folder / INPUTS, inputs)
         self.folder, self.rows = folder, _read_rows(folder)
         path = folder / PROJECTION
         self.projection = Projection(**load_file(path)) if path.exists() else None

@@ -19,6 +19,8 @@ BASE = "trunk"
 """The run that others are compared with: the next token alone."""
 CONTINUED = {"concept": "trunk_more", "trunk_own": "trunk_more"}
 """Runs that go on with a trunk are compared with one that goes on so by the next token."""
+ELSEWHERE = ("trunk_own",)
+"""Runs that hold documents of their own out in training; what stands in ``text.json`` is measured on those of all."""
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Of Student's t with 1, 2, ... degrees of freedom: 97.5 %."""
 FIGURES = ("loss", "bits_per_byte", "valid_lines", "next_line", "whole", "drafts", "probe", "cpu_s")

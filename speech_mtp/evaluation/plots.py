@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from speech_mtp import plugins
-from speech_mtp.evaluation.objective_study import curve
+from speech_mtp.evaluation.objective_study import ELSEWHERE, curve
 from speech_mtp.files import replacing
 
 
@@ -55,13 +55,14 @@ def service_load(rows: list[dict[str, Any]], out: Path) -> None:
 
 def objective_curves(report: dict[str, Any], folder: Path, out: Path) -> None:
     """Of a study (:mod:`speech_mtp.evaluation.objective_study`) in ``folder``: held-out loss over steps and over
-    processor seconds, a line for each objective and seed, and the loss over tokens a forward, as PNG."""
+    processor seconds, a line for each objective and seed but for those that held another text out, and the loss over
+    tokens a forward, as PNG."""
     pyplot = _pyplot()
     figure, (steps, seconds, gain) = pyplot.subplots(1, 3, figsize=(17, 5))
     for number, row in enumerate(report["rows"]):
         color, name = f"C{number % 10}", row["name"]
         style = "-" if number < 10 else "--"
-        for seed in row["seeds"]:
+        for seed in row["seeds"] if name not in ELSEWHERE else ():
             points, cpu = [], 0.0
             for line in curve(folder / name / seed):
                 cpu = line.get("cpu_s", cpu)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from speech_mtp import plugins
 from speech_mtp.evaluation.intervals import estimate, ratio
 from speech_mtp.evaluation.objective_study import curve
 from speech_mtp.evaluation.tables import aligned
@@ -24,7 +25,8 @@ BASE = "coupled"
 DEFINITIONS = {
     "round_trip_wer": "word errors of decoded recordings less those of the recordings, as a fraction of the words",
     "round_trip_dnsmos": "overall DNSMOS of decoded recordings",
-    "equal": "share of the first stream's codes that stay when pitch and formants change, the timing being the same",
+    "equal": "share of the first stream's codes (of all books where one stream has them all) that stay when pitch and "
+    "formants change, the timing being the same",
     "entropy": "bits a second that the codes of all streams cost a small probe that knows phonemes and position",
     "talker": "held-out cross entropy of the talker, control included, in bits a second of speech",
     "wer": "word errors of the talker over the words of all sentences and seeds",
@@ -40,9 +42,11 @@ DEFINITIONS = {
 def study(folder: Path, base: str = BASE) -> dict[str, Any]:
     """The rows of a study, as plain JSON; that of the codec ``base``, which others are compared with, comes first.
     Raises ValueError for a folder without any codec that was measured."""
-    codecs = {path.parent.name: _read(path) for path in sorted(folder.glob("*/codec.json"))}
+    codecs = {path.parent.name: _codec_report(path) for path in sorted(folder.glob("*/codec.json"))}
     if not codecs:
         raise ValueError(f"{folder} holds no codec of a study: none of its folders has codec.json; check the path.")
+    if base not in (BASE, *codecs):
+        raise ValueError(f"The study has no codec {base!r} to compare with; {plugins.nearest(base, codecs)}.")
     order = [base] * (base in codecs) + [name for name in codecs if name != base]
     spoken = {name: _talkers(folder / name, codecs[name]) for name in order}
     rows = [{"name": name, "codec": _codec(codecs[name]), "groups": _groups(name, spoken, base)} for name in order]
@@ -52,6 +56,14 @@ def study(folder: Path, base: str = BASE) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return found
+
+
+def _codec_report(path: Path) -> dict[str, Any]:
+    report = _read(path)
+    missing = next((name for name in ("frame_rate_hz", "streams") if name not in report), None)
+    if missing:
+        raise ValueError(f"{path} does not say {missing}; make it again with eval codec, part quality.")
+    return report
 
 
 def _codec(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +81,7 @@ def _codec(report: Mapping[str, Any]) -> dict[str, Any]:
 def _talkers(folder: Path, codec: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     """By group and seed, what each talker gave."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for run in sorted(folder.glob("g*/*")):
+    for run in sorted(folder.glob("g[0-9]*/*")):
         given = _talker(run, codec, int(run.parent.name[1:]))
         if given:
             found.setdefault(run.parent.name, {})[run.name] = given
@@ -84,7 +96,7 @@ def _talker(run: Path, codec: Mapping[str, Any], group: int) -> dict[str, Any]:
     if (run / "speech.json").is_file():
         given |= _spoken(_read(run / "speech.json")["voices"])
     if (run / "drafts.json").is_file():
-        given["drafts"] = _drafts(_read(run / "drafts.json"), len(codec["streams"]))
+        given["drafts"] = _drafts(_read(run / "drafts.json"), sum(map(len, codec["streams"].values())))
     return given
 
 
@@ -96,9 +108,18 @@ def _spoken(voices: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         for name, key in means.items()
         if (values := [voice[key] for voice in voices.values() if voice[key] is not None])
     }
-    found["errors"] = {
-        (name, row["text"]): (row["errors"], row["words"]) for name, voice in voices.items() for row in voice["rows"]
-    }
+    found["errors"] = _errors(voices)
+    return found
+
+
+def _errors(voices: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Errors and words of each sentence, all voices together."""
+    found: dict[str, tuple[int, int]] = {}
+    for row in (row for voice in voices.values() for row in voice["rows"]):
+        if "errors" not in row:
+            raise ValueError("A speech.json of the study counts no errors by sentence; make it again (eval speech).")
+        errors, words = found.get(row["text"], (0, 0))
+        found[row["text"]] = (errors + row["errors"], words + row["words"])
     return found
 
 
@@ -112,7 +133,7 @@ def _cross_entropy(run: Path, rate: float, group: int) -> float | None:
     return (streams + last["dev/control"] / group) * rate / log(2)
 
 
-def _drafts(report: Mapping[str, Any], streams: int) -> dict[str, Any]:
+def _drafts(report: Mapping[str, Any], books: int) -> dict[str, Any]:
     """By head; the first temperature that was measured."""
     found = {}
     for head, given in report["heads"].items():
@@ -120,7 +141,7 @@ def _drafts(report: Mapping[str, Any], streams: int) -> dict[str, Any]:
         right = depths["1"]["right"]
         found[head] = {
             "first_code": right[1],
-            "first_frame": right[min(streams, len(right) - 1)],
+            "first_frame": right[min(books, len(right) - 1)],
             "in_a_row": [depth["channels_in_a_row"] for depth in depths.values()],
         }
     return found
@@ -134,9 +155,9 @@ def _groups(name: str, spoken: Mapping[str, Mapping[str, Mapping[str, Any]]], ba
             values = [given[figure] for given in seeds.values() if given.get(figure) is not None]
             if values:
                 row[figure] = sum(values) / len(values)
-        pairs = [pair for given in seeds.values() for pair in given.get("errors", {}).values()]
-        if pairs:
-            row["wer"] = estimate(torch.tensor(pairs), ratio)
+        sums = _sums([given.get("errors", {}) for given in seeds.values()])
+        if sums:
+            row["wer"] = estimate(torch.tensor(sums), ratio)
         against = [] if name == base else _paired(seeds, spoken.get(base, {}).get(group, {}))
         if against:
             row["against"] = estimate(torch.tensor(against), lambda t: (t[..., 0] - t[..., 1]) / t[..., 2])
@@ -146,18 +167,26 @@ def _groups(name: str, spoken: Mapping[str, Mapping[str, Mapping[str, Any]]], ba
     return found
 
 
-def _paired(seeds: Mapping[str, Mapping[str, Any]], base: Mapping[str, Mapping[str, Any]]) -> list[tuple[int, ...]]:
-    """Errors here, errors of the base, and words, of what both have spoken: sentence, voice and seed."""
-    found: list[tuple[int, ...]] = []
+def _paired(seeds: Mapping[str, Mapping[str, Any]], base: Mapping[str, Mapping[str, Any]]) -> list[list[int]]:
+    """Errors here, errors of the base, and words, of each sentence that both have spoken with the same seeds."""
+    found = []
     for seed, given in seeds.items():
-        theirs = base.get(seed, {}).get("errors", {})
-        mine = given.get("errors", {})
-        found += [(mine[one][0], theirs[one][0], mine[one][1]) for one in mine if one in theirs]
-    return found
+        theirs, mine = base.get(seed, {}).get("errors", {}), given.get("errors", {})
+        found.append({one: (mine[one][0], theirs[one][0], mine[one][1]) for one in mine if one in theirs})
+    return _sums(found)
+
+
+def _sums(seeds: Sequence[Mapping[str, tuple[int, ...]]]) -> list[list[int]]:
+    """The counts of each sentence, summed over seeds: a sentence is what the bootstrap draws."""
+    found: dict[str, list[int]] = {}
+    for seed in seeds:
+        for one, counts in seed.items():
+            found[one] = [a + b for a, b in zip(found.get(one, [0] * len(counts)), counts, strict=True)]
+    return list(found.values())
 
 
 def _mean(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    depths = zip(*(one["in_a_row"] for one in found), strict=True)
+    depths = zip(*(one["in_a_row"] for one in found), strict=False)  # as deep as all were measured
     return {
         **{name: sum(one[name] for one in found) / len(found) for name in ("first_code", "first_frame")},
         "in_a_row": [sum(depth) / len(depth) for depth in depths],

@@ -103,6 +103,8 @@ class Recogniser(ABC):
 
     feature_rate_hz: float = 0.0
     """Vectors a second that :meth:`features` gives; 0 for a recogniser that shows none."""
+    longest_features_s: float = float("inf")
+    """Seconds of a wave that :meth:`features` hears at most."""
 
     def features(self, waves: list[Wave]) -> list[Wave]:
         """What the encoder makes of each ``wave [S]``: ``[ceil(S / SAMPLE_RATE * feature_rate_hz), D]``.

@@ -91,6 +91,7 @@ class FasterWhisper(Recogniser):
             )
 
     feature_rate_hz = 50.0
+    longest_features_s = WINDOW_S - 1.0
 
     def features(self, waves: list[Wave]) -> list[Wave]:
         """The last layer of Whisper's encoder, in a window of the longest wave's length and a second of silence."""

@@ -25,9 +25,10 @@ class Encoder:
         found: list[int] = self.ids([text])[0][:-1].tolist()
         return found
 
-    def ids(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """``[L]`` of each text."""
+    def ids(self, texts: Sequence[str], ended: Sequence[bool] | None = None) -> list[np.ndarray]:
+        """``[L]`` of each text; those that were cut, and so have not ``ended``, come without the end token."""
         # A document that holds the name of a special token is text.
         more = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
         rows = self.tokenizer(list(texts), **more)["input_ids"]
-        return [np.array([self.start, *row, self.end]) for row in rows]
+        ends = [[self.end] if whole else [] for whole in ended or [True] * len(rows)]
+        return [np.array([self.start, *row, *end]) for row, end in zip(rows, ends, strict=True)]

@@ -6,9 +6,12 @@ the cosine between the state and the digit's codes over a temperature, after a r
 identity, and the best sum of log probabilities is looked for among the ids that exist
 (:mod:`speech_mtp.nn.code_graph`).
 
-Here groups are *drawn*. The found groups have the chances ``p(group) ~ exp(sum of log p_c)``; channels are drawn one
-after another from their conditionals, so that masks, guards and settings of sampling mean what they mean elsewhere.
-The control channel is no part of the id.
+Here groups are *drawn*, among the best that the search found (:class:`~speech_mtp.nn.code_graph.Search` says how many):
+these have the chances ``p(group) ~ exp(sum of log p_c)``. Channels are drawn one after another from their conditionals,
+so that masks, guards and settings of sampling mean what they mean elsewhere. The control channel is no part of the id.
+
+Long groups hardly ever come twice in a corpus, so that what is known of them is a sample; groups of one or two frames
+are where this output belongs.
 """
 
 from __future__ import annotations
@@ -30,9 +33,8 @@ class Cosine(OutputLayer):
     """Every channel by itself: ``cos(f_c(state), code) / temperature`` with ``f_c(x) = x + SiLU(W_c x)``, W_c zero at
     first."""
 
-    def __init__(self, dim: int, channel_sizes: tuple[int, ...], temperature: float = TEMPERATURE) -> None:
+    def __init__(self, dim: int, channel_sizes: tuple[int, ...]) -> None:
         super().__init__(channel_sizes)
-        self.temperature = temperature
         self.blocks = nn.ModuleList(nn.Linear(dim, dim) for _ in channel_sizes)
         self.codes = nn.ModuleList(nn.Embedding(size, dim) for size in channel_sizes)
         for block in self.blocks:
@@ -41,7 +43,7 @@ class Cosine(OutputLayer):
 
     def _logits(self, c: int, hidden: Tensor) -> Tensor:
         place = F.normalize(hidden + F.silu(self.blocks[c](hidden)), dim=-1)
-        return place @ F.normalize(self.vectors(c), dim=-1).T / self.temperature
+        return place @ F.normalize(self.vectors(c), dim=-1).T / TEMPERATURE
 
     def vectors(self, c: int) -> Tensor:
         """The codes of channel ``c``, ``[V_c, D]``."""
@@ -70,9 +72,11 @@ class Known(Cosine):
 
     @torch.no_grad()
     def know(self, groups: Tensor, most: int = 65_536, edges: int = 32) -> None:
-        """From now on draw only what occurs in ``groups [M, C - 1]``: the ``most`` frequent ones of them."""
+        """From now on draw only what occurs in ``groups [M, C - 1]``: the ``most`` frequent ones of them, and of those
+        that are as frequent as the last one a random sample."""
         found, counts = groups.unique(dim=0, return_counts=True)
-        kept = counts.argsort(descending=True, stable=True)[:most].sort().values
+        shuffled = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).to(counts.device)
+        kept = shuffled[counts[shuffled].argsort(descending=True, stable=True)[:most]].sort().values
         ids = found[kept].to(self.ids)
         if len(ids) < 2:
             raise ValueError(f"{len(ids)} different groups occur; an output layer that draws known ones needs two.")
@@ -82,7 +86,7 @@ class Known(Cosine):
     def sample(self, hidden: Tensor, pick: Pick) -> Tensor:
         if not len(self.ids):
             return super().sample(hidden, pick)
-        scores = [logits.log_softmax(-1) for logits in self.score(hidden, hidden)]
+        scores = [logits.float().log_softmax(-1) for logits in self.score(hidden, hidden)]
         items, worth = self.best(scores[1:])
         found = self.ids[items].long()  # [R, M, C - 1]
         tokens = [pick(0, scores[0])]

@@ -20,6 +20,8 @@ Score = Callable[[Tensor], Tensor]
 """``score(items [R, M]) -> [R, M]``: of rows that look for something, what each of their items is worth."""
 BLOCK = 1024
 """Items that neighbours are looked for at a time."""
+DIRECTIONS = 512
+"""Random directions that longer vectors of items are compared in (Johnson and Lindenstrauss 1984)."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def neighbours(ids: Tensor, vectors: list[Tensor], count: int) -> Tensor:
     """
     if not 0 < count < len(ids):
         raise ValueError(f"{len(ids)} items have {len(ids) - 1} neighbours each, not {count}; ask for 1 to as many.")
-    unit = torch.cat([F.normalize(v.float(), dim=-1)[ids[:, c].long()] for c, v in enumerate(vectors)], 1)
+    unit = _joined(ids, vectors)
     found = []
     for first in range(0, len(ids), BLOCK):
         alike = unit[first : first + BLOCK] @ unit.T
@@ -47,6 +49,19 @@ def neighbours(ids: Tensor, vectors: list[Tensor], count: int) -> Tensor:
         alike[rows, rows + first] = float("-inf")
         found.append(alike.topk(count, 1).indices)
     return torch.cat(found)
+
+
+def _joined(ids: Tensor, vectors: list[Tensor]) -> Tensor:
+    """A vector of every item whose products are the sums of its digits' cosines, up to the error of projections."""
+    parts = [F.normalize(v.float(), dim=-1) for v in vectors]
+    size = sum(part.shape[1] for part in parts)
+    if size > DIRECTIONS:
+        rng = torch.Generator().manual_seed(0)
+        turns = [torch.randn(part.shape[1], DIRECTIONS, generator=rng).to(part) / DIRECTIONS**0.5 for part in parts]
+        return torch.stack(
+            [(part @ turn)[ids[:, c].long()] for c, (part, turn) in enumerate(zip(parts, turns, strict=True))]
+        ).sum(0)
+    return torch.cat([part[ids[:, c].long()] for c, part in enumerate(parts)], 1)
 
 
 def best_items(edges: Tensor, score: Score, rows: int, search: Search) -> tuple[Tensor, Tensor]:

@@ -37,12 +37,20 @@ class EmaBook(nn.Module):
         return torch.cdist(x[None], self.vectors[None])[0].argmin(-1)
 
     @torch.no_grad()
+    def begin(self, x: Tensor) -> None:
+        """Give every code the place of one of the vectors ``x [N, dim]``."""
+        self.place(_some(x, len(self.usage)))
+
+    @torch.no_grad()
+    def place(self, vectors: Tensor) -> None:
+        """Give the codes the ``vectors [size, dim]``."""
+        self.sums.copy_(vectors)
+        self.usage.fill_(1.0)
+        self.begun.fill_(True)
+
+    @torch.no_grad()
     def learn(self, x: Tensor) -> None:
-        """Move towards the vectors ``x [N, dim]`` of a batch; the first batch gives every code its place."""
-        if not self.begun:
-            self.sums.copy_(_some(x, len(self.usage)))
-            self.usage.fill_(1.0)
-            self.begun.fill_(True)
+        """Move towards the vectors ``x [N, dim]`` of a batch."""
         codes = self.nearest(x)
         chosen = F.one_hot(codes, len(self.usage)).to(x)
         self.usage.lerp_(chosen.sum(0), 1 - self.decay)
@@ -60,20 +68,23 @@ def _some(x: Tensor, count: int) -> Tensor:
     return x[torch.cat([torch.randperm(len(x), device=x.device) for _ in range(rounds)])[:count]]
 
 
-def quantised(books: list[EmaBook], x: Tensor, learn: bool) -> tuple[list[Tensor], Tensor, Tensor]:
-    """``x [B, D, F]`` by residual ``books`` -> the values of each ``[B, D, F]`` (straight-through), codes
-    ``[B, K, F]``, and the commitment of ``x`` to them. With ``learn`` the books move, after they were read."""
-    rest, parts, codes, losses = x.transpose(1, 2), [], [], []
+def quantised(books: list[EmaBook], x: Tensor, learn: bool) -> tuple[list[Tensor], Tensor]:
+    """``x [B, D, F]`` by residual ``books`` -> the values of each ``[B, D, F]`` and the commitment of ``x`` to them.
+
+    The sum of the values is straight-through: the first one hands the gradient on, the others have none. With ``learn``
+    the books move, after they were read.
+    """
+    rest = x.transpose(1, 2)
+    parts: list[Tensor] = []
+    losses: list[Tensor] = []
     for book in books:
         flat = rest.detach().flatten(0, 1)
         if learn and not book.begun:
-            book.learn(flat)
-        chosen = book.nearest(flat).view(rest.shape[:2])
-        found = book.vectors[chosen]
+            book.begin(flat)
+        found = book.vectors[book.nearest(flat)].view(rest.shape)
         losses.append((rest - found).square().mean())
-        parts.append((rest + (found - rest).detach()).transpose(1, 2))
-        codes.append(chosen)
+        parts.append(found if parts else rest + (found - rest).detach())
         if learn:
             book.learn(flat)
         rest = rest - found
-    return parts, torch.stack(codes, 1), torch.stack(losses).mean()
+    return [part.transpose(1, 2) for part in parts], torch.stack(losses).mean()

@@ -56,7 +56,7 @@ class ResidualVQ(nn.Module):
         rest, parts, codes, losses = x, [], [], []
         for book in self.books:
             values, chosen, loss = book(rest)
-            rest = rest - values.detach()
+            rest = rest - values
             parts.append(values)
             codes.append(chosen)
             losses.append(loss)

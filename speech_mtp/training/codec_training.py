@@ -49,6 +49,10 @@ class CodecTraining(Task):
         features: Features | None = None,
     ) -> None:
         check(config.weights.distil, features)
+        if features is not None and config.keep_codes:
+            raise ValueError(
+                "Codes that stand still learn nothing of features (run.features); leave task.keep_codes out."
+            )
         self.workers = workers or Workers()
         self.codec = codec.to(device).train()
         self.config, self.device = config, device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -18,20 +19,32 @@ from speech_mtp.training.stages import FeaturesRun
 
 
 def listen(stage: FeaturesRun, recogniser: Recogniser) -> dict[str, object]:
-    """Let ``recogniser`` hear all utterances of ``stage`` that it has not heard yet; the principal components are those
-    of ``stage.fit_on`` utterances from all over the store. Returns what to report."""
-    store, writer = AudioStore(stage.data), FeatureWriter(stage.out)
+    """Let ``recogniser`` hear all utterances of ``stage`` that it has not heard yet, but for those that are too long
+    for it; the principal components are those of ``stage.fit_on`` utterances from all over the store. Returns what to
+    report. Raises ValueError for utterances of one name, and where the folder was made otherwise."""
+    store = AudioStore(stage.data)
+    _check_names(store)
+    inputs = {"recogniser": recogniser.name, "components": stage.components, "fit_on": stage.fit_on}
+    writer = FeatureWriter(stage.out, inputs)
+    longest = recogniser.longest_features_s * SAMPLE_RATE
+    heard = np.array([i for i, row in enumerate(store.rows) if row.samples <= longest], int)
     if writer.projection is None:
-        some = np.unique(np.linspace(0, len(store) - 1, min(stage.fit_on, len(store))).round().astype(int))
-        vectors = torch.cat([v for _, v in _heard(recogniser, store, some, stage.batch, "components")])
+        some = np.unique(np.linspace(0, len(heard) - 1, min(stage.fit_on, len(heard))).round().astype(int))
+        vectors = torch.cat([v for _, v in _heard(recogniser, store, heard[some], stage.batch, "components")])
         writer.project_by(Projection.of(vectors, stage.components))
     known = {row.id for row in writer.rows}
-    missing = np.array([i for i, row in enumerate(store.rows) if row.id not in known], int)
+    missing = np.array([i for i in heard if store.rows[i].id not in known], int)
     by_length = missing[np.argsort([store.rows[i].samples for i in missing], kind="stable")]
     for index, vectors in _heard(recogniser, store, by_length, stage.batch, "features"):
         writer.append(store.rows[index].id, vectors)
     writer.close()
-    return {"out": str(stage.out), "utterances": len(writer.rows)}
+    return {"out": str(stage.out), "utterances": len(writer.rows), "too_long": len(store) - len(heard)}
+
+
+def _check_names(store: AudioStore) -> None:
+    (name, count), *_ = Counter(row.id for row in store.rows).most_common(1)
+    if count > 1:
+        raise ValueError(f"{count} utterances of run.data are called {name}; features are found by name, so use one.")
 
 
 def _heard(

@@ -360,12 +360,10 @@ class LMTask(Task):
     def groups(self) -> Tensor:
         """All groups of the train split ``[N, C - 1]``, without their control tokens."""
         found = []
-        for number in range(len(self.train_data)):
-            codes, unit, units = self.train_data.batch(number)
-            labels = self.lm.layout.pack(codes, unit, units.lengths).labels
-            assert labels is not None, "training positions carry labels"
-            there = (labels >= 0).all(-1)
-            found.append(labels[there][:, 1:].to(torch.int32))
+        for row in self.train_data.rows.tolist():
+            frames = self.train_data.corpus.item(row)[0][None]
+            codes = Codes(frames, torch.tensor([frames.shape[-1]]))
+            found.append(self.lm.layout.group(self.lm.layout.pad_frames(codes)[0])[0].to(torch.int32))
         return torch.cat(found)
 
     def export(self, folder: Path) -> None:

@@ -1,14 +1,14 @@
 """The stages of a recipe, one function each; their settings are in :mod:`speech_mtp.training.stages`.
 
 ``store`` lays a corpus out for training, ``speak`` makes such a store without a corpus, ``features`` lets a recogniser
-hear it, ``codec`` trains a codec on it,
-``encode`` turns it into aligned codes, ``units`` stores the backbone's states of every text, ``lm`` trains a talker (or
-the backbone itself), ``speech_mtp`` heads that draft its groups, ``text_encoder`` our own reader of spelling, and
-``package`` joins them into a model that speaks. ``answers`` lets a language model answer prompts and ``text_mtp``
-trains heads on that; ``documents`` writes texts as tokens, ``trunk`` trains a language model on them, and
-``continuations`` lets one go on with them. Every stage
-goes on after a kill: training from its last checkpoint, the others with what is missing; ``package`` and
-``package_head`` take seconds and begin again, and a model that is there stays whole until the new one takes its place.
+hear it, ``codec``, ``coupled_codec`` and ``waveform_codec`` train a codec on it, ``encode`` turns it into aligned
+codes, ``units`` stores the backbone's states of every text, ``lm`` trains a talker (or the backbone itself),
+``speech_mtp`` heads that draft its groups, ``inventory`` what finds an utterance by its text, ``text_encoder`` our own
+reader of spelling, and ``package`` joins them into a model that speaks. ``answers`` lets a language model answer
+prompts and ``text_mtp`` trains heads on that; ``documents`` writes texts as tokens, ``trunk`` trains a language model
+on them, and ``continuations`` lets one go on with them. Every stage goes on after a kill: training from its last
+checkpoint, the others with what is missing; ``package`` and ``package_head`` take seconds and begin again, and a model
+that is there stays whole until the new one takes its place.
 """
 
 from __future__ import annotations

@@ -102,8 +102,8 @@ class CoupledCodecRun(CodecRun):
 
 
 class WaveformCodecRun(CodecRun):
-    """The same for a codec of waveforms, from nothing: ``model`` names it (encodec, mimi) and gives settings of its
-    configuration in ``transformers``."""
+    """The same for a codec of waveforms: ``model`` names it (encodec, mimi) and gives settings of its configuration in
+    ``transformers``."""
 
     kind: Literal["waveform_codec"]  # type: ignore[assignment]
     model: dict[str, Any]  # type: ignore[assignment]
@@ -282,7 +282,7 @@ class DocumentsRun(Stage):
 
 
 class ContinuationsRun(Stage):
-    """Let the language model ``model`` (a folder or hub id) go on with beginnings of ``documents``, the folder of the
+    """Let the language model ``model`` (a folder or hub id) go on with passages of ``documents``, the folder of the
     stage of that name, into ``out/continuations.jsonl``: documents of the source ``selfwritten``."""
 
     kind: Literal["continuations"]

@@ -1,4 +1,4 @@
-"""Training of codecs that hear and make waveforms, EnCodec's and Mimi's shapes, from nothing.
+"""Training of codecs that hear and make waveforms: EnCodec's and Mimi's shapes.
 
 Crops are coded and decoded again. Besides the terms of every codec (:mod:`speech_mtp.training.codec_training`):
 
@@ -24,8 +24,9 @@ from speech_mtp.nn.spectral import LogMel
 from speech_mtp.training.codec_data import CodecBatch, CodecTaskConfig, check_heeded, cut
 from speech_mtp.training.codec_training import CodecTraining
 from speech_mtp.training.distributed import Workers
+from speech_mtp.training.precision import mixed
 
-UNHEEDED = ("warp", "warp_share", "views", "ctc_prior", "keep_codes", "predicted_share", "drop_detail")
+UNHEEDED = ("warp", "warp_share", "views", "ctc_prior", "keep_codes", "predicted_share", "drop_detail", "reference_s")
 UNHEEDED_TERMS = ("near", "energy", "adversary", "consistency", "codes", "heard", "ctc", "pitch", "voicing")
 
 
@@ -51,8 +52,12 @@ class WaveformTask(CodecTraining):
         self._mel = LogMel(codec.spec.sample_rate, 1024, 240, 80).to(device)
 
     def make_helpers(self, voices: int) -> dict[str, nn.Module]:
-        sizes = self.codec.spec.codebook_sizes
-        return {"books": nn.ModuleList(EmaBook(size, self.codec.dim_book) for size in sizes)}
+        books = [EmaBook(size, self.codec.dim_book) for size in self.codec.spec.codebook_sizes]
+        for number, book in enumerate(books):
+            known = self.codec.book(number)
+            if known.any():  # the codec was trained before
+                book.place(known)
+        return {"books": nn.ModuleList(books)}
 
     @property
     def dim_distilled(self) -> int:
@@ -66,12 +71,14 @@ class WaveformTask(CodecTraining):
         """1. Cut the crop out. 2. Quantise what the encoder makes of it; the books learn. 3. Decode and compare."""
         frames, size = self.config.crop_frames, self.codec.spec.samples_per_frame
         real = cut(batch.wave, batch.crop * size, frames * size)
-        latents = self.codec.latents(real[:, None]).float()
+        with mixed(self.config.amp, self.device):
+            latents = self.codec.latents(real[:, None]).float()
         values, first, commitment = self._quantised(latents)
         features = None if batch.features is None else cut(batch.features, batch.crop, frames)
         terms = {"books": commitment}
         terms |= self._distilled(first.transpose(1, 2), features, torch.ones_like(first[:, :1].transpose(1, 2)))
-        fake = self.codec.sound(values)[:, 0, : frames * size]
+        with mixed(self.config.amp, self.device):
+            fake = self.codec.sound(values)[:, 0, : frames * size].float()
         return terms | self.spectral_terms(fake, real), fake, real
 
     def _quantised(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,7 +89,7 @@ class WaveformTask(CodecTraining):
         outputs, firsts, losses = [], [], []
         for quantiser in self.codec.quantisers:
             own = [cast(EmaBook, books[number]) for number in quantiser.books]
-            parts, _, loss = quantised(own, quantiser.enter(latents), learn)
+            parts, loss = quantised(own, quantiser.enter(latents), learn)
             outputs.append(quantiser.leave(torch.stack(parts).sum(0)))
             firsts.append(parts[0])
             losses.append(loss)

@@ -81,7 +81,9 @@ def test_a_killed_store_goes_on_with_its_whole_documents(
             file.write(b"\x01\x02\x03")
     encoded: list[str] = []
     encode = Encoder.ids
-    monkeypatch.setattr(Encoder, "ids", lambda self, texts: encoded.extend(texts) or encode(self, texts))
+    monkeypatch.setattr(
+        Encoder, "ids", lambda self, texts, *ended: encoded.extend(texts) or encode(self, texts, *ended)
+    )
     store = made(cut, tokenizer, Given(TEXTS))
     assert encoded == TEXTS[before:40]
     assert store.manifest == whole.manifest

@@ -10,13 +10,15 @@ import torch
 
 from speech_mtp.corpus.features import ROWS, VECTORS, Features, FeatureWriter, Projection
 
+INPUTS = {"recogniser": "ear", "components": 4}
+
 
 def vectors(seed: int, count: int = 40, dim: int = 6) -> torch.Tensor:
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)) * torch.arange(1.0, dim + 1)
 
 
 def filled(folder: Path, count: int = 3) -> None:
-    writer = FeatureWriter(folder)
+    writer = FeatureWriter(folder, INPUTS)
     if writer.projection is None:
         writer.project_by(Projection.of(vectors(0, 200), 4))
     for i in range(len(writer.rows), count):
@@ -64,7 +66,14 @@ def test_rows_without_a_projection_begin_again(tmp_path: Path) -> None:
     """The projection is written before the first row, so such rows belong to nothing."""
     filled(tmp_path)
     (tmp_path / "projection.safetensors").unlink()
-    assert FeatureWriter(tmp_path).rows == []
+    assert FeatureWriter(tmp_path, INPUTS).rows == []
+
+
+def test_another_recogniser_is_refused(tmp_path: Path) -> None:
+    filled(tmp_path)
+    with pytest.raises(ValueError, match="made with recogniser 'ear', not 'nose'"):
+        FeatureWriter(tmp_path, {**INPUTS, "recogniser": "nose"})
+    assert len(Features(tmp_path).rows) == 3
 
 
 def test_no_features_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from math import log
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def write_codec(folder: Path, streams: dict[str, float]) -> None:
     report = {
         "bits_per_second": 440.0,
         "frame_rate_hz": 25.0,
-        "streams": {name: [] for name in streams},
+        "streams": {name: [{"bits_per_second": 220.0}] for name in streams},
         "round_trip": {"wer": 0.03, "wer_original": 0.01, "dnsmos": 2.9},
         "views": {
             "pitch": {name: estimate(0.9) for name in streams},
@@ -82,6 +83,39 @@ def test_what_the_rows_hold(folder: Path) -> None:
     assert "similarity" not in talker
     assert talker["drafts"]["medusa"] == {"first_code": 0.6, "first_frame": 0.3, "in_a_row": [1.9, 0.95]}
     assert rows["coupled"]["groups"]["g5"]["drafts"] == {}
+
+
+def test_one_stream_of_two_books_has_frames_of_two_codes(folder: Path) -> None:
+    report = json.loads((folder / "decoupled/codec.json").read_text())
+    report["streams"] = {"codebooks": [{}, {}]}
+    (folder / "decoupled/codec.json").write_text(json.dumps(report))
+    row = next(row for row in study(folder)["rows"] if row["name"] == "decoupled")
+    assert row["groups"]["g5"]["drafts"]["medusa"]["first_frame"] == 0.3
+
+
+def test_what_another_version_left_is_named(folder: Path) -> None:
+    with pytest.raises(ValueError, match="no codec 'cuopled' to compare with"):
+        study(folder, "cuopled")
+    (folder / "decoupled/graphs/old").mkdir(parents=True)
+    study(folder)
+    speech = json.loads((folder / "coupled/g5/0/speech.json").read_text())
+    del speech["voices"]["low"]["rows"][0]["errors"]
+    (folder / "coupled/g5/0/speech.json").write_text(json.dumps(speech))
+    with pytest.raises(ValueError, match="make it again"):
+        study(folder)
+    (folder / "mimi/codec.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"mimi/codec\.json does not say frame_rate_hz"):
+        study(folder)
+
+
+def test_seeds_of_one_sentence_are_drawn_together(folder: Path) -> None:
+    """The same errors over again make an interval no smaller."""
+    before = study(folder)["rows"][0]["groups"]["g5"]["wer"]
+    for seed in (0, 1):
+        shutil.copytree(folder / f"coupled/g5/{seed}", folder / f"coupled/g5/{seed + 2}")
+    after = study(folder)["rows"][0]["groups"]["g5"]["wer"]
+    assert after["interval"] == pytest.approx(before["interval"])
+    assert after["interval"][1] > after["interval"][0]
 
 
 def test_another_base(folder: Path) -> None:

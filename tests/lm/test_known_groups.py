@@ -26,8 +26,9 @@ def layer(dim: int = 6, sizes: tuple[int, ...] = SIZES) -> Known:
     return made
 
 
-def test_a_channel_is_a_cosine_over_a_temperature() -> None:
-    made = Cosine(2, (2,), temperature=0.5)
+def test_a_channel_is_a_cosine_over_a_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("speech_mtp.lm.known_groups.TEMPERATURE", 0.5)
+    made = Cosine(2, (2,))
     made.codes[0].weight.data = torch.tensor([[3.0, 0.0], [0.0, -7.0]])
     hidden = torch.tensor([[2.0, 2.0]])
     (logits,) = made.score(hidden, hidden)
@@ -118,6 +119,16 @@ def test_the_most_frequent_groups_are_known() -> None:
     assert [4, 3, 1] in made.ids.tolist()
     assert made.ids.shape == (2, 3)
     assert made.edges.shape == (2, 1)
+
+
+def test_of_groups_that_are_as_frequent_a_sample_from_all_over_is_known() -> None:
+    made = layer(6, (3, 1000, 4))
+    groups = torch.stack([torch.arange(1000), torch.arange(1000) % 4], 1)
+    made.know(torch.cat([groups, groups[700:710]]), most=200)
+    known = made.ids[:, 0]
+    assert set(range(700, 710)) <= set(known.tolist())
+    assert 400 < float(known.float().mean()) < 600
+    assert int((known > 500).sum()) > 60
 
 
 def test_one_group_is_not_enough() -> None:

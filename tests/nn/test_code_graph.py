@@ -50,6 +50,16 @@ def test_neighbours_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch)
         assert torch.allclose(mine, theirs, atol=1e-5)
 
 
+def test_long_vectors_are_compared_in_random_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, _ = clustered(500, 4, 40)
+    vectors = [torch.randn(40, 200, generator=torch.Generator().manual_seed(c)) for c in range(4)]
+    short = neighbours(ids, vectors, 10)
+    monkeypatch.setattr("speech_mtp.nn.code_graph.DIRECTIONS", 800)
+    exact = neighbours(ids, vectors, 10)
+    shared = [len(set(a) & set(b)) for a, b in zip(short.tolist(), exact.tolist(), strict=True)]
+    assert sum(shared) / len(shared) > 6
+
+
 def test_few_items_are_all_scored_the_best_first() -> None:
     worth = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 4.0]])
     items, scores = best_items(torch.zeros(3, 1, dtype=torch.long), lambda at: worth.gather(1, at), 2, Search(beams=2))

@@ -97,6 +97,21 @@ def test_the_stage_hears_every_utterance_once(humming_folder: Path, tmp_path: Pa
     assert ear.heard == 12 + 5
 
 
+def test_what_is_too_long_is_left_out(humming_folder: Path, tmp_path: Path) -> None:
+    class Short(Ear):
+        longest_features_s = 1.55
+
+    stage = FeaturesRun(kind="features", out=tmp_path, data=[humming_folder], components=4)
+    told = listen(stage, Short())
+    assert (told["utterances"], told["too_long"]) == (6, 6)
+
+
+def test_utterances_of_one_name_are_refused(humming_folder: Path, tmp_path: Path) -> None:
+    stage = FeaturesRun(kind="features", out=tmp_path, data=[humming_folder, humming_folder], components=4)
+    with pytest.raises(ValueError, match=r"2 utterances of run\.data are called 0"):
+        listen(stage, Ear())
+
+
 def test_a_batch_has_the_features_of_its_utterances(humming: AudioStore, features: Features) -> None:
     codec = Coupled.tiny()
     data = CodecData(humming, codec.spec, config(1.0), features=features)
@@ -136,6 +151,8 @@ def test_a_weight_without_features_and_features_without_a_weight_are_refused(
         CoupledTask(Coupled.tiny(), humming, config(1.0), CPU)
     with pytest.raises(ValueError, match="distil alone"):
         CoupledTask(Coupled.tiny(), humming, config(0.0), CPU, features=features)
+    with pytest.raises(ValueError, match=r"leave task\.keep_codes out"):
+        CoupledTask(Coupled.tiny(), humming, config(1.0, keep_codes=True), CPU, features=features)
     with pytest.raises(ValueError, match="on_device"):
         CoupledTask(Coupled.tiny(), humming, config(1.0, on_device=True), CPU, features=features)
 

@@ -70,6 +70,7 @@ def test_a_book_finds_the_centres_of_its_vectors() -> None:
     torch.manual_seed(0)
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
     book = EmaBook(4, 2, decay=0.8)
+    book.begin(centres[torch.randint(4, (64,))] + 0.1 * torch.randn(64, 2))
     for _ in range(60):
         book.learn(centres[torch.randint(4, (64,))] + 0.1 * torch.randn(64, 2))
     nearest = torch.cdist(centres, book.vectors).amin(1)
@@ -89,7 +90,7 @@ def test_the_means_by_hand() -> None:
 def test_a_code_that_nothing_chooses_starts_again() -> None:
     torch.manual_seed(0)
     book = EmaBook(8, 2, decay=0.5)
-    book.learn(torch.randn(32, 2))
+    book.begin(torch.randn(32, 2))
     for _ in range(20):
         book.learn(torch.randn(32, 2) + 100)
     assert float(book.vectors.min()) > 50
@@ -97,18 +98,18 @@ def test_a_code_that_nothing_chooses_starts_again() -> None:
 
 def test_residual_books_quantise_what_is_left() -> None:
     first, second = EmaBook(2, 1), EmaBook(2, 1)
-    for book, values in ((first, [[0.0], [10.0]]), (second, [[0.0], [1.0]])):
-        book.begun.fill_(True)
-        book.usage.fill_(1.0)
-        book.sums.copy_(torch.tensor(values))
+    first.place(torch.tensor([[0.0], [10.0]]))
+    second.place(torch.tensor([[0.0], [1.0]]))
     x = torch.tensor([[[11.1, 0.2]]], requires_grad=True)
-    parts, codes, loss = quantised([first, second], x, learn=False)
-    assert codes.tolist() == [[[1, 0], [1, 0]]]
-    assert torch.stack(parts).sum(0).tolist() == [[[11.0, 0.0]]]
+    parts, loss = quantised([first, second], x, learn=False)
+    assert [part.tolist() for part in parts] == [[[[10.0, 0.0]]], [[[1.0, 0.0]]]]
     assert float(loss.detach()) == pytest.approx(((1.1**2 + 0.2**2) / 2 + (0.1**2 + 0.2**2) / 2) / 2, rel=1e-4)
-    loss.backward()
+    torch.stack(parts).sum(0).sum().backward(retain_graph=True)
     assert x.grad is not None
-    assert bool((x.grad > 0).all())
+    assert x.grad.tolist() == [[[1.0, 1.0]]]  # straight-through, however many books there are
+    x.grad = None
+    loss.backward()
+    assert torch.allclose(x.grad, torch.tensor([[[(1.1 + 0.1) / 2, (0.2 + 0.2) / 2]]]), atol=1e-5)
 
 
 # -- training ------------------------------------------------------------------------------------------------------
@@ -200,6 +201,10 @@ def test_the_stage_exports_what_it_trained(humming_folder: Path, tmp_path: Path,
     again = {**stage, "out": tmp_path / "more", "start": str(tmp_path / kind / "export")}
     task = runs.waveform_task(WaveformCodecRun(**again))
     assert torch.equal(task.codec.eval().encode(wave).frames, codes.frames)
+    books: Any = task.helpers["books"]
+    assert bool(books[0].begun)
+    for number, book in enumerate(books):  # what was learnt is gone on with
+        assert torch.allclose(book.vectors, task.codec.book(number), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +212,8 @@ def test_the_stage_exports_what_it_trained(humming_folder: Path, tmp_path: Path,
     [
         ({"name": "encodec", "num_filterz": 2}, r"model\.num_filterz; did you mean 'num_filters'"),
         ({"name": "decoupled"}, "name encodec or mimi"),
+        ({"name": "mimi", "num_quantizers": 1}, r"cannot be made of these sizes"),
+        ({**SIZES["encodec"], "name": "encodec", "target_bandwidths": [0.05]}, "has no codebook|cannot be made"),
     ],
 )
 def test_a_wrong_model_is_refused(humming_folder: Path, tmp_path: Path, model: dict[str, Any], words: str) -> None:

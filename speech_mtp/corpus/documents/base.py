@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 
 class Document(NamedTuple):
-    """A text that is read as a whole. ``key`` decides its split: documents of one key are in the same."""
+    """A text that is read as a whole. ``key`` decides its split: documents of one key are in the same. A document that
+    was cut has not ``ended``: nothing says that it stops there."""
 
     key: str
     text: str
+    ended: bool = True
 
 
 class DocumentSource(ABC):

@@ -15,7 +15,7 @@ NOT_STATED = "not stated"
 
 class Files(DocumentSource):
     """``paths`` are files or patterns (``**`` for all folders below). Of ``.jsonl`` files each line is a document, its
-    text under ``field``. Raises FileNotFoundError for a path that matches no file."""
+    text under ``field``; it was cut if ``ended`` is false. Raises FileNotFoundError for a path that matches no file."""
 
     def __init__(self, paths: list[str], field: str = "text", licence: str = NOT_STATED) -> None:
         self.field, self.licence = field, licence
@@ -44,7 +44,7 @@ class Files(DocumentSource):
             text = line.get(self.field)
             if not isinstance(text, str):
                 raise ValueError(f"{path}, line {number} has no text under {self.field!r}; set another field.")
-            yield Document(text, text)
+            yield Document(text, text, line.get("ended", True) is not False)
 
 
 def _read(path: Path) -> str:
