@@ -149,3 +149,19 @@ def test_what_is_known_is_saved(tmp_path: Path) -> None:
     assert torch.equal(again.output.ids, lm.output.ids)
     assert torch.equal(again.output.edges, lm.output.edges)
     assert isinstance(build_output("known", 4, (2, 3)), Known)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_a_gpu_draws_the_same() -> None:
+    made = layer()
+    made.know(GROUPS)
+    hidden = torch.randn(20, 6)
+
+    def best(channel: int, logits: Tensor) -> Tensor:
+        return logits.argmax(-1)
+
+    expected = made.sample(hidden, best)
+    made.cuda()
+    made.know(GROUPS.cuda())
+    assert torch.equal(made.sample(hidden.cuda(), best).cpu(), expected)

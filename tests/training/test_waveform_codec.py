@@ -229,3 +229,11 @@ def test_codebooks_have_names() -> None:
         "acoustic0",
         "acoustic1",
     ]
+
+
+@pytest.mark.gpu
+def test_it_learns_on_a_gpu(codec: TrainableCodec, humming: AudioStore) -> None:
+    task = WaveformTask(codec, humming, config(amp=True, ema=0.9), torch.device("cuda"))
+    mel = [numbers(task.step(number % 2, 3e-3))["mel"] for number in range(40)]
+    assert sum(mel[-4:]) < 0.8 * sum(mel[:4])
+    assert task.evaluate()["mel"] > 0
