@@ -259,7 +259,8 @@ class Sampling:
     ``repeat_window`` and ``repeat_penalty`` form the repetition guard of speech codes: a content code
     that filled the whole window has its logit lowered by the penalty (nats). ``repetition_penalty`` is that of text
     (Keskar et al. 2019): logits of tokens seen before are divided by it where positive, multiplied where negative.
-    ``seed`` is per row.
+    ``seed`` is per row. ``stream_temperatures`` are factors of the temperature of speech: for the control channel, then
+    for each stream (none: 1 for all); what has factor 0 is greedy.
     """
 
     temperature: float = 1.0
@@ -269,8 +270,12 @@ class Sampling:
     repeat_window: int = 0
     repeat_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    stream_temperatures: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stream_temperatures", tuple(self.stream_temperatures))  # JSON has lists
+        if not all(0 <= factor < 100 for factor in self.stream_temperatures):
+            raise ValueError(f"stream_temperatures are {self.stream_temperatures}; they must be 0 or positive factors.")
         if not 0 <= self.temperature < 100:
             raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number.")
         if self.top_k < 0:
@@ -284,12 +289,25 @@ class Sampling:
         if self.repetition_penalty <= 0:
             raise ValueError(f"repetition_penalty is {self.repetition_penalty}; use 1 for none, or more than 1.")
 
+    def of_kind(self, kind: int) -> Sampling:
+        """The settings of the control channel (0) or of the stream ``kind - 1``. Raises ``ValueError`` where there are
+        factors, but none of it."""
+        if not self.stream_temperatures:
+            return self
+        if kind >= len(self.stream_temperatures):
+            raise ValueError(
+                f"stream_temperatures has {len(self.stream_temperatures)} factors; give one for the control channel "
+                "and one for every stream."
+            )
+        return replace(self, temperature=self.temperature * self.stream_temperatures[kind], stream_temperatures=())
+
 
 class RowSampling:
     """The settings of every row, as tensors ``[R]``; one row's never touch another's.
 
     ``sampled``, ``filtered`` and ``penalised`` say whether any row draws at random, has a top-k or top-p, and has a
-    repetition penalty: so that nobody pays for what nobody asked for. ``most_top_k`` is the largest top-k.
+    repetition penalty: so that nobody pays for what nobody asked for; ``by_kind`` whether any has factors of its
+    streams. ``most_top_k`` is the largest top-k.
     """
 
     def __init__(self, settings: Sequence[Sampling], device: torch.device | str = "cpu") -> None:
@@ -297,6 +315,8 @@ class RowSampling:
         self.sampled = any(s.temperature > 0 for s in self.settings)
         self.filtered = any(s.temperature > 0 and (s.top_k or s.top_p < 1) for s in self.settings)
         self.penalised = any(s.repetition_penalty != 1 for s in self.settings)
+        self.by_kind = any(s.stream_temperatures for s in self.settings)
+        self._kinds: dict[int, RowSampling] = {}
         self.most_top_k = max((s.top_k for s in self.settings), default=0)
         self.most_repeat_window = max((s.repeat_window for s in self.settings), default=0)
         self.temperature = self._column([s.temperature for s in self.settings], torch.float32)
@@ -310,6 +330,14 @@ class RowSampling:
     def _column(self, values: list[Any], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype).to(self.device)
 
+    def of_kind(self, kind: int) -> RowSampling:
+        """The settings of the control channel (0) or of the stream ``kind - 1``."""
+        if not self.by_kind:
+            return self
+        if kind not in self._kinds:
+            self._kinds[kind] = RowSampling([s.of_kind(kind) for s in self.settings], self.device)
+        return self._kinds[kind]
+
     def repeated(self, count: int) -> RowSampling:
         """Every row ``count`` times, one after the other."""
         if count == 1:
@@ -318,6 +346,7 @@ class RowSampling:
         for name, value in self.__dict__.items():
             setattr(found, name, value.repeat_interleave(count, 0) if isinstance(value, Tensor) else value)
         found.settings = tuple(s for s in self.settings for _ in range(count))
+        found._kinds = {}
         return found
 
     # Rows that come and go (speech_mtp.nn.row_values).

@@ -19,6 +19,7 @@ from speech_mtp.cli.shared import (
     Lexicon,
     Model,
     Seed,
+    StreamTemperatures,
     Temperature,
     Threads,
     Voice,
@@ -68,6 +69,7 @@ def eval_speech(
     lexicon: Lexicon = None,
     seed: Seed = None,
     temperature: Temperature = None,
+    stream_temperatures: StreamTemperatures = None,
     best_of: BestOf = 1,
     recogniser: Recogniser = None,
     threads: Threads = None,
@@ -85,7 +87,7 @@ def eval_speech(
     loaded = load_model(model, backbone, threads=threads, lexicon=lexicon)
     if voice is not None:
         loaded.timbre(voice)
-    sampling = sampling_of(loaded, seed, temperature)
+    sampling = sampling_of(loaded, seed, temperature, stream_temperatures)
     warm_up(loaded)
     reports = {}
     for name in [voice] if voice else loaded.voices:

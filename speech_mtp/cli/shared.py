@@ -28,6 +28,9 @@ Voice = Annotated[str | None, typer.Option(help="Name of a voice; by default the
 Lexicon = Annotated[Path | None, typer.Option(help="A file of words and how to read them: word TAB phonemes.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same audio.")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy.")]
+StreamTemperatures = Annotated[
+    str | None, typer.Option(help="Factors of the temperature, of the control channel and of each stream: 0.5,1,1.5.")
+]
 BestOf = Annotated[
     int, typer.Option(min=1, max=16, help="Takes of each sentence, of which the one that is told most clearly is kept.")
 ]
@@ -125,9 +128,26 @@ def codec_of(text: str) -> Any:
     return parse_override(f"codec={text}")[1] if text.startswith("{") else text
 
 
-def sampling_of(model: SpeechModel, seed: int | None, temperature: float | None) -> Sampling:
-    given = {"seed": seed, "temperature": temperature}
-    return replace(model.sampling, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+def sampling_of(
+    model: SpeechModel, seed: int | None, temperature: float | None, stream_temperatures: str | None = None
+) -> Sampling:
+    given: dict[str, Any] = {"seed": seed, "temperature": temperature}
+    if stream_temperatures is not None:
+        given["stream_temperatures"] = _factors(stream_temperatures, 1 + len(model.lm.config.codebook_sizes))
+    return replace(model.sampling, **{key: value for key, value in given.items() if value is not None})
+
+
+def _factors(text: str, count: int) -> tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if len(found) != count:
+        raise ValueError(
+            f"--stream-temperatures is {text!r}; give {count} factors with commas between: of control, then of each "
+            "stream."
+        )
+    return found
 
 
 def summary(report: Mapping[str, Any]) -> str:

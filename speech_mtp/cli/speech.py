@@ -18,6 +18,7 @@ from speech_mtp.cli.shared import (
     Lexicon,
     Model,
     Seed,
+    StreamTemperatures,
     Temperature,
     Threads,
     Voice,
@@ -49,6 +50,7 @@ def say(
     group: Annotated[int | None, typer.Option(help="Frames per step; the model must be made for it.")] = None,
     seed: Seed = None,
     temperature: Temperature = None,
+    stream_temperatures: StreamTemperatures = None,
     best_of: BestOf = 1,
     threads: Threads = None,
     as_json: Annotated[
@@ -66,7 +68,7 @@ def say(
     from speech_mtp.streaming.timed import speak_timed, warm_up
 
     loaded = load_model(model, backbone, group, threads, lexicon)
-    sampling = sampling_of(loaded, seed, temperature)
+    sampling = sampling_of(loaded, seed, temperature, stream_temperatures)
     speaker = chosen(loaded, voice, voice_from)
     warm_up(loaded)
     if out_dir is not None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from speech_mtp.decoding import sampling as noise
 from speech_mtp.heads.base import MTPHead
 from speech_mtp.lm.group_lm import GroupLM, SpeechPlace, SpeechRows
-from speech_mtp.types import Draft, LMOutput, Status
+from speech_mtp.types import Draft, LMOutput, RowSampling, Status
 
 if TYPE_CHECKING:  # it imports ``transformers``, which takes a second
     from speech_mtp.lm.text_lm import TextLM, TextPlace, TextRows
@@ -158,11 +158,21 @@ class SpeechLaw(Law):
         flat = place.map(by=lambda x: x.flatten(0, 1))
 
         def pick(channel: int, logits: Tensor) -> Tensor:
-            return noise.choose(self.masked(rows, flat, m, channel, logits), settings, flat.position, channel)
+            masked = self.masked(rows, flat, m, channel, logits)
+            return noise.choose(masked, settings(channel), flat.position, channel)
 
-        settings = rows.sampling.repeated(m)
+        settings = self._settings(rows, m)
         choice = self.lm.output.sample(out.top.flatten(0, 1), pick).view(b, m, -1)
         return lambda nodes, depth: choice.gather(1, nodes[:, None, None].expand(-1, 1, choice.shape[-1]))[:, 0]
+
+    def _settings(self, rows: SpeechRows, count: int) -> Callable[[int], RowSampling]:
+        """By channel, the settings of every row ``count`` times."""
+        streams = len(self.lm.config.codebook_sizes)
+        if not rows.sampling.by_kind:
+            same = rows.sampling.repeated(count)
+            return lambda channel: same
+        kinds = [rows.sampling.of_kind(kind).repeated(count) for kind in range(1 + streams)]
+        return lambda channel: kinds[0 if channel == 0 else 1 + (channel - 1) % streams]
 
     def masked(self, rows: SpeechRows, place: SpeechPlace, count: int, channel: int, logits: Tensor) -> Tensor:
         """Logits ``[B * count, V_c]`` of nodes at ``place``, ``count`` of every row, with masks and guards."""
@@ -213,13 +223,13 @@ class SpeechLaw(Law):
         count = n * width
         nodes = self.lm.placed(rows, draft).place.only(slice(-n, None))
         place = nodes.map(by=lambda x: x.repeat_interleave(width, 1).flatten(0, 1))
-        settings, ranks = rows.sampling.repeated(count), first_ranks(width)
+        settings, ranks = self._settings(rows, count), first_ranks(width)
         total = torch.zeros(b * count, device=states.device)
 
         def pick(channel: int, logits: Tensor) -> Tensor:
             wanted = [rank[channel] if channel < 2 else 0 for rank in ranks]
             masked = self.masked(rows, place, count, channel, logits)
-            ids, chance = noise.likeliest(masked, settings, place.position, channel, max(wanted) + 1)
+            ids, chance = noise.likeliest(masked, settings(channel), place.position, channel, max(wanted) + 1)
             at = torch.tensor(wanted, device=ids.device).repeat(b * n)[:, None].clamp(max=ids.shape[-1] - 1)
             total.add_(chance.gather(1, at)[:, 0])
             return ids.gather(1, at)[:, 0]

@@ -33,6 +33,7 @@ MAKER = UnitMaker(tiny_backbone(), Letters())
 SAMPLINGS = {
     "greedy": Sampling(temperature=0),
     "drawn": Sampling(temperature=0.9),
+    "by kind": Sampling(temperature=0.8, stream_temperatures=(0.7, 1.0, 1.6)),
     "shaped": Sampling(temperature=0.7, top_k=3, top_p=0.9, repeat_window=3, repeat_penalty=4.0),
 }
 
@@ -99,6 +100,30 @@ def test_the_codes_are_those_of_plain_decoding(kind: str, sampling: str, head: s
     if sampling != "greedy":  # an untrained head and a greedy trunk may never agree
         assert sum(run.statistics.kept) > 0, "no draft was right"
         assert run.statistics.forwards < before.statistics.forwards
+
+
+def test_every_kind_of_channel_has_its_temperature() -> None:
+    """A channel with factor 0 is greedy whatever the seed; rows with other factors beside it change nothing."""
+    lm, make = model("aligned")
+    units = make([TEXTS[0]] * 2)
+    cold = Sampling(temperature=0.9, stream_temperatures=(0.0, 0.0, 0.0))
+    greedy, _ = spoken(lm, units, TIMBRE[:1].expand(2, -1), Sampling(temperature=0), [1, 2], None)
+    assert spoken(lm, units, TIMBRE[:1].expand(2, -1), cold, [1, 2], None)[0] == greedy
+    warm = Sampling(temperature=0.3, stream_temperatures=(3.0, 3.0, 3.0))
+    same, _ = spoken(lm, units, TIMBRE[:1].expand(2, -1), Sampling(temperature=0.9), [1, 2], None)
+    drawn, _ = spoken(lm, units, TIMBRE[:1].expand(2, -1), warm, [1, 2], None)
+    assert [row[:1] for row in drawn] == [row[:1] for row in same]
+    settings = RowSampling([cold, Sampling(temperature=0.5)])
+    assert settings.of_kind(2).temperature.tolist() == pytest.approx([0.0, 0.5])
+    assert settings.repeated(2).of_kind(1).temperature.tolist() == pytest.approx([0.0, 0.0, 0.5, 0.5])
+    with pytest.raises(ValueError, match="has 3 factors"):
+        cold.of_kind(3)
+
+
+@pytest.mark.parametrize("wrong", [(-0.1, 1.0, 1.0), (1.0, float("nan"), 1.0)])
+def test_factors_that_are_none_are_refused(wrong: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="stream_temperatures are"):
+        Sampling(stream_temperatures=wrong)
 
 
 @pytest.mark.parametrize(("head", "rule"), [("medusa", "tree"), ("fastmtp", "chain"), ("leap", "leap")])
