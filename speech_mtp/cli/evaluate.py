@@ -3,7 +3,6 @@ completion``, ``eval objectives``, ``eval tokenizers``."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -35,6 +34,7 @@ from speech_mtp.cli.shared import (
     summary,
     write_report,
 )
+from speech_mtp.progress import Telling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -189,11 +189,11 @@ def eval_codec(
         report |= codec_report(loaded, samples, judges, seed)
         print(summary(report["round_trip"]))
     if "views" in wanted:
-        report["views"] = view_agreement(loaded, samples, seed, report=_tell)
+        report["views"] = view_agreement(loaded, samples, seed, report=Telling())
     if "probes" in wanted:
         report["probes"] = _probes(loaded, recordings(per_voice_probes), aligner, probe_steps)
     if "swaps" in wanted:
-        report["swaps"] = stream_swaps(loaded, samples, swap_pairs, judges, seed, _tell)
+        report["swaps"] = stream_swaps(loaded, samples, swap_pairs, judges, seed, Telling())
     print(predictability_table(report))
     if plot is not None:
         predictability_bars(report, plot)
@@ -219,8 +219,9 @@ def _probes(codec: Codec, samples: list[Sample], aligner: str, steps: int) -> di
     if len({sample.text for sample in samples if sample.text}) < FEWEST_SENTENCES:
         print(f"probes: left out, they need {FEWEST_SENTENCES} recordings of different sentences with their texts")
         return None
-    utterances = list(aligned_utterances(codec, samples, _aligner(aligner), _tell))
-    return {"aligner": aligner, **stream_probes(codec.spec, utterances, len(SYMBOLS), steps, _tell)}
+    tell = Telling()
+    utterances = list(aligned_utterances(codec, samples, _aligner(aligner), tell))
+    return {"aligner": aligner, **stream_probes(codec.spec, utterances, len(SYMBOLS), steps, tell)}
 
 
 def _aligner(name: str) -> Aligner:
@@ -241,12 +242,6 @@ def _aligner(name: str) -> Aligner:
         return None if unit is None else (phonemes, unit, codec.spec.frame_rate_hz)
 
     return align
-
-
-def _tell(what: str) -> None:
-    """Says what is going on, to who watches."""
-    if sys.stderr.isatty():
-        print(f"\r{what:<60}", end="", file=sys.stderr, flush=True)
 
 
 @group.command("drafts")
@@ -323,8 +318,8 @@ def eval_text(
     documents = [(len(text.encode()), encoder.ids([text])[0].tolist()) for text in texts]
     more = {}
     if ahead is not None:
-        more["ahead"] = ahead_report(lm, (ids for _, ids in documents), length, ahead, between, _tell)
-    report = {**text_loss(lm, documents, length, _tell), **more}
+        more["ahead"] = ahead_report(lm, (ids for _, ids in documents), length, ahead, between, Telling())
+    report = {**text_loss(lm, documents, length, Telling()), **more}
     print(summary({name: report[name]["value"] for name in ("loss", "bits_per_byte")}))
     write_report(out, {"model": folder, "sources": sources, "dev_fraction": dev_fraction, **report})
 
@@ -372,7 +367,7 @@ def eval_completion(
             "fewer (--functions), or hold out more."
         )
     tasks = Random(0).sample(found, functions)
-    report = completion_report(lm, tasks, drafting, sampling, max_new_tokens, _tell)
+    report = completion_report(lm, tasks, drafting, sampling, max_new_tokens, Telling())
     print(summary({name: report[name]["value"] for name in ("valid_lines", "next_line")}))
     who = {"model": folder, "head": head, "rule": catalogue.label(spec)}
     write_report(out, {**who, "sources": sources, "dev_fraction": dev_fraction, **report})

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from speech_mtp.corpus.documents.base import Document, DocumentSource
 from speech_mtp.corpus.texts import stable_fraction
 from speech_mtp.files import open_at, replacing
 from speech_mtp.lm.backbone import load_tokenizer
 from speech_mtp.lm.document_ids import Encoder
+from speech_mtp.progress import progress
 
 SPLITS = ("train", "dev")
 MANIFEST, MAKING, ROWS = "manifest.json", "making.json", "documents.i64"
@@ -126,7 +126,7 @@ def _write(out: Path, documents: Iterable[Document], encoder: Encoder, dev_fract
     paths = [out / f"{split}.tokens" for split in SPLITS]
     files = [open_at(path, size) for path, size in zip(paths, sizes, strict=True)]
     rows = open_at(out / ROWS, done.nbytes)
-    for batch in tqdm(_batches(islice(documents, len(done), None)), desc="documents", unit="MB", mininterval=5):
+    for batch in progress(_batches(islice(documents, len(done), None)), "documents", "MB"):
         found = []
         for document, ids in zip(batch, encoder.ids([d.text for d in batch], [d.ended for d in batch]), strict=True):
             number = int(is_dev(document, dev_fraction))

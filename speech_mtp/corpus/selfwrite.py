@@ -7,7 +7,6 @@ answers are kept as they are; :mod:`speech_mtp.corpus.sentences` takes the speak
 from __future__ import annotations
 
 import random
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,13 +16,13 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
-from tqdm import tqdm
 
 from speech_mtp.corpus.coverage import speakable_word
 from speech_mtp.corpus.manifest import JsonLines, read_lines
 from speech_mtp.corpus.sentences import frequent_words
 from speech_mtp.lm.cache import as_keyword, growing_cache
 from speech_mtp.lm.chat import opening
+from speech_mtp.progress import progress
 
 _MARK = "\u241e"  # stands for the user's words while a chat template is cut open
 
@@ -126,7 +125,7 @@ def write_batches(
     with JsonLines(path) as log:
         done = written = answered(path, prompts)
         starts = range(done, len(prompts), size)
-        for start in tqdm(starts, desc="writing", unit="batch", disable=not sys.stderr.isatty()):
+        for start in progress(starts, "writing", "batch"):
             if max_time_s is not None and time.monotonic() - begun > max_time_s:
                 break
             batch = list(prompts[start : start + size])

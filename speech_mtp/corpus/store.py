@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from speech_mtp import audio
 from speech_mtp.corpus.manifest import read_manifest
 from speech_mtp.files import open_at
+from speech_mtp.progress import progress
 
 SAMPLE_RATE = 24_000
 PITCH_HOP = 240
@@ -136,7 +136,7 @@ class AudioStore:
         return torch.from_numpy(track.astype(np.float32))
 
 
-def store_manifest(folder: Path, out: Path, progress: bool = True) -> int:
+def store_manifest(folder: Path, out: Path) -> int:
     """Lay the corpus of ``folder`` (a manifest and its audio) out as a store in ``out``; goes on after a kill.
 
     Pitch is the teacher's own where the manifest has it, otherwise probabilistic YIN (librosa, Mauch and Dixon 2014).
@@ -144,7 +144,7 @@ def store_manifest(folder: Path, out: Path, progress: bool = True) -> int:
     """
     writer = AudioStoreWriter(out)
     known = {row.id for row in writer.rows}
-    for row in tqdm(read_manifest(folder), desc="store", mininterval=5, disable=not progress):
+    for row in progress(read_manifest(folder), "store", "utterance"):
         if row.id in known:
             continue
         wave, _ = audio.read(folder / row.audio, SAMPLE_RATE)

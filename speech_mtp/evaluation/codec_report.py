@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any, TypeVar
@@ -16,7 +15,6 @@ from typing import Any, TypeVar
 import torch
 from librosa.sequence import dtw
 from torch import Tensor
-from tqdm import tqdm
 
 from speech_mtp.codecs.base import Codec
 from speech_mtp.evaluation.code_usage import code_usage, count_codes
@@ -26,6 +24,7 @@ from speech_mtp.evaluation.last_word import last_word_heard
 from speech_mtp.evaluation.speaker_similarity import speaker_similarity
 from speech_mtp.evaluation.wer import normalize, total_errors, word_errors
 from speech_mtp.nn.spectral import LogMel
+from speech_mtp.progress import progress
 from speech_mtp.types import Codes
 
 Item = TypeVar("Item")
@@ -59,7 +58,7 @@ def codec_report(
         raise ValueError("There is no audio to evaluate the codec on; give a folder with recordings.")
     judges = judges or Judges()
     rng = random.Random(seed)
-    encoded = [_encode(codec, sample, judges) for sample in _progress(samples, "encode")]
+    encoded = [_encode(codec, sample, judges) for sample in progress(samples, "encode")]
     return {
         "utterances": len(samples),
         "voices": sorted({sample.voice for sample in samples}),
@@ -90,7 +89,7 @@ def _round_trip(codec: Codec, encoded: list[_Encoded], judges: Judges) -> dict[s
     rate = codec.spec.sample_rate
     spoken = [e for e in encoded if e.text]
     before = total_errors(word_errors(e.text, e.heard) for e in spoken)
-    heard = [judges.transcribe(e.decoded, rate) for e in _progress(spoken, "round trip")]
+    heard = [judges.transcribe(e.decoded, rate) for e in progress(spoken, "round trip")]
     after = total_errors(word_errors(e.text, text) for e, text in zip(spoken, heard, strict=True))
     if not before.words:
         raise ValueError("No words were heard in the audio, so no round trip can be judged; give recordings of speech.")
@@ -132,7 +131,7 @@ def _swap(
         vector = judges.embed(e.sample.wave, rate)
         voices[e.sample.voice] = voices.get(e.sample.voice, torch.zeros_like(vector)) + vector
     wins, errors, to_target, to_source = [], [], [], []
-    for a, b in _progress(rng.sample(pairs, min(max_pairs, len(pairs))), "swap"):
+    for a, b in progress(rng.sample(pairs, min(max_pairs, len(pairs))), "swap"):
         wave = _decode(codec, replace(a.codes, timbre=b.codes.timbre))
         found = judges.speaker(wave, rate)
         to_target.append(0.0 if found is None else speaker_similarity(found, voices[b.sample.voice]))
@@ -162,7 +161,7 @@ def _agreement(codec: Codec, encoded: list[_Encoded], rng: random.Random, max_pa
 
     def mean(chosen: list[tuple[_Encoded, _Encoded]]) -> float:
         drawn = rng.sample(chosen, min(max_pairs, len(chosen)))
-        return fmean(code_agreement(codec, a.codes, b.codes) for a, b in _progress(drawn, "agreement"))
+        return fmean(code_agreement(codec, a.codes, b.codes) for a, b in progress(drawn, "agreement"))
 
     return {"pairs": min(max_pairs, len(same)), "same_sentence": mean(same), "chance": mean(other)}
 
@@ -197,7 +196,7 @@ def _melody(
     kept: list[float] = []
     lost: list[float] = []
     distances: list[tuple[float, float]] = []
-    for e in _progress(encoded, "melody"):
+    for e in progress(encoded, "melody"):
         order = list(range(e.codes.frames.shape[2]))
         rng.shuffle(order)
         frames = e.codes.frames.clone()
@@ -229,7 +228,3 @@ def _distance(mel: LogMel, first: Tensor, second: Tensor) -> float:
     pair = torch.stack([first[:length], second[:length]]).cpu()
     a, b = mel(pair)
     return float((a - b).abs().mean())
-
-
-def _progress(items: Sequence[Item], name: str) -> Iterable[Item]:
-    return tqdm(items, desc=name, disable=not sys.stderr.isatty())

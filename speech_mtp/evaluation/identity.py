@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from speech_mtp.decoding.sampling import adjust, perturbed, row_seeds
 from speech_mtp.evaluation.contenders import GREEDY, OURS, Answers, Contender
@@ -21,6 +20,7 @@ from speech_mtp.evaluation.intervals import estimate, ratio
 from speech_mtp.evaluation.journal import Journal
 from speech_mtp.evaluation.watch import Watch
 from speech_mtp.lm.text_lm import TextLM
+from speech_mtp.progress import progress
 from speech_mtp.types import RowSampling, Sampling
 
 TIE_FP32 = 1e-4
@@ -89,7 +89,7 @@ def identity(
     if not prompts:
         raise ValueError("None of the prompts fits into the model's context; ask for fewer new tokens.")
     starts = range(0, len(prompts), batch)
-    for first in tqdm(starts[len(journal.rows) :], unit="batch", disable=None):
+    for first in progress(starts[len(journal.rows) :], "identity", "batch"):
         found: dict[str, Any] = {}
         for group in groups:
             found |= _batch(group, prompts[first : first + batch], first, max_new_tokens)

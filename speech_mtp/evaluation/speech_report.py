@@ -5,20 +5,19 @@ The report knows no model: it is handed a function that speaks a sentence and te
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from speech_mtp.evaluation.judges import Judges
 from speech_mtp.evaluation.last_word import last_word_heard
 from speech_mtp.evaluation.latency import delays, real_time_factor
 from speech_mtp.evaluation.speaker_similarity import speaker_similarity
 from speech_mtp.evaluation.wer import WordErrors, total_errors, word_errors
+from speech_mtp.progress import progress
 from speech_mtp.types import Finish
 
 NUM_WORST = 10
@@ -60,7 +59,7 @@ def speech_report(
     rows: list[dict[str, Any]] = []
     errors: list[WordErrors] = []
     speakers: list[Tensor | None] = []
-    for text in tqdm(sentences, unit="sentence", disable=not sys.stderr.isatty()):
+    for text in progress(sentences, "speech", "sentence"):
         row, found, speaker = _judge(text, say(text), judges)
         rows.append(row)
         errors.append(found)

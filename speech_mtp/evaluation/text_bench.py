@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from speech_mtp.evaluation.contenders import LOOKUP, OURS, TRANSFORMERS, Contender
 from speech_mtp.evaluation.journal import Journal
@@ -24,6 +23,7 @@ from speech_mtp.evaluation.questions import Question
 from speech_mtp.evaluation.watch import now
 from speech_mtp.lm.chat import opening
 from speech_mtp.lm.text_lm import TextLM
+from speech_mtp.progress import progress
 
 DEFINITIONS = {
     "tokens_per_forward": "tokens gained by one forward of the trunk, the bonus token included (plain decoding: 1)",
@@ -84,7 +84,7 @@ def text_bench(
         prompt = opening(lm.tokenizer, [{"role": "user", "content": questions[0].turns[0]}])[: lm.max_positions // 2]
         for contender in contenders:
             contender.answer([prompt], WARM_UP_TOKENS)
-    for place, question in tqdm(left, unit="question", disable=None):
+    for place, question in progress(left, "text", "question"):
         tallies = answer_in_turn(lm, contenders, question, max_new_tokens, place)
         journal.add({"question": question.name, "answers": {name: asdict(tally) for name, tally in tallies.items()}})
     return report(contenders, journal.rows)

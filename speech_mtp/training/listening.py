@@ -9,12 +9,12 @@ import numpy as np
 import torch
 import torchaudio.functional as AF
 from torch import Tensor
-from tqdm import tqdm
 
 from speech_mtp.corpus.features import FeatureWriter, Projection
 from speech_mtp.corpus.store import SAMPLE_RATE, AudioStore
 from speech_mtp.frontends.base import SAMPLE_RATE as HEARD_RATE
 from speech_mtp.frontends.base import Recogniser
+from speech_mtp.progress import progress
 from speech_mtp.training.stages import FeaturesRun
 
 
@@ -51,7 +51,7 @@ def _heard(
     recogniser: Recogniser, store: AudioStore, rows: Sequence[int] | np.ndarray, batch: int, what: str
 ) -> Iterator[tuple[int, Tensor]]:
     """``(row, vectors [T, D])`` of each of ``rows``, ``batch`` at a time."""
-    for first in tqdm(range(0, len(rows), batch), desc=what, mininterval=5):
+    for first in progress(range(0, len(rows), batch), what, "batch"):
         some = [int(row) for row in rows[first : first + batch]]
         waves = [AF.resample(store.wave(row), SAMPLE_RATE, HEARD_RATE).numpy() for row in some]
         yield from zip(some, map(torch.from_numpy, recogniser.features(waves)), strict=True)

@@ -14,10 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 import speech_mtp
 from speech_mtp.files import replacing
+from speech_mtp.progress import progress
 from speech_mtp.storage import new_folder
 
 MADE = "made.json"
@@ -46,7 +45,7 @@ class Parts:
         """
         (self.out / MADE).unlink(missing_ok=True)
         paths = [self.folder / f"{number:06d}" for number in range(count)]
-        for number, path in enumerate(tqdm(paths, desc=title, mininterval=5)):
+        for number, path in enumerate(progress(paths, title, "part")):
             if not path.is_dir():
                 with new_folder(path) as aside:
                     write(number, aside)

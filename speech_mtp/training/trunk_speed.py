@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from speech_mtp.layouts.base import IGNORE
 from speech_mtp.lm.backbone import load_causal_lm
 from speech_mtp.nn.visibility import dense, within_segments
+from speech_mtp.progress import progress
 from speech_mtp.training.precision import mixed
 from speech_mtp.training.trunk import TrunkTask, adamw
 
@@ -69,7 +69,7 @@ def trunk_speed(task: TrunkTask, steps: int) -> dict[str, Any]:
     train = {"ours": lambda number: float(task.step(number, RATE)["loss"]), "transformers": peer.step}
     seconds: dict[str, list[float]] = {name: [] for name in train}
     losses: dict[str, float] = {}
-    for number in tqdm(range(steps + 1), desc="steps"):
+    for number in progress(range(steps + 1), "steps", "step"):
         for name in sorted(train, reverse=bool(number % 2)):
             begun = _now(task.device)
             loss = train[name](number)
