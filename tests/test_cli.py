@@ -262,7 +262,7 @@ class TestEval:
         monkeypatch.setattr(evaluate, "_recording_of", lambda model, voice: None)
         made: list[str] = []
 
-        def fake(say: object, texts: list[str], reference: object) -> dict[str, object]:
+        def fake(say: object, texts: list[str], reference: object, judges: object) -> dict[str, object]:
             spoken = say(texts[0])  # type: ignore[operator]
             made.append(texts[0])
             return {"wer": float(len(made)), "rows": [spoken.seconds]}
@@ -281,6 +281,39 @@ class TestEval:
             monkeypatch, capsys, "eval", "speech", "--sentences", "lines.txt", "--voice", "x", "--json", "s.json"
         )
 
+    def test_a_teacher_is_reported_as_a_model_is(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from speech_mtp.evaluation import speech_report as module
+
+        def fake(say: object, texts: list[str], reference: object, judges: object) -> dict[str, object]:
+            spoken = say(texts[0])  # type: ignore[operator]
+            assert spoken.first_audio_s == spoken.compute_s > 0
+            return {"wer": spoken.seconds, "reason": spoken.finish.reason}
+
+        monkeypatch.setattr(module, "speech_report", fake)
+        Path("lines.txt").write_text("Hello there.\n", encoding="utf-8")
+        files = ["--sentences", "lines.txt", "--json", "scores.json"]
+        assert run(monkeypatch, "eval", "speech", "--teacher", "tests.corpus.sine_teacher:Sine", *files) == 0
+        report = json.loads(Path("scores.json").read_text())
+        assert set(report["voices"]) == {"low", "high"}
+        assert report["wer"] == pytest.approx(12 * 0.06)
+        assert report["teacher"] == "tests.corpus.sine_teacher:Sine"
+        assert "sampling" not in report
+        capsys.readouterr()
+        assert "no 'hibarri' in corpus.teachers" in refused(
+            monkeypatch, capsys, "eval", "speech", "--teacher", "hibarri", *files
+        )
+
+    def test_factors_of_the_temperature_are_one_for_each_kind(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        Path("lines.txt").write_text("Hello there.\n", encoding="utf-8")
+        for given in ("1,2", "a,b,c"):
+            said = refused(monkeypatch, capsys, "say", "Hello.", "-o", "a.wav", "--stream-temperatures", given)
+            assert "give 3 factors" in said
+        assert run(monkeypatch, "say", "Hello.", "-o", "a.wav", "--stream-temperatures", "0,1,1.5") == 0
+
     def test_a_codec_is_reported_and_nothing_said_on_stderr(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -293,7 +326,9 @@ class TestEval:
             embed=lambda wave, rate: torch.stack([wave.std(), wave.abs().max()]),
             pitch=lambda wave, rate: wave[: len(wave) // 240 * 240].view(-1, 240).std(1),
         )
-        monkeypatch.setattr(module, "codec_report", lambda codec, found, seed: whole(codec, found, ears, seed=seed))
+        monkeypatch.setattr(
+            module, "codec_report", lambda codec, found, judges, seed: whole(codec, found, ears, seed=seed)
+        )
         for voice in ("a", "b"):
             Path("heard", voice).mkdir(parents=True)
             audio.write(Path("heard", voice, "said.wav"), 0.2 * torch.randn(19_200), 24_000)

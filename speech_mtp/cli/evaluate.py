@@ -3,6 +3,8 @@ completion``, ``eval objectives``, ``eval tokenizers``."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -65,6 +67,9 @@ def eval_speech(
     voice: Annotated[str | None, typer.Option(help="Name of a voice; by default every voice in turn.")] = None,
     reference: Annotated[Path | None, typer.Option(help="A recording of the voice, to compare speakers with.")] = None,
     model: Model = "tiny-en",
+    teacher: Annotated[
+        str | None, typer.Option(help="A teacher that speaks in place of a model: hibari, kokoro, piper.")
+    ] = None,
     backbone: Backbone = None,
     lexicon: Lexicon = None,
     seed: Seed = None,
@@ -78,26 +83,67 @@ def eval_speech(
     check_output(out, (".json",))
     from speech_mtp import audio
     from speech_mtp.evaluation.speech_report import speech_report
-    from speech_mtp.streaming.timed import warm_up
 
     texts = read_lines(sentences)
     check_texts(texts, sentences)
     recording = audio.read(reference, mono=True) if reference else None
     judges, judge = _judges(recogniser)
-    loaded = load_model(model, backbone, threads=threads, lexicon=lexicon)
-    if voice is not None:
-        loaded.timbre(voice)
-    sampling = sampling_of(loaded, seed, temperature, stream_temperatures)
-    warm_up(loaded)
+    speakers: dict[str, Callable[[str], Utterance]]
+    if teacher is None:
+        loaded = load_model(model, backbone, threads=threads, lexicon=lexicon)
+        sampling = sampling_of(loaded, seed, temperature, stream_temperatures)
+        speakers = _voices_of(loaded, voice, sampling, best_of)
+        who: dict[str, Any] = {"model": model}
+        settings = {"recogniser": judge, "sampling": asdict(sampling), "best_of": best_of}
+    else:
+        speakers = _teachers(teacher, voice, seed or 0)
+        who, settings = {"teacher": teacher}, {"recogniser": judge}
     reports = {}
-    for name in [voice] if voice else loaded.voices:
-        known = recording or _recording_of(model, name)
-        reports[name] = speech_report(partial(_spoken, loaded, name, sampling, best_of), texts, known, judges)
+    for name, say in speakers.items():
+        known = recording or (_recording_of(model, name) if teacher is None else None)
+        reports[name] = speech_report(say, texts, known, judges)
         print(f"{name}: {summary(reports[name])}", flush=True)
     worst = max(reports, key=lambda name: reports[name]["wer"])
     figures = {k: v for k, v in reports[worst].items() if k != "rows"}
-    settings = {"recogniser": judge, "sampling": asdict(sampling), "best_of": best_of}
-    write_report(out, {"model": model, "voice": worst, **figures, **settings, "voices": reports})
+    write_report(out, {**who, "voice": worst, **figures, **settings, "voices": reports})
+
+
+def _voices_of(
+    model: SpeechModel, voice: str | None, sampling: Sampling, best_of: int
+) -> dict[str, Callable[[str], Utterance]]:
+    """What says a text in each voice, or in ``voice`` alone."""
+    from speech_mtp.streaming.timed import speak_timed, warm_up
+
+    if voice is not None:
+        model.timbre(voice)
+    warm_up(model)
+
+    def say(name: str, text: str) -> Utterance:
+        return speak_timed(model, text, name, sampling, best_of)
+
+    return {name: partial(say, name) for name in ([voice] if voice else model.voices)}
+
+
+def _teachers(spec: str, voice: str | None, seed: int) -> dict[str, Callable[[str], Utterance]]:
+    """The same of a teacher, whose sound comes as a whole."""
+    import torch
+
+    from speech_mtp import plugins
+    from speech_mtp.corpus.teachers.base import SAMPLE_RATE
+    from speech_mtp.streaming.timed import WARM_UP, Utterance
+    from speech_mtp.types import Finish
+
+    teacher = plugins.build("corpus.teachers", listed("teacher", spec)[0])
+    names = teacher.voices if voice is None else (voice,)
+    teacher.synthesize(WARM_UP, names[0], seed)
+
+    def say(name: str, text: str) -> Utterance:
+        began = time.perf_counter()
+        wave = torch.from_numpy(teacher.synthesize(text, name, seed).wave)
+        spent = time.perf_counter() - began
+        return Utterance(wave, SAMPLE_RATE, [], 1, 0, Finish("stop"), spent, spent)
+
+    return {name: partial(say, name) for name in names}
 
 
 def _judges(recogniser: str | None) -> tuple[Judges, str]:
@@ -111,12 +157,6 @@ def _judges(recogniser: str | None) -> tuple[Judges, str]:
     (spec,) = listed("recogniser", recogniser)
     heard = plugins.build("frontends", spec)
     return Judges(transcribe=lambda wave, rate: heard.transcribe(judge_wave(wave, rate)).text), heard.name
-
-
-def _spoken(model: SpeechModel, voice: str, sampling: Sampling, best_of: int, text: str) -> Utterance:
-    from speech_mtp.streaming.timed import speak_timed
-
-    return speak_timed(model, text, voice, sampling, best_of)
 
 
 def _recording_of(model: str, voice: str) -> tuple[Any, int] | None:
