@@ -56,19 +56,21 @@ class FrameEncoder(nn.Module):
 
 
 class PhonemeHead(nn.Module):
-    """Content values -> phoneme logits for CTC (training pressure) and forced alignment. ``[B, F, V]``."""
+    """Content values -> phoneme logits for CTC (training pressure) and forced alignment, ``per_frame`` in every frame:
+    ``[B, F, D]`` -> ``[B, F * per_frame, V]``."""
 
-    def __init__(self, dim_in: int, num_symbols: int, dim: int = 192) -> None:
+    def __init__(self, dim_in: int, num_symbols: int, dim: int = 192, per_frame: int = 1) -> None:
         super().__init__()
+        self.per_frame = per_frame
         self.enter = nn.Linear(dim_in, dim)
         self.blocks = nn.ModuleList(Block(dim, 5) for _ in range(2))
-        self.leave = nn.Linear(dim, num_symbols)
+        self.leave = nn.Linear(dim, per_frame * num_symbols)
 
     def forward(self, values: Tensor, mask: Tensor) -> Tensor:
         x = self.enter(values) * mask
         for block in self.blocks:
             x = block(x, mask)
-        return self.leave(x)
+        return self.leave(x).unflatten(-1, (self.per_frame, -1)).flatten(1, 2)
 
 
 @dataclass
@@ -106,7 +108,7 @@ class SourceFilterCodec(Codec):
         return self.values(frames)[0]
 
     def phoneme_log_probs(self, codes: Codes) -> Tensor:
-        if self.phonemes is None:
+        if self.phonemes is None or not self.spec.num_phonemes:
             return super().phoneme_log_probs(codes)
         steps = torch.arange(codes.frames.shape[2], device=codes.frames.device)
         logits: Tensor = self.phonemes(

@@ -34,7 +34,11 @@ LOSS_WEIGHTS = (1.0, 0.6)
 
 @dataclass(frozen=True)
 class DecoupledConfig:
-    """Sizes of the codec; the defaults are those of the shipped model (7.6M parameters)."""
+    """Sizes of the codec; the defaults are those of the shipped model (7.6M parameters).
+
+    Frames so long that several phonemes fit in (``steps_per_frame`` hundredths of a second) are trained with
+    ``phonemes_per_frame``; such a codec aligns no text, another one must.
+    """
 
     sample_rate: int = 24_000
     hop: int = 240
@@ -49,6 +53,7 @@ class DecoupledConfig:
     decoder_dims: tuple[int, int] = (320, 256)
     decoder_blocks: tuple[int, int] = (3, 4)
     num_symbols: int = 0
+    phonemes_per_frame: int = 1
     detail_levels: tuple[int, ...] = ()
     detail_dims: tuple[int, int] = (96, 160)
 
@@ -91,7 +96,7 @@ class Decoupled(SourceFilterCodec):
             codebook_sizes=tuple(sizes),
             timbre_dim=c.timbre_dim,
             loss_weights=(*LOSS_WEIGHTS, LOSS_WEIGHTS[1])[: len(sizes)],
-            num_phonemes=c.num_symbols,
+            num_phonemes=c.num_symbols if c.phonemes_per_frame == 1 else 0,
         )
         self.mel = LogMel(c.sample_rate, 1024, c.hop, c.num_mels)
         self.low = LowSpectrum(2048, c.hop, c.low_bins)
@@ -114,7 +119,9 @@ class Decoupled(SourceFilterCodec):
             c.decoder_dims,
             c.decoder_blocks,
         )
-        self.phonemes = PhonemeHead(len(c.content_levels), c.num_symbols) if c.num_symbols else None
+        self.phonemes = (
+            PhonemeHead(len(c.content_levels), c.num_symbols, per_frame=c.phonemes_per_frame) if c.num_symbols else None
+        )
 
     @classmethod
     def tiny(cls, num_symbols: int = 0, detail_levels: tuple[int, ...] = ()) -> Decoupled:

@@ -65,15 +65,18 @@ class SpeakerAdversary(nn.Module):
 
 
 class NearPhonemes(nn.Module):
-    """Content values of single frames -> log probabilities of phonemes, ``[B, F, D]`` -> ``[B, F, V]``."""
+    """Content values of single frames -> log probabilities of phonemes, ``per_frame`` in every frame: ``[B, F, D]`` ->
+    ``[B, F * per_frame, V]``."""
 
-    def __init__(self, dim_in: int, num_symbols: int, dim: int = 128) -> None:
+    def __init__(self, dim_in: int, num_symbols: int, dim: int = 128, per_frame: int = 1) -> None:
         super().__init__()
+        self.per_frame = per_frame
         self.net = nn.Sequential(nn.Linear(dim_in, dim), nn.GELU(), nn.Linear(dim, dim), nn.GELU())
-        self.leave = nn.Linear(dim, num_symbols)
+        self.leave = nn.Linear(dim, per_frame * num_symbols)
 
     def forward(self, values: Tensor) -> Tensor:
-        return self.leave(self.net(values)).float().log_softmax(-1)
+        logits: Tensor = self.leave(self.net(values)).unflatten(-1, (self.per_frame, -1)).flatten(1, 2)
+        return logits.float().log_softmax(-1)
 
 
 class EnergyHead(nn.Module):
@@ -119,7 +122,7 @@ class CodecTask(SourceFilterTask):
         if config.ctc_prior:
             helpers |= {"ctc_prior": Prior(symbols), "near_prior": Prior(symbols)}
         if config.weights.near:
-            helpers["near"] = NearPhonemes(dims[0], symbols)
+            helpers["near"] = NearPhonemes(dims[0], symbols, per_frame=codec.config.phonemes_per_frame)
         return helpers
 
     @property

@@ -88,14 +88,15 @@ class SourceFilterTask(CodecTraining):
         return content
 
     def _phonemes_said(self, name: str, log_probs: Tensor, batch: CodecBatch, mask: Tensor) -> Tensor:
-        """The loss of the phonemes of the batch under ``log_probs [B, F, V]`` of the head ``name``."""
-        scores = None
+        """The loss of the phonemes of the batch under ``log_probs [B, F * n, V]`` of the head ``name``, which has n in
+        each of the frames of ``mask [B, F, 1]``."""
+        scores, each = None, log_probs.shape[1] // mask.shape[1]
         if self.config.ctc_prior:
             prior = cast(Prior, self.helpers[f"{name}_prior"])
             if torch.is_grad_enabled():
-                prior.update(log_probs, mask)
+                prior.update(log_probs, mask.repeat_interleave(each, 1))
             scores = prior.scores(self.config.ctc_prior)
-        return ctc(log_probs, batch.phonemes, batch.frames, batch.phoneme_lengths, scores)
+        return ctc(log_probs, batch.phonemes, batch.frames * each, batch.phoneme_lengths, scores)
 
     def heard(self, crop: Tensor) -> Tensor:
         """The ear's inner vectors of ``crop [B, S]``, ``[B, F, D]``; its weights get no gradient."""
