@@ -47,7 +47,10 @@ def open_at(path: Path, size: int) -> BinaryIO:
 def check_inputs_of(path: Path, inputs: dict[str, Any]) -> None:
     """Keep at ``path`` what something is made of, as JSON; ``inputs`` that differ from those kept raise ``ValueError``,
     which names the first."""
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove {path.parent}, or give another folder (out).") from error
     given = json.loads(json.dumps(inputs))
     if kept is None:
         path.parent.mkdir(parents=True, exist_ok=True)

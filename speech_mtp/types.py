@@ -260,7 +260,7 @@ class Sampling:
     that filled the whole window has its logit lowered by the penalty (nats). ``repetition_penalty`` is that of text
     (Keskar et al. 2019): logits of tokens seen before are divided by it where positive, multiplied where negative.
     ``seed`` is per row. ``stream_temperatures`` are factors of the temperature of speech: for the control channel, then
-    for each stream (none: 1 for all); what has factor 0 is greedy.
+    for each codebook of a frame (none: 1 for all); what has factor 0 is greedy.
     """
 
     temperature: float = 1.0
@@ -278,6 +278,10 @@ class Sampling:
             raise ValueError(f"stream_temperatures are {self.stream_temperatures}; they must be 0 or positive factors.")
         if not 0 <= self.temperature < 100:
             raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number.")
+        if self.temperature * max(self.stream_temperatures, default=0) >= 100:
+            raise ValueError(
+                f"temperature {self.temperature} times a factor of {self.stream_temperatures} is 100 or more."
+            )
         if self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k}; use 0 for no limit, or a positive count.")
         if not 0 < self.top_p <= 1:
@@ -289,16 +293,18 @@ class Sampling:
         if self.repetition_penalty <= 0:
             raise ValueError(f"repetition_penalty is {self.repetition_penalty}; use 1 for none, or more than 1.")
 
+    def check_codebooks(self, count: int) -> None:
+        """Raises ``ValueError`` where there are factors, but not one for control and each of ``count`` codebooks."""
+        if self.stream_temperatures and len(self.stream_temperatures) != 1 + count:
+            raise ValueError(
+                f"stream_temperatures has {len(self.stream_temperatures)} factors; give {1 + count}: one for the "
+                "control channel and one for every codebook."
+            )
+
     def of_kind(self, kind: int) -> Sampling:
-        """The settings of the control channel (0) or of the stream ``kind - 1``. Raises ``ValueError`` where there are
-        factors, but none of it."""
+        """The settings of the control channel (0) or of the codebook ``kind - 1``."""
         if not self.stream_temperatures:
             return self
-        if kind >= len(self.stream_temperatures):
-            raise ValueError(
-                f"stream_temperatures has {len(self.stream_temperatures)} factors; give one for the control channel "
-                "and one for every stream."
-            )
         return replace(self, temperature=self.temperature * self.stream_temperatures[kind], stream_temperatures=())
 
 
@@ -331,7 +337,7 @@ class RowSampling:
         return torch.tensor(values, dtype=dtype).to(self.device)
 
     def of_kind(self, kind: int) -> RowSampling:
-        """The settings of the control channel (0) or of the stream ``kind - 1``."""
+        """The settings of the control channel (0) or of the codebook ``kind - 1``."""
         if not self.by_kind:
             return self
         if kind not in self._kinds:

@@ -31,6 +31,7 @@ from speech_mtp.cli.shared import (
     load_head,
     load_model,
     load_text_lm,
+    only,
     read_lines,
     sampling_of,
     summary,
@@ -96,8 +97,13 @@ def eval_speech(
         who: dict[str, Any] = {"model": model}
         settings = {"recogniser": judge, "sampling": asdict(sampling), "best_of": best_of}
     else:
+        ours = {"backbone": backbone, "lexicon": lexicon, "temperature": temperature, "threads": threads}
+        ours |= {"stream-temperatures": stream_temperatures, "best-of": best_of if best_of > 1 else None}
+        given = next((name for name, value in ours.items() if value is not None), None)
+        if given or model != "tiny-en":
+            raise ValueError(f"--{given or 'model'} is of a model that speaks; leave it out with --teacher.")
         speakers = _teachers(teacher, voice, seed or 0)
-        who, settings = {"teacher": teacher}, {"recogniser": judge}
+        who, settings = {"teacher": teacher}, {"recogniser": judge, "seed": seed or 0}
     reports = {}
     for name, say in speakers.items():
         known = recording or (_recording_of(model, name) if teacher is None else None)
@@ -133,7 +139,7 @@ def _teachers(spec: str, voice: str | None, seed: int) -> dict[str, Callable[[st
     from speech_mtp.streaming.timed import WARM_UP, Utterance
     from speech_mtp.types import Finish
 
-    teacher = plugins.build("corpus.teachers", listed("teacher", spec)[0])
+    teacher = plugins.build("corpus.teachers", only("teacher", spec))
     names = teacher.voices if voice is None else (voice,)
     teacher.synthesize(WARM_UP, names[0], seed)
 
@@ -151,11 +157,13 @@ def _judges(recogniser: str | None) -> tuple[Judges, str]:
     from speech_mtp import plugins
     from speech_mtp.evaluation.judge_input import judge_wave
     from speech_mtp.evaluation.judges import Judges
+    from speech_mtp.frontends.base import Recogniser as Frontend
 
     if recogniser is None:
         return Judges(), "whisper-tiny.en"
-    (spec,) = listed("recogniser", recogniser)
-    heard = plugins.build("frontends", spec)
+    heard = plugins.build("frontends", only("recogniser", recogniser))
+    if not isinstance(heard, Frontend):
+        raise ValueError(f"--recogniser is {recogniser!r}, which is no recogniser; name one of frontends.")
     return Judges(transcribe=lambda wave, rate: heard.transcribe(judge_wave(wave, rate)).text), heard.name
 
 

@@ -29,7 +29,7 @@ Lexicon = Annotated[Path | None, typer.Option(help="A file of words and how to r
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same audio.")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy.")]
 StreamTemperatures = Annotated[
-    str | None, typer.Option(help="Factors of the temperature, of the control channel and of each stream: 0.5,1,1.5.")
+    str | None, typer.Option(help="Factors of the temperature, of the control channel and of each codebook: 0.5,1,1.5.")
 ]
 BestOf = Annotated[
     int, typer.Option(min=1, max=16, help="Takes of each sentence, of which the one that is told most clearly is kept.")
@@ -133,21 +133,25 @@ def sampling_of(
 ) -> Sampling:
     given: dict[str, Any] = {"seed": seed, "temperature": temperature}
     if stream_temperatures is not None:
-        given["stream_temperatures"] = _factors(stream_temperatures, 1 + len(model.lm.config.codebook_sizes))
-    return replace(model.sampling, **{key: value for key, value in given.items() if value is not None})
-
-
-def _factors(text: str, count: int) -> tuple[float, ...]:
-    try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if len(found) != count:
-        raise ValueError(
-            f"--stream-temperatures is {text!r}; give {count} factors with commas between: of control, then of each "
-            "stream."
-        )
+        given["stream_temperatures"] = _factors(stream_temperatures)
+    found = replace(model.sampling, **{key: value for key, value in given.items() if value is not None})
+    found.check_codebooks(len(model.lm.config.codebook_sizes))
     return found
+
+
+def _factors(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--stream-temperatures is {text!r}; give numbers with commas between.") from None
+
+
+def only(option: str, text: str) -> Any:
+    """The one plug-in that an option names."""
+    found = listed(option, text)
+    if len(found) != 1:
+        raise ValueError(f"--{option} is {text!r}; give one of them.")
+    return found[0]
 
 
 def summary(report: Mapping[str, Any]) -> str:

@@ -57,6 +57,10 @@ class DecoupledConfig:
     detail_levels: tuple[int, ...] = ()
     detail_dims: tuple[int, int] = (96, 160)
 
+    def __post_init__(self) -> None:
+        if self.phonemes_per_frame < 1:
+            raise ValueError(f"phonemes_per_frame is {self.phonemes_per_frame}; it must be 1 at least.")
+
 
 class TimbreEncoder(nn.Module):
     """Mel spectrum -> one vector per utterance ``[B, E]``: mean and deviation over time, normalised."""
@@ -146,13 +150,14 @@ class Decoupled(SourceFilterCodec):
         """
         if self.detail is None:
             raise ValueError("This codec has no stream detail that could be dropped.")
-        plain = type(self)(replace(self.config, detail_levels=()))
+        with torch.random.fork_rng(devices=[]):
+            plain = type(self)(replace(self.config, detail_levels=()))
         state = {name: value for name, value in self.state_dict().items() if not name.startswith("detail")}
         first, last = len(self.config.content_levels), len(self.config.detail_levels)
         name = "decoder.slow_in.conv.weight"
         state[name] = torch.cat([state[name][:, :first], state[name][:, first + last :]], 1)
         plain.load_state_dict(state)
-        return plain.train(self.training)
+        return plain.to(self.decoder.window.device).train(self.training)
 
     # -- encoding ---------------------------------------------------------------------------------------------
     @property

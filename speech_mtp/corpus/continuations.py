@@ -44,7 +44,10 @@ def write_continuations(lm: TextLM, store: DocumentStore, path: Path, config: Co
     fit into the model.
     """
     drawn = config.model_dump(exclude={"texts"})
-    check_inputs_of(path.with_suffix(".json"), {"model": lm.fingerprint, **drawn})
+    beside = path.with_suffix(".json")
+    if not path.exists() or not path.stat().st_size:
+        beside.unlink(missing_ok=True)  # nothing was written with other settings
+    check_inputs_of(beside, {"model": lm.fingerprint, **drawn})
     encoder = Encoder(lm.tokenizer)
     prompts = passages(store, lm.tokenizer, config)
 

@@ -60,8 +60,10 @@ class FeatureWriter:
     """Appends to a folder; opening an existing one goes on after its last whole row, with the same projection."""
 
     def __init__(self, folder: Path, inputs: dict[str, Any]) -> None:
-        """``inputs`` say what the vectors are; others than those of a folder that is there raise ``ValueError``."""
+        """``inputs`` say what the vectors are; others than those of a folder that holds some raise ``ValueError``."""
         folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / PROJECTION).exists():
+            (folder / INPUTS).unlink(missing_ok=True)  # nothing was made of them
         check_inputs_of(folder / INPUTS, inputs)
         self.folder, self.rows = folder, _read_rows(folder)
         path = folder / PROJECTION

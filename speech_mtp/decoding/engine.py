@@ -252,6 +252,7 @@ def start(
     guard: Guard | None = None,
 ) -> Run:
     """A run over the rows of ``units`` with voices ``timbre [B, E]``; ``seeds [B]`` default to the sampling's."""
+    sampling.check_codebooks(len(lm.config.codebook_sizes))
     rows: SpeechRows = lm.prefill(units, timbre)
     every = [sampling.seed] * len(timbre) if seeds is None else seeds.tolist()
     rows.sampling = RowSampling([replace(sampling, seed=seed) for seed in every], timbre.device)

@@ -161,11 +161,11 @@ class SpeechLaw(Law):
             masked = self.masked(rows, flat, m, channel, logits)
             return noise.choose(masked, settings(channel), flat.position, channel)
 
-        settings = self._settings(rows, m)
+        settings = self.settings(rows, m)
         choice = self.lm.output.sample(out.top.flatten(0, 1), pick).view(b, m, -1)
         return lambda nodes, depth: choice.gather(1, nodes[:, None, None].expand(-1, 1, choice.shape[-1]))[:, 0]
 
-    def _settings(self, rows: SpeechRows, count: int) -> Callable[[int], RowSampling]:
+    def settings(self, rows: SpeechRows, count: int) -> Callable[[int], RowSampling]:
         """By channel, the settings of every row ``count`` times."""
         streams = len(self.lm.config.codebook_sizes)
         if not rows.sampling.by_kind:
@@ -223,7 +223,7 @@ class SpeechLaw(Law):
         count = n * width
         nodes = self.lm.placed(rows, draft).place.only(slice(-n, None))
         place = nodes.map(by=lambda x: x.repeat_interleave(width, 1).flatten(0, 1))
-        settings, ranks = self._settings(rows, count), first_ranks(width)
+        settings, ranks = self.settings(rows, count), first_ranks(width)
         total = torch.zeros(b * count, device=states.device)
 
         def pick(channel: int, logits: Tensor) -> Tensor:

@@ -169,15 +169,16 @@ def _agreement(codec: Codec, encoded: list[_Encoded], rng: random.Random, max_pa
 def code_agreement(codec: Codec, first: Codes, second: Codes) -> float:
     """Share of steps of a dynamic-time-warping path on which both have the same code of the first stream.
 
-    The path is found on the quantised values where the codec tells them (``values``), otherwise on equality of codes.
+    The path is found on the quantised values of that stream where the codec tells them (``phoneme_values``), otherwise
+    on equality of codes.
     """
     ours, theirs = first.frames[0, 0], second.frames[0, 0]
     equal = ours[:, None] == theirs
-    values: Callable[[Tensor], tuple[Tensor, Tensor]] | None = getattr(codec, "values", None)
+    values: Callable[[Tensor], Tensor] | None = getattr(codec, "phoneme_values", None)
     if values is None:
         cost = (~equal).float()
     else:
-        cost = torch.cdist(values(first.frames)[0][0].float(), values(second.frames)[0][0].float())
+        cost = torch.cdist(values(first.frames)[0].float(), values(second.frames)[0].float())
     _, path = dtw(C=cost.cpu().numpy())
     return float(equal[path[:, 0].copy(), path[:, 1].copy()].float().mean())
 

@@ -77,11 +77,11 @@ def agreement(lm: GroupLM, head: MTPHead, told: Told) -> dict[int, Tensor]:
 def _right(lm: GroupLM, told: Told, states: Tensor, group: Tensor, place: SpeechPlace) -> Tensor:
     """``[N, C]``: where what ``states [1, N, D]`` give at ``place`` (fields ``[1, N, ...]``) is ``group [1, N, C]``."""
     law, n = SpeechLaw(lm), states.shape[1]
-    flat, settings = place.map(by=lambda x: x.flatten(0, 1)), told.rows.sampling.repeated(n)
+    flat, settings = place.map(by=lambda x: x.flatten(0, 1)), law.settings(told.rows, n)
     right = []
     for c, score in enumerate(lm.output.score(states, group)):
         masked = law.masked(told.rows, flat, n, c, score[0])
-        right.append(noise.choose(masked, settings, flat.position, c) == group[0, :, c])
+        right.append(noise.choose(masked, settings(c), flat.position, c) == group[0, :, c])
     return torch.stack(right, -1)
 
 

@@ -49,8 +49,17 @@ def study(folder: Path, base: str = BASE) -> dict[str, Any]:
         raise ValueError(f"The study has no codec {base!r} to compare with; {plugins.nearest(base, codecs)}.")
     order = [base] * (base in codecs) + [name for name in codecs if name != base]
     spoken = {name: _talkers(folder / name, codecs[name]) for name in order}
+    _check_judge(spoken)
     rows = [{"name": name, "codec": _codec(codecs[name]), "groups": _groups(name, spoken, base)} for name in order]
     return {"base": base, "rows": rows, "definitions": DEFINITIONS}
+
+
+def _check_judge(spoken: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) -> None:
+    """Word errors of different judges must not be set side by side."""
+    runs = [run for groups in spoken.values() for seeds in groups.values() for run in seeds.values()]
+    judges = sorted({str(run["recogniser"]) for run in runs if run.get("recogniser")})
+    if len(judges) > 1:
+        raise ValueError(f"Words were heard by {' and '.join(judges)}; measure all talkers with one (--recogniser).")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -81,7 +90,9 @@ def _codec(report: Mapping[str, Any]) -> dict[str, Any]:
 def _talkers(folder: Path, codec: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     """By group and seed, what each talker gave."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for run in sorted(folder.glob("g[0-9]*/*")):
+    for run in sorted(folder.glob("g*/*")):
+        if not run.parent.name[1:].isdecimal():
+            continue
         given = _talker(run, codec, int(run.parent.name[1:]))
         if given:
             found.setdefault(run.parent.name, {})[run.name] = given
@@ -94,30 +105,32 @@ def _talker(run: Path, codec: Mapping[str, Any], group: int) -> dict[str, Any]:
     if cost is not None:
         given["talker"] = cost
     if (run / "speech.json").is_file():
-        given |= _spoken(_read(run / "speech.json")["voices"])
+        given |= _spoken(run / "speech.json")
     if (run / "drafts.json").is_file():
         given["drafts"] = _drafts(_read(run / "drafts.json"), sum(map(len, codec["streams"].values())))
     return given
 
 
-def _spoken(voices: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over voices, and the errors and words of each voice's sentences."""
+def _spoken(path: Path) -> dict[str, Any]:
+    """Means over voices, and the errors and words of each sentence."""
+    report = _read(path)
     means = {"success": "success_rate", "dnsmos": "dnsmos", "similarity": "similarity"}
-    found: dict[str, Any] = {
-        name: sum(values) / len(values)
-        for name, key in means.items()
-        if (values := [voice[key] for voice in voices.values() if voice[key] is not None])
-    }
-    found["errors"] = _errors(voices)
-    return found
+    try:
+        voices = report["voices"]
+        found: dict[str, Any] = {
+            name: sum(values) / len(values)
+            for name, key in means.items()
+            if (values := [voice[key] for voice in voices.values() if voice[key] is not None])
+        }
+        return {**found, "errors": _errors(voices), "recogniser": report.get("recogniser")}
+    except KeyError as error:
+        raise ValueError(f"{path} does not say {error}; make it again (eval speech).") from error
 
 
 def _errors(voices: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
     """Errors and words of each sentence, all voices together."""
     found: dict[str, tuple[int, int]] = {}
     for row in (row for voice in voices.values() for row in voice["rows"]):
-        if "errors" not in row:
-            raise ValueError("A speech.json of the study counts no errors by sentence; make it again (eval speech).")
         errors, words = found.get(row["text"], (0, 0))
         found[row["text"]] = (errors + row["errors"], words + row["words"])
     return found

@@ -127,6 +127,7 @@ def load(
     if config["form"] == DIRECT and lexicon is not None:
         raise ValueError(f"The model in {folder} reads letters, not phonemes; leave --lexicon out.")
     maker, lm = _direct_parts(folder) if config["form"] == DIRECT else _talker_parts(folder, config, backbone)
+    sampling.check_codebooks(len(lm.config.codebook_sizes))
     if isinstance(maker, UnitMaker):
         maker.g2p = Lexicon(maker.g2p, words)
     ordered = {name: voices[name] for name in config["voices"]}

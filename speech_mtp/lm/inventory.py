@@ -31,6 +31,11 @@ class InventoryConfig:
     width: int = 128
     edges: int = 32
 
+    def __post_init__(self) -> None:
+        wrong = next((name for name, value in asdict(self).items() if value < (2 if name == "size" else 1)), None)
+        if wrong:
+            raise ValueError(f"An inventory has {wrong} {getattr(self, wrong)}; give a larger number (model.{wrong}).")
+
 
 class Inventory(nn.Module):
     """``names`` of the items, in the order of ``ids [N, digits]``."""

@@ -72,16 +72,17 @@ def best_items(edges: Tensor, score: Score, rows: int, search: Search) -> tuple[
     2. Keep the best ``beams``. 3. Add their neighbours, and go on with 2, ``steps`` times.
     """
     count = len(edges)
+    beams = min(search.beams, count)
     everyone = torch.arange(count, device=edges.device)
     if count <= search.exhaustive:
         items = everyone.expand(rows, -1)
-        return _best(items, score(items), min(search.beams, count))
-    spread = min(count, search.beams * (1 + edges.shape[1]))
+        return _best(items, score(items), beams)
+    spread = min(count, beams * (1 + edges.shape[1]))
     items = everyone[torch.linspace(0, count - 1, spread, device=edges.device).round().long()].expand(rows, -1)
-    items, scores = _best(items, score(items), search.beams)
+    items, scores = _best(items, score(items), beams)
     for _ in range(search.steps):
         items = torch.cat([items, edges[items].flatten(1)], 1)
-        items, scores = _best(items, _once(items, score(items)), search.beams)
+        items, scores = _best(items, _once(items, score(items)), beams)
     return items, scores
 
 

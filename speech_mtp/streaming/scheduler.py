@@ -107,7 +107,9 @@ class Scheduler:
         self._check_open()
         if self.model is None:
             raise ValueError("This scheduler has no speech model.")
-        stream = Stream(self.model, voice, sampling or self.model.sampling, ramp, self.clock, **limits)
+        chosen = sampling or self.model.sampling
+        chosen.check_codebooks(len(self.model.lm.config.codebook_sizes))
+        stream = Stream(self.model, voice, chosen, ramp, self.clock, **limits)
         if self.pace.ahead_s is not None:
             stream.ahead_s = self.pace.ahead_s
         self.waiting.append(stream)

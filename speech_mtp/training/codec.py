@@ -106,6 +106,8 @@ class CodecTask(SourceFilterTask):
     ) -> None:
         if codec.phonemes is None:
             raise ValueError("The codec to train needs num_symbols > 0: the phoneme CTC shapes its content stream.")
+        if not 0 <= config.drop_detail < 1:
+            raise ValueError(f"task.drop_detail is {config.drop_detail}; it must be a share from 0 to below 1.")
         if codec.detail is None:
             check_heeded(config, ("drop_detail",), (), "The codec has no stream detail (model.detail_levels)")
         super().__init__(codec, store, config, device, workers, features)
@@ -189,13 +191,13 @@ class CodecTask(SourceFilterTask):
         return torch.cat([content[..., :-levels], content[..., -levels:] * kept[:, None, None]], -1)
 
     def export(self, folder: Path) -> None:
-        """With a stream of detail, also the codec without it, in a folder of that name inside."""
+        """With a stream of detail, also the codec without it, in the folder ``without_detail`` beside ``folder``."""
         super().export(folder)
         result = cast(Decoupled, self._result())
         if result.detail is not None:
             from speech_mtp.hub import save_codec
 
-            save_codec(result.without_detail(), folder / WITHOUT_DETAIL, dtype="fp32")
+            save_codec(result.without_detail(), folder.with_name(WITHOUT_DETAIL), dtype="fp32")
 
     def stream_terms(
         self,

@@ -112,6 +112,7 @@ def package(stage: PackageRun) -> dict[str, Any]:
     if stage.out.exists() and not _is_model(stage.out):
         raise ValueError(f"{stage.out} exists and is not a model, so it is not replaced; give another folder.")
     lm, tokenizer = hub.load_any_lm(stage.lm), None
+    stage.sampling.check_codebooks(len(lm.config.codebook_sizes))
     entries: dict[str, Any] = {"backbone": stage.backbone, "sampling": stage.sampling.__dict__}
     if isinstance(lm, SpeechLM):
         entries |= {"hidden_layer": stage.hidden_layer, "g2p": stage.g2p}

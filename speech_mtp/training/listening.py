@@ -24,10 +24,14 @@ def listen(stage: FeaturesRun, recogniser: Recogniser) -> dict[str, object]:
     report. Raises ValueError for utterances of one name, and where the folder was made otherwise."""
     store = AudioStore(stage.data)
     _check_names(store)
-    inputs = {"recogniser": recogniser.name, "components": stage.components, "fit_on": stage.fit_on}
-    writer = FeatureWriter(stage.out, inputs)
     longest = recogniser.longest_features_s * SAMPLE_RATE
     heard = np.array([i for i, row in enumerate(store.rows) if row.samples <= longest], int)
+    if not len(heard):
+        raise ValueError(
+            f"run.data has no utterance of at most {recogniser.longest_features_s:g} s, which is all it hears."
+        )
+    inputs = {"recogniser": recogniser.name, "components": stage.components, "fit_on": stage.fit_on}
+    writer = FeatureWriter(stage.out, inputs)
     if writer.projection is None:
         some = np.unique(np.linspace(0, len(heard) - 1, min(stage.fit_on, len(heard))).round().astype(int))
         vectors = torch.cat([v for _, v in _heard(recogniser, store, heard[some], stage.batch, "components")])
@@ -42,7 +46,8 @@ def listen(stage: FeaturesRun, recogniser: Recogniser) -> dict[str, object]:
 
 
 def _check_names(store: AudioStore) -> None:
-    (name, count), *_ = Counter(row.id for row in store.rows).most_common(1)
+    counts = Counter(row.id for row in store.rows)
+    name, count = max(counts.items(), key=lambda pair: pair[1])
     if count > 1:
         raise ValueError(f"{count} utterances of run.data are called {name}; features are found by name, so use one.")
 

@@ -13,8 +13,10 @@ that is there stays whole until the new one takes its place.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ from speech_mtp.corpus.codes import CODEC, CodeCorpus, load_codes
 from speech_mtp.corpus.direct import Speech, read_sentences, speak
 from speech_mtp.corpus.features import Features
 from speech_mtp.corpus.store import AudioStore, store_manifest
+from speech_mtp.files import check_inputs_of
 from speech_mtp.lm.backbone import Backbone, load_causal_lm, load_tokenizer
 from speech_mtp.lm.direct import DirectConfig, DirectLM
 from speech_mtp.lm.group_lm import GroupLMConfig
@@ -232,6 +235,8 @@ def _inventory(stage: InventoryRun) -> dict[str, Any]:
     units = UnitStore(stage.units)
     items = items_of(load_codes(*stage.codes), units, stage.voice)
     config = InventoryConfig(units.dim, **stage.model)
+    digest = hashlib.sha256(json.dumps(items).encode()).hexdigest()[:16]
+    check_inputs_of(stage.out / "inventory.json", {"utterances": digest, **asdict(config)})
     return _finish(InventoryTask(config, items, units, stage.task, stage.torch_device(), workers), stage, workers)
 
 

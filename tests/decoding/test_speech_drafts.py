@@ -116,8 +116,11 @@ def test_every_kind_of_channel_has_its_temperature() -> None:
     settings = RowSampling([cold, Sampling(temperature=0.5)])
     assert settings.of_kind(2).temperature.tolist() == pytest.approx([0.0, 0.5])
     assert settings.repeated(2).of_kind(1).temperature.tolist() == pytest.approx([0.0, 0.0, 0.5, 0.5])
-    with pytest.raises(ValueError, match="has 3 factors"):
-        cold.of_kind(3)
+    for factors in ((1.0, 1.0), (1.0, 1.0, 1.0, 1.0)):
+        with pytest.raises(ValueError, match=r"factors; give 3: one for the control"):
+            engine.start(lm, units, TIMBRE[:1].expand(2, -1), Sampling(stream_temperatures=factors))
+    with pytest.raises(ValueError, match="is 100 or more"):
+        Sampling(temperature=2.0, stream_temperatures=(60.0, 1.0, 1.0))
 
 
 @pytest.mark.parametrize("wrong", [(-0.1, 1.0, 1.0), (1.0, float("nan"), 1.0)])

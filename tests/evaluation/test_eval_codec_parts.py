@@ -55,5 +55,9 @@ def test_another_recogniser_hears_the_words() -> None:
     assert name == "ear"
     assert judges.transcribe(torch.zeros(480), 24_000) == ""
     assert judges.opinion is usual.opinion
+    with pytest.raises(ValueError, match="give one of them"):
+        _judges("pocketsphinx,faster_whisper")
+    with pytest.raises(ValueError, match="which is no recogniser"):
+        _judges("tests.corpus.sine_teacher:Sine")
     with pytest.raises(ValueError, match="no 'pocketsphynx' in frontends"):
         _judges("pocketsphynx")

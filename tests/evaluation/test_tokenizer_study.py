@@ -101,10 +101,18 @@ def test_what_another_version_left_is_named(folder: Path) -> None:
     speech = json.loads((folder / "coupled/g5/0/speech.json").read_text())
     del speech["voices"]["low"]["rows"][0]["errors"]
     (folder / "coupled/g5/0/speech.json").write_text(json.dumps(speech))
-    with pytest.raises(ValueError, match="make it again"):
+    with pytest.raises(ValueError, match=r"0/speech\.json does not say 'errors'; make it again"):
         study(folder)
     (folder / "mimi/codec.json").write_text("{}")
     with pytest.raises(ValueError, match=r"mimi/codec\.json does not say frame_rate_hz"):
+        study(folder)
+
+
+def test_different_judges_are_not_set_side_by_side(folder: Path) -> None:
+    for name, judge in (("coupled", "a"), ("decoupled", "b")):
+        path = folder / name / "g5/0/speech.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "recogniser": judge}))
+    with pytest.raises(ValueError, match="heard by a and b"):
         study(folder)
 
 

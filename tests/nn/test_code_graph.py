@@ -109,6 +109,15 @@ def test_a_row_alone_finds_what_it_finds_among_others() -> None:
         assert torch.equal(alone[0], together[row])
 
 
+@pytest.mark.parametrize("count", [2, 5])
+def test_there_may_be_fewer_items_than_beams(count: int) -> None:
+    worth = torch.randn(2, count, generator=torch.Generator().manual_seed(0))
+    edges = torch.stack([torch.roll(torch.arange(count), 1)], 1)
+    items, scores = best_items(edges, lambda at: worth.gather(1, at), 2, Search(beams=32, steps=3, exhaustive=0))
+    assert torch.equal(items[:, 0], worth.argmax(1))
+    assert torch.equal(scores[:, 0], worth.amax(1))
+
+
 def test_an_item_that_comes_twice_counts_once() -> None:
     edges = torch.tensor([[1, 2], [0, 2], [0, 1], [0, 1]])
     worth = torch.tensor([[1.0, 2.0, 3.0, 0.0]])

@@ -104,6 +104,20 @@ def test_what_is_too_long_is_left_out(humming_folder: Path, tmp_path: Path) -> N
     stage = FeaturesRun(kind="features", out=tmp_path, data=[humming_folder], components=4)
     told = listen(stage, Short())
     assert (told["utterances"], told["too_long"]) == (6, 6)
+    Short.longest_features_s = 0.5
+    with pytest.raises(ValueError, match=r"no utterance of at most 0\.5 s"):
+        listen(stage, Short())
+
+
+def test_a_recogniser_that_shows_nothing_leaves_nothing_behind(humming_folder: Path, tmp_path: Path) -> None:
+    class Deaf(Ear):
+        name = "deaf"
+        features = Recogniser.features
+
+    stage = FeaturesRun(kind="features", out=tmp_path, data=[humming_folder], components=4)
+    with pytest.raises(ValueError, match="does not show"):
+        listen(stage, Deaf())
+    assert listen(stage, Ear())["utterances"] == 12
 
 
 def test_utterances_of_one_name_are_refused(humming_folder: Path, tmp_path: Path) -> None:
