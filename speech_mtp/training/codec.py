@@ -4,6 +4,7 @@ Besides what every codec with this decoder is trained on (:mod:`speech_mtp.train
 
 * ``ctc``: phonemes from the quantised content (Graves et al. 2006); ``near``: the same from single frames of it, so
   that a code says by itself which phoneme sounds;
+* ``frame``: the phoneme of every frame from that frame alone, where an aligner has told them;
 * ``distil``: a recogniser's features from single frames of content (:mod:`speech_mtp.training.distilling`);
 * ``energy``: what the prosody stream must carry besides the pitch, which the decoder sees nowhere else;
 * ``adversary``: a speaker classifier on both streams behind a gradient reversal (Ganin et al. 2016);
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from speech_mtp.codecs._source_filter import FrameEncoder
 from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.corpus.features import Features
+from speech_mtp.corpus.frame_phonemes import FramePhonemes
 from speech_mtp.corpus.store import AudioStore
 from speech_mtp.nn.conv import Block
 from speech_mtp.nn.ctc import Prior
@@ -103,14 +105,20 @@ class CodecTask(SourceFilterTask):
         device: torch.device,
         workers: Workers | None = None,
         features: Features | None = None,
+        aligned: FramePhonemes | None = None,
     ) -> None:
+        if (aligned is None) != (config.weights.frame == 0):
+            raise ValueError(
+                "run.aligned, a code corpus, tells the phonemes of frames, and task.weights.frame learns them; give "
+                "both or none."
+            )
         if codec.phonemes is None:
             raise ValueError("The codec to train needs num_symbols > 0: the phoneme CTC shapes its content stream.")
         if not 0 <= config.drop_detail < 1:
             raise ValueError(f"task.drop_detail is {config.drop_detail}; it must be a share from 0 to below 1.")
         if codec.detail is None:
             check_heeded(config, ("drop_detail",), (), "The codec has no stream detail (model.detail_levels)")
-        super().__init__(codec, store, config, device, workers, features)
+        super().__init__(codec, store, config, device, workers, features, aligned)
 
     def make_helpers(self, voices: int) -> dict[str, nn.Module]:
         codec, config = self.codec, self.config
@@ -125,6 +133,8 @@ class CodecTask(SourceFilterTask):
             helpers |= {"ctc_prior": Prior(symbols), "near_prior": Prior(symbols)}
         if config.weights.near:
             helpers["near"] = NearPhonemes(dims[0], symbols, per_frame=codec.config.phonemes_per_frame)
+        if config.weights.frame:
+            helpers["frame"] = NearPhonemes(dims[0], symbols)
         return helpers
 
     @property
@@ -176,6 +186,9 @@ class CodecTask(SourceFilterTask):
         content, _ = codec.content_fsq(raw)
         voices = {"content": batch.voice.masked_fill(changed, NOBODY), "prosody": batch.voice}
         terms |= self._distilled(content, batch.features, mask)
+        if batch.spoken is not None:
+            guesses = self.helpers["frame"](content).flatten(0, 1)
+            terms["frame"] = F.nll_loss(guesses, batch.spoken.flatten(), ignore_index=NOBODY)
         terms |= self.stream_terms(batch, content, prosody, low[..., -1], mask, voices)
         if codec.detail is not None:
             with mixed(c.amp, self.device):

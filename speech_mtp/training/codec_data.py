@@ -6,6 +6,7 @@ makes new voices: such a voice is nobody's, so it has no label.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,7 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from speech_mtp.corpus.features import Features
+from speech_mtp.corpus.frame_phonemes import FramePhonemes
 from speech_mtp.corpus.store import PITCH_HOP, AudioStore
 from speech_mtp.corpus.texts import rows_of
 from speech_mtp.text.phonemes import parse
@@ -21,7 +23,7 @@ from speech_mtp.training.views import Views
 from speech_mtp.types import CodecSpec
 
 NOBODY = -100
-"""The label of a voice that no speaker has; ``cross_entropy`` leaves it out."""
+"""The label of a voice that no speaker has, and of what is no frame; ``cross_entropy`` leaves it out."""
 _RATIOS = ((10, 9), (9, 10), (11, 10), (10, 11), (8, 7), (7, 8))
 
 
@@ -37,6 +39,7 @@ class CodecWeights:
     heard: float = 2.0
     ctc: float = 0.25
     near: float = 0.0
+    frame: float = 0.0
     pitch: float = 2.0
     voicing: float = 0.3
     energy: float = 0.3
@@ -119,7 +122,8 @@ def check_heeded(config: CodecTaskConfig, settings: tuple[str, ...], terms: tupl
 class CodecBatch:
     """``wave [B, S]``, ``lengths [B]``, ``pitch [B, S / hop]`` Hz, ``phonemes`` concatenated with ``phoneme_lengths``,
     ``voice [B]`` (``NOBODY`` at another speed), ``reference [B, S']`` of the same voice with ``reference_lengths [B]``,
-    ``crop [B]`` first frame of the decoded crop, ``features [B, F, D]`` of a recogniser, where there are some.
+    ``crop [B]`` first frame of the decoded crop, ``features [B, F, D]`` of a recogniser and ``spoken [B, F]``, the
+    phoneme of every frame (``NOBODY`` behind the last one), where there are some.
     ``frames [B]`` and ``phoneme_lengths`` stay on the host, where the CTC loss reads them."""
 
     wave: Tensor
@@ -133,6 +137,7 @@ class CodecBatch:
     crop: Tensor
     frames: Tensor
     features: Tensor | None = None
+    spoken: Tensor | None = None
 
     def to(self, device: torch.device) -> CodecBatch:
         host = ("frames", "phoneme_lengths")
@@ -149,13 +154,18 @@ class CodecData:
         config: CodecTaskConfig,
         split: str = "train",
         features: Features | None = None,
+        aligned: FramePhonemes | None = None,
     ) -> None:
-        self.store, self.config, self.spec, self.features = store, config, spec, features
+        self.store, self.config, self.spec = store, config, spec
+        self.features, self.aligned = features, aligned
         limit = int(config.max_seconds * spec.sample_rate)
         least = (config.crop_frames + 4) * spec.samples_per_frame
         self.voices = sorted({r.voice for r in store.rows})
         fitting = [i for i in rows_of(store.rows, split) if least < store.rows[i].samples <= limit]
-        self._check_features(fitting)
+        if features is not None:
+            self._check_known(fitting, features.rows, f"features in {features.folder}; run the features stage")
+        if aligned is not None:
+            self._check_known(fitting, aligned.rows, f"phonemes in {aligned.folder}; run the stage encode")
         by_voice = {v: [i for i in fitting if store.rows[i].voice == v] for v in self.voices}
         self.by_voice = {v: np.array(rows) for v, rows in by_voice.items() if len(rows) > 1}
         counts = np.array([len(rows) for rows in self.by_voice.values()], float) ** config.voice_power
@@ -166,14 +176,11 @@ class CodecData:
                 "spoken with the timbre of the other."
             )
 
-    def _check_features(self, rows: list[int]) -> None:
-        if self.features is None:
-            return
-        missing = [self.store.rows[i].id for i in rows if self.store.rows[i].id not in self.features.rows]
+    def _check_known(self, rows: list[int], known: Container[str], what: str) -> None:
+        missing = [self.store.rows[i].id for i in rows if self.store.rows[i].id not in known]
         if missing:
             raise ValueError(
-                f"{len(missing)} of {len(rows)} utterances, {missing[0]} among them, have no features in "
-                f"{self.features.folder}; run the features stage on this data."
+                f"{len(missing)} of {len(rows)} utterances, {missing[0]} among them, have no {what} on this data."
             )
 
     def batch(self, number: int) -> CodecBatch:
@@ -198,6 +205,7 @@ class CodecData:
             crop=torch.tensor([int(rng.integers(0, max(1, f - crop - 1))) for f in frames]),
             frames=torch.tensor(frames),
             features=self._features([i for i, _ in picks], frames, longest // size),
+            spoken=self._spoken([i for i, _ in picks], frames, longest // size),
         )
 
     def _features(self, rows: list[int], frames: list[int], longest: int) -> Tensor | None:
@@ -206,6 +214,13 @@ class CodecData:
             return None
         tracks = [self.features.of(self.store.rows[i].id, count) for i, count in zip(rows, frames, strict=True)]
         return torch.stack([nn.functional.pad(track, (0, 0, 0, longest - len(track))) for track in tracks])
+
+    def _spoken(self, rows: list[int], frames: list[int], longest: int) -> Tensor | None:
+        """The phonemes of the frames of the utterances ``rows``, ``[B, longest]``."""
+        if self.aligned is None:
+            return None
+        tracks = [self.aligned.of(self.store.rows[i].id, count) for i, count in zip(rows, frames, strict=True)]
+        return torch.stack([nn.functional.pad(t, (0, longest - len(t)), value=NOBODY) for t in tracks])
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """The rows of the utterances and those of their references, ``[B, 2]``."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from speech_mtp.codecs.base import Codec
 from speech_mtp.corpus.features import Features
+from speech_mtp.corpus.frame_phonemes import FramePhonemes
 from speech_mtp.corpus.store import AudioStore
 from speech_mtp.evaluation.code_usage import code_usage, count_codes
 from speech_mtp.nn.critics import SpectrogramCritics, critic_loss, generator_loss
@@ -47,6 +48,7 @@ class CodecTraining(Task):
         device: torch.device,
         workers: Workers | None = None,
         features: Features | None = None,
+        aligned: FramePhonemes | None = None,
     ) -> None:
         check(config.weights.distil, features)
         if features is not None and config.keep_codes:
@@ -59,15 +61,15 @@ class CodecTraining(Task):
         self.data: CodecData | DeviceCodecData
         self.dev_data: CodecData | DeviceCodecData
         if config.on_device:
-            if features is not None:
+            if features is not None or aligned is not None:
                 raise ValueError(
-                    "Audio on the device comes without features (run.features); set task.on_device to false."
+                    "Audio on the device comes without run.features and run.aligned; set task.on_device to false."
                 )
             audio = DeviceAudio(store, device)
             self.data, self.dev_data = (DeviceCodecData(audio, codec.spec, config, split) for split in ("train", "dev"))
         else:
             self.data, self.dev_data = (
-                CodecData(store, codec.spec, config, split, features) for split in ("train", "dev")
+                CodecData(store, codec.spec, config, split, features, aligned) for split in ("train", "dev")
             )
         helpers = self.make_helpers(len(self.data.voices))
         if features is not None:

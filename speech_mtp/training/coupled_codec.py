@@ -79,7 +79,7 @@ class CoupledTask(SourceFilterTask):
 
 OF_STREAMS = ("warp", "warp_share", "views", "drop_detail")
 """Settings of a content stream."""
-TERMS_OF_STREAMS = ("near", "energy", "adversary", "consistency", "codes")
+TERMS_OF_STREAMS = ("near", "frame", "energy", "adversary", "consistency", "codes")
 
 
 def _check(codec: Coupled, config: CodecTaskConfig) -> None:

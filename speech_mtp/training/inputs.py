@@ -13,6 +13,7 @@ MAKERS = {
     "features": "speech-mtp train recipes/tokenizer/features.yaml",
     "codec": "speech-mtp train recipes/tokenizer/config.yaml",
     "aligner": "speech-mtp train recipes/tokenizer/config.yaml",
+    "aligned": "speech-mtp train recipes/tokenizer/aligned.yaml",
     "codes": "speech-mtp train recipes/tiny_en/encode.yaml",
     "units": "speech-mtp train recipes/tiny_en/units.yaml",
     "lm": "speech-mtp train recipes/tiny_en/config.yaml",

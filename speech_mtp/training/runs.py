@@ -30,6 +30,7 @@ from speech_mtp.corpus import answers
 from speech_mtp.corpus.codes import CODEC, CodeCorpus, load_codes
 from speech_mtp.corpus.direct import Speech, read_sentences, speak
 from speech_mtp.corpus.features import Features
+from speech_mtp.corpus.frame_phonemes import FramePhonemes
 from speech_mtp.corpus.store import AudioStore, store_manifest
 from speech_mtp.files import check_inputs_of
 from speech_mtp.lm.backbone import Backbone, load_causal_lm, load_tokenizer
@@ -133,7 +134,10 @@ def codec_task(stage: CodecRun | CoupledCodecRun, workers: Workers | None = None
     codec = Decoupled(sizes) if isinstance(sizes, DecoupledConfig) else Coupled(sizes)
     _start_codec(codec, stage)
     given = _codec_inputs(stage, workers)
-    return CodecTask(codec, *given) if isinstance(codec, Decoupled) else CoupledTask(codec, *given)
+    if isinstance(codec, Decoupled):
+        return CodecTask(codec, *given, None if stage.aligned is None else FramePhonemes(stage.aligned))
+    _check_unaligned(stage)
+    return CoupledTask(codec, *given)
 
 
 def _waveform_codec(stage: WaveformCodecRun) -> dict[str, Any]:
@@ -148,9 +152,15 @@ def waveform_task(stage: WaveformCodecRun, workers: Workers | None = None) -> Wa
     kind: Any = plugins.find("codecs", sizes.pop("name", ""))
     if not issubclass(kind, TrainableCodec):
         raise ValueError(f"{kind.__name__} is no codec of waveforms that is trained here; name encodec or mimi.")
+    _check_unaligned(stage)
     codec = kind.from_sizes(sizes)
     _start_codec(codec, stage)
     return WaveformTask(codec, *_codec_inputs(stage, workers))
+
+
+def _check_unaligned(stage: CodecRun) -> None:
+    if stage.aligned is not None:
+        raise ValueError("Only the content of a decoupled codec learns phonemes frame by frame; leave run.aligned out.")
 
 
 def _start_codec(codec: Codec, stage: CodecRun) -> None:

@@ -81,12 +81,14 @@ class CodecRun(Stage):
     A folder of stores stands for all of them. ``start`` names a codec (as ``eval codec`` takes it) whose weights the
     training starts from; ``model`` must fit it, unless ``start_partly`` is set: then weights of other shapes, and those
     that ``start`` lacks, begin at random. ``features``, the folder of the stage of that name, is what
-    ``task.weights.distil`` learns from.
+    ``task.weights.distil`` learns from, and ``aligned``, a folder of the stage ``encode`` on the same audio, tells
+    ``task.weights.frame`` which phoneme a frame speaks.
     """
 
     kind: Literal["codec"]
     data: list[Path]
     features: Path | None = None
+    aligned: Path | None = None
     start: str | None = None
     start_partly: bool = False
     model: DecoupledConfig = DecoupledConfig()

@@ -27,7 +27,7 @@ from speech_mtp.training.distributed import Workers
 from speech_mtp.training.precision import mixed
 
 UNHEEDED = ("warp", "warp_share", "views", "ctc_prior", "keep_codes", "predicted_share", "drop_detail", "reference_s")
-UNHEEDED_TERMS = ("near", "energy", "adversary", "consistency", "codes", "heard", "ctc", "pitch", "voicing")
+UNHEEDED_TERMS = ("near", "frame", "energy", "adversary", "consistency", "codes", "heard", "ctc", "pitch", "voicing")
 
 
 class WaveformTask(CodecTraining):
