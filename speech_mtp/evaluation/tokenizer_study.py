@@ -25,8 +25,7 @@ BASE = "coupled"
 DEFINITIONS = {
     "round_trip_wer": "word errors of decoded recordings less those of the recordings, as a fraction of the words",
     "round_trip_dnsmos": "overall DNSMOS of decoded recordings",
-    "equal": "share of the first stream's codes (of all books where one stream has them all) that stay when pitch and "
-    "formants change, the timing being the same",
+    "equal": "share of the first codebook's codes that stay when pitch and formants change, the timing being the same",
     "entropy": "bits a second that the codes of all streams cost a small probe that knows phonemes and position",
     "talker": "held-out cross entropy of the talker, control included, in bits a second of speech",
     "wer": "word errors of the talker over the words of all sentences and seeds",
@@ -80,7 +79,7 @@ def _codec(report: Mapping[str, Any]) -> dict[str, Any]:
     if trip := report.get("round_trip"):
         found |= {"round_trip_wer": trip["wer"] - trip["wer_original"], "round_trip_dnsmos": trip["dnsmos"]}
     if views := report.get("views"):
-        found["equal"] = next(iter(views["both"].values()))
+        found["equal"] = next(iter(views["both"].values()))[0]  # the first codebook of the first stream
     if probes := report.get("probes"):
         costs = [stream["given phonemes"]["bits_per_second"] for stream in probes["entropy"].values()]
         found["entropy"] = sum(costs)

@@ -27,8 +27,8 @@ def write_codec(folder: Path, streams: dict[str, float]) -> None:
         "streams": {name: [{"bits_per_second": 220.0}] for name in streams},
         "round_trip": {"wer": 0.03, "wer_original": 0.01, "dnsmos": 2.9},
         "views": {
-            "pitch": {name: estimate(0.9) for name in streams},
-            "both": {name: estimate(0.5) for name in streams},
+            "pitch x 0.72": {name: [estimate(0.9)] for name in streams},
+            "both": {name: [estimate(0.5)] for name in streams},
         },
         "probes": {"entropy": {name: {"given phonemes": {"bits_per_second": bits}} for name, bits in streams.items()}},
     }
