@@ -74,7 +74,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SPEECH_MTP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("speech_mtp.voices.reference.LEAST_S", 0.1)  # its speech is short
     monkeypatch.setattr(evaluate, "_recording_of", lambda model, voice: None)
-    monkeypatch.setattr(speech_report, "speech_report", lambda say, texts, known: {"wer": float(say(texts[0]).seconds)})
+    monkeypatch.setattr(speech_report, "speech_report", lambda say, texts, *rest: {"wer": float(say(texts[0]).seconds)})
     monkeypatch.chdir(tmp_path / "clone")
     return tmp_path / "clone"
 

@@ -151,7 +151,7 @@ def test_the_whole_way(name: str, folder: Path, backbone: dict[str, Any], monkey
     assert rate == codec.spec.sample_rate
     assert np.abs(wave).max() > 0
     monkeypatch.setattr(
-        speech_report, "speech_report", lambda say, texts, known: {"wer": float(say(texts[0]).seconds > 0)}
+        speech_report, "speech_report", lambda say, texts, *rest: {"wer": float(say(texts[0]).seconds > 0)}
     )
     Path("lines.txt").write_text("Hi.")
     command = ["eval", "speech", "--sentences", "lines.txt", "--json", "s.json", "--model", "package"]
@@ -165,7 +165,9 @@ def test_the_whole_way(name: str, folder: Path, backbone: dict[str, Any], monkey
     assert all(torch.equal(voices[name], loaded.voices[name]) for name in voices)
 
     whole = codec_report.codec_report
-    monkeypatch.setattr(codec_report, "codec_report", lambda codec, found, seed: whole(codec, found, EARS, seed=seed))
+    monkeypatch.setattr(
+        codec_report, "codec_report", lambda codec, found, judges, seed: whole(codec, found, EARS, seed)
+    )
     evaluate.eval_codec(Path("c.json"), corpus_dir=[folder / "store"], codec="package", parts="quality", aligner="x")
     report = json.loads(Path("c.json").read_text())
     assert report["voices"] == ["high", "low"]
