@@ -102,6 +102,8 @@ class FeatureWriter:
 class Features:
     """Reads what :class:`FeatureWriter` wrote."""
 
+    padding = 0.0
+
     def __init__(self, folder: Path) -> None:
         rows = _read_rows(folder)
         if not rows:

@@ -14,6 +14,8 @@ from speech_mtp.text.phonemes import parse
 class FramePhonemes:
     """Of the utterances of a code corpus, whatever codec made it: what counts is who aligned it."""
 
+    padding = -100.0  # what a cross entropy leaves out
+
     def __init__(self, folder: Path) -> None:
         self.folder, self.corpus = folder, load_codes(folder)
         self.rows = {row.id: index for index, row in enumerate(self.corpus.rows)}

@@ -26,13 +26,9 @@ from torch import Tensor, nn
 
 from speech_mtp.codecs._source_filter import FrameEncoder
 from speech_mtp.codecs.decoupled import Decoupled
-from speech_mtp.corpus.features import Features
-from speech_mtp.corpus.frame_phonemes import FramePhonemes
-from speech_mtp.corpus.store import AudioStore
 from speech_mtp.nn.conv import Block
 from speech_mtp.nn.ctc import Prior
-from speech_mtp.training.codec_data import NOBODY, CodecBatch, CodecTaskConfig, check_heeded, warp_frequency
-from speech_mtp.training.distributed import Workers
+from speech_mtp.training.codec_data import NOBODY, CodecBatch, check_heeded, warp_frequency
 from speech_mtp.training.precision import mixed
 from speech_mtp.training.source_filter_task import SourceFilterTask
 from speech_mtp.training.views import Change, equal_codes, perturbed_mel, view_terms
@@ -97,28 +93,14 @@ class CodecTask(SourceFilterTask):
 
     codec: Decoupled
 
-    def __init__(
-        self,
-        codec: Decoupled,
-        store: AudioStore,
-        config: CodecTaskConfig,
-        device: torch.device,
-        workers: Workers | None = None,
-        features: Features | None = None,
-        aligned: FramePhonemes | None = None,
-    ) -> None:
-        if (aligned is None) != (config.weights.frame == 0):
-            raise ValueError(
-                "run.aligned, a code corpus, tells the phonemes of frames, and task.weights.frame learns them; give "
-                "both or none."
-            )
+    def check(self, codec: Decoupled) -> None:
+        config = self.config
         if codec.phonemes is None:
             raise ValueError("The codec to train needs num_symbols > 0: the phoneme CTC shapes its content stream.")
         if not 0 <= config.drop_detail < 1:
             raise ValueError(f"task.drop_detail is {config.drop_detail}; it must be a share from 0 to below 1.")
         if codec.detail is None:
             check_heeded(config, ("drop_detail",), (), "The codec has no stream detail (model.detail_levels)")
-        super().__init__(codec, store, config, device, workers, features, aligned)
 
     def make_helpers(self, voices: int) -> dict[str, nn.Module]:
         codec, config = self.codec, self.config
@@ -185,10 +167,10 @@ class CodecTask(SourceFilterTask):
             prosody, _ = codec.prosody_fsq(codec.prosody(low, mask, codec.speaker_of_prosody(timbre)).float())
         content, _ = codec.content_fsq(raw)
         voices = {"content": batch.voice.masked_fill(changed, NOBODY), "prosody": batch.voice}
-        terms |= self._distilled(content, batch.features, mask)
-        if batch.spoken is not None:
+        terms |= self._distilled(content, batch.tracks.get("features"), mask)
+        if "aligned" in batch.tracks:
             guesses = self.helpers["frame"](content).flatten(0, 1)
-            terms["frame"] = F.nll_loss(guesses, batch.spoken.flatten(), ignore_index=NOBODY)
+            terms["frame"] = F.nll_loss(guesses, batch.tracks["aligned"].flatten())
         terms |= self.stream_terms(batch, content, prosody, low[..., -1], mask, voices)
         if codec.detail is not None:
             with mixed(c.amp, self.device):

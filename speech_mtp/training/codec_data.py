@@ -6,7 +6,6 @@ makes new voices: such a voice is nobody's, so it has no label.
 
 from __future__ import annotations
 
-from collections.abc import Container
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,16 +13,15 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
-from speech_mtp.corpus.features import Features
-from speech_mtp.corpus.frame_phonemes import FramePhonemes
 from speech_mtp.corpus.store import PITCH_HOP, AudioStore
 from speech_mtp.corpus.texts import rows_of
 from speech_mtp.text.phonemes import parse
+from speech_mtp.training.tracks import Tracks, check_ids, padded
 from speech_mtp.training.views import Views
 from speech_mtp.types import CodecSpec
 
 NOBODY = -100
-"""The label of a voice that no speaker has, and of what is no frame; ``cross_entropy`` leaves it out."""
+"""The label of a voice that no speaker has; ``cross_entropy`` leaves it out."""
 _RATIOS = ((10, 9), (9, 10), (11, 10), (10, 11), (8, 7), (7, 8))
 
 
@@ -122,8 +120,7 @@ def check_heeded(config: CodecTaskConfig, settings: tuple[str, ...], terms: tupl
 class CodecBatch:
     """``wave [B, S]``, ``lengths [B]``, ``pitch [B, S / hop]`` Hz, ``phonemes`` concatenated with ``phoneme_lengths``,
     ``voice [B]`` (``NOBODY`` at another speed), ``reference [B, S']`` of the same voice with ``reference_lengths [B]``,
-    ``crop [B]`` first frame of the decoded crop, ``features [B, F, D]`` of a recogniser and ``spoken [B, F]``, the
-    phoneme of every frame (``NOBODY`` behind the last one), where there are some.
+    ``crop [B]`` first frame of the decoded crop, ``tracks [B, F, ...]`` what else is known of the frames, by name.
     ``frames [B]`` and ``phoneme_lengths`` stay on the host, where the CTC loss reads them."""
 
     wave: Tensor
@@ -136,12 +133,12 @@ class CodecBatch:
     reference_lengths: Tensor
     crop: Tensor
     frames: Tensor
-    features: Tensor | None = None
-    spoken: Tensor | None = None
+    tracks: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> CodecBatch:
-        host = ("frames", "phoneme_lengths")
-        return CodecBatch(**{k: v if v is None or k in host else v.to(device) for k, v in self.__dict__.items()})
+        host = ("frames", "phoneme_lengths", "tracks")
+        moved = {k: v if k in host else v.to(device) for k, v in self.__dict__.items()}
+        return CodecBatch(**moved | {"tracks": {k: v.to(device) for k, v in self.tracks.items()}})
 
 
 class CodecData:
@@ -153,19 +150,14 @@ class CodecData:
         spec: CodecSpec,
         config: CodecTaskConfig,
         split: str = "train",
-        features: Features | None = None,
-        aligned: FramePhonemes | None = None,
+        tracks: Tracks | None = None,
     ) -> None:
-        self.store, self.config, self.spec = store, config, spec
-        self.features, self.aligned = features, aligned
+        self.store, self.config, self.spec, self.tracks = store, config, spec, tracks or {}
         limit = int(config.max_seconds * spec.sample_rate)
         least = (config.crop_frames + 4) * spec.samples_per_frame
         self.voices = sorted({r.voice for r in store.rows})
         fitting = [i for i in rows_of(store.rows, split) if least < store.rows[i].samples <= limit]
-        if features is not None:
-            self._check_known(fitting, features.rows, f"features in {features.folder}; run the features stage")
-        if aligned is not None:
-            self._check_known(fitting, aligned.rows, f"phonemes in {aligned.folder}; run the stage encode")
+        check_ids(self.tracks, [store.rows[i].id for i in fitting])
         by_voice = {v: [i for i in fitting if store.rows[i].voice == v] for v in self.voices}
         self.by_voice = {v: np.array(rows) for v, rows in by_voice.items() if len(rows) > 1}
         counts = np.array([len(rows) for rows in self.by_voice.values()], float) ** config.voice_power
@@ -174,13 +166,6 @@ class CodecData:
             raise ValueError(
                 f"The corpus has no voice with two {split} utterances between {least} and {limit} samples; one is "
                 "spoken with the timbre of the other."
-            )
-
-    def _check_known(self, rows: list[int], known: Container[str], what: str) -> None:
-        missing = [self.store.rows[i].id for i in rows if self.store.rows[i].id not in known]
-        if missing:
-            raise ValueError(
-                f"{len(missing)} of {len(rows)} utterances, {missing[0]} among them, have no {what} on this data."
             )
 
     def batch(self, number: int) -> CodecBatch:
@@ -192,6 +177,7 @@ class CodecData:
         frames = [-(-len(w) // size) for w in waves]
         longest = -(-max(frames) // 16) * 16 * size  # few distinct shapes: CPU kernels are compiled per shape
         phonemes = [[u.id for u in parse(self.store.rows[i].phonemes)] for i, _ in picks]
+        said = list(zip((self.store.rows[i].id for i, _ in picks), frames, strict=True))
         pad = nn.functional.pad
         return CodecBatch(
             wave=torch.stack([pad(w, (0, longest - len(w))) for w in waves]),
@@ -204,23 +190,8 @@ class CodecData:
             reference_lengths=torch.tensor([len(r) for r in references]),
             crop=torch.tensor([int(rng.integers(0, max(1, f - crop - 1))) for f in frames]),
             frames=torch.tensor(frames),
-            features=self._features([i for i, _ in picks], frames, longest // size),
-            spoken=self._spoken([i for i, _ in picks], frames, longest // size),
+            tracks={name: padded(track, said, longest // size) for name, track in self.tracks.items()},
         )
-
-    def _features(self, rows: list[int], frames: list[int], longest: int) -> Tensor | None:
-        """Of the utterances ``rows``, at the codec's frames: ``[B, longest, D]``."""
-        if self.features is None:
-            return None
-        tracks = [self.features.of(self.store.rows[i].id, count) for i, count in zip(rows, frames, strict=True)]
-        return torch.stack([nn.functional.pad(track, (0, 0, 0, longest - len(track))) for track in tracks])
-
-    def _spoken(self, rows: list[int], frames: list[int], longest: int) -> Tensor | None:
-        """The phonemes of the frames of the utterances ``rows``, ``[B, longest]``."""
-        if self.aligned is None:
-            return None
-        tracks = [self.aligned.of(self.store.rows[i].id, count) for i, count in zip(rows, frames, strict=True)]
-        return torch.stack([nn.functional.pad(t, (0, longest - len(t)), value=NOBODY) for t in tracks])
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """The rows of the utterances and those of their references, ``[B, 2]``."""

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from speech_mtp.codecs.base import Codec
 from speech_mtp.corpus.features import Features
-from speech_mtp.corpus.frame_phonemes import FramePhonemes
 from speech_mtp.corpus.store import AudioStore
 from speech_mtp.evaluation.code_usage import code_usage, count_codes
 from speech_mtp.nn.critics import SpectrogramCritics, critic_loss, generator_loss
@@ -31,12 +30,13 @@ from speech_mtp.training.averaging import average_of, update
 from speech_mtp.training.base import Task
 from speech_mtp.training.codec_data import CodecBatch, CodecData, CodecTaskConfig
 from speech_mtp.training.device_data import DeviceAudio, DeviceCodecData
-from speech_mtp.training.distilling import TERM, FeatureGuess, check, distillation
+from speech_mtp.training.distilling import FeatureGuess, distillation
 from speech_mtp.training.distributed import Workers
+from speech_mtp.training.tracks import Tracks, check_tracks
 
 
 class CodecTraining(Task):
-    """Trains ``codec`` on the audio of ``store``."""
+    """Trains ``codec`` on the audio of ``store``, and on what ``tracks`` tell of its frames."""
 
     codec: Codec
 
@@ -47,33 +47,25 @@ class CodecTraining(Task):
         config: CodecTaskConfig,
         device: torch.device,
         workers: Workers | None = None,
-        features: Features | None = None,
-        aligned: FramePhonemes | None = None,
+        tracks: Tracks | None = None,
     ) -> None:
-        check(config.weights.distil, features)
-        if features is not None and config.keep_codes:
-            raise ValueError(
-                "Codes that stand still learn nothing of features (run.features); leave task.keep_codes out."
-            )
-        self.workers = workers or Workers()
+        self.workers, self.config, self.device = workers or Workers(), config, device
+        tracks = tracks or {}
+        self.check(codec)
+        check_tracks(tracks, config.weights, config.keep_codes, config.on_device)
         self.codec = codec.to(device).train()
-        self.config, self.device = config, device
         self.data: CodecData | DeviceCodecData
         self.dev_data: CodecData | DeviceCodecData
         if config.on_device:
-            if features is not None or aligned is not None:
-                raise ValueError(
-                    "Audio on the device comes without run.features and run.aligned; set task.on_device to false."
-                )
             audio = DeviceAudio(store, device)
             self.data, self.dev_data = (DeviceCodecData(audio, codec.spec, config, split) for split in ("train", "dev"))
         else:
             self.data, self.dev_data = (
-                CodecData(store, codec.spec, config, split, features, aligned) for split in ("train", "dev")
+                CodecData(store, codec.spec, config, split, tracks) for split in ("train", "dev")
             )
         helpers = self.make_helpers(len(self.data.voices))
-        if features is not None:
-            helpers[TERM] = FeatureGuess(self.dim_distilled, features.dim)
+        if "features" in tracks:
+            helpers["distil"] = FeatureGuess(self.dim_distilled, cast(Features, tracks["features"]).dim)
         self.helpers = nn.ModuleDict(helpers).to(device)
         self.modules = {"codec": self.codec, "helpers": self.helpers}
         self.optimizers = {"codec": torch.optim.AdamW(self.trained(), betas=(0.8, 0.98), weight_decay=0.01, fused=True)}
@@ -85,6 +77,10 @@ class CodecTraining(Task):
             self.critics = SpectrogramCritics(width=config.critics.width).to(device)
             self.modules["critics"] = self.critics
             self.optimizers["critics"] = torch.optim.AdamW(self.critics.parameters(), betas=(0.8, 0.98), fused=True)
+
+    @abstractmethod
+    def check(self, codec: Any) -> None:
+        """Raises ``ValueError`` where ``codec`` and the settings do not fit each other. Called before anything else."""
 
     @abstractmethod
     def make_helpers(self, voices: int) -> dict[str, nn.Module]:
@@ -156,7 +152,7 @@ class CodecTraining(Task):
         """What ``values [B, F, D]`` learn of a recogniser's ``features [B, F, K]``, where there are some."""
         if features is None:
             return {}
-        return {TERM: distillation(self.helpers[TERM](values), features, mask)}
+        return {"distil": distillation(self.helpers["distil"](values), features, mask)}
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from speech_mtp.codecs._source_filter import FrameEncoder
 from speech_mtp.codecs.coupled import Coupled
-from speech_mtp.corpus.features import Features
-from speech_mtp.corpus.store import AudioStore
 from speech_mtp.nn.ctc import Prior
-from speech_mtp.training.codec_data import CodecBatch, CodecTaskConfig, check_heeded
-from speech_mtp.training.distributed import Workers
+from speech_mtp.training.codec_data import CodecBatch, check_heeded
 from speech_mtp.training.precision import mixed
 from speech_mtp.training.source_filter_task import SourceFilterTask
+
+OF_STREAMS = ("warp", "warp_share", "views", "drop_detail")
+"""Settings of a content stream."""
+TERMS_OF_STREAMS = ("near", "frame", "energy", "adversary", "consistency", "codes")
 
 
 class CoupledTask(SourceFilterTask):
@@ -30,17 +31,13 @@ class CoupledTask(SourceFilterTask):
 
     codec: Coupled
 
-    def __init__(
-        self,
-        codec: Coupled,
-        store: AudioStore,
-        config: CodecTaskConfig,
-        device: torch.device,
-        workers: Workers | None = None,
-        features: Features | None = None,
-    ) -> None:
-        _check(codec, config)
-        super().__init__(codec, store, config, device, workers, features)
+    def check(self, codec: Coupled) -> None:
+        why = "A coupled codec has no content or prosody of its own"
+        check_heeded(self.config, OF_STREAMS, TERMS_OF_STREAMS, why)
+        if self.config.ctc_prior and codec.phonemes is None:
+            raise ValueError(
+                "Only a semantic first book tells phonemes; leave task.ctc_prior out, or set model.semantic."
+            )
 
     def make_helpers(self, voices: int) -> dict[str, nn.Module]:
         tells = self.codec.phonemes is not None and self.config.ctc_prior
@@ -68,22 +65,10 @@ class CoupledTask(SourceFilterTask):
             mel, low, mask = codec.features(batch.wave, batch.lengths)
             latent = codec.latent(mel, low, mask).float()
         parts, _, loss = codec.quantiser(latent, mask)
-        terms = {"books": loss} | self._distilled(parts[0], batch.features, mask)
+        terms = {"books": loss} | self._distilled(parts[0], batch.tracks.get("features"), mask)
         if codec.phonemes is not None:
             with mixed(self.config.amp, self.device):
                 log_probs = codec.phonemes(parts[0], mask).float().log_softmax(-1)
             terms["ctc"] = self._phonemes_said("ctc", log_probs, batch, mask)
         whole = torch.stack(parts).sum(0)
         return whole, whole, terms
-
-
-OF_STREAMS = ("warp", "warp_share", "views", "drop_detail")
-"""Settings of a content stream."""
-TERMS_OF_STREAMS = ("near", "frame", "energy", "adversary", "consistency", "codes")
-
-
-def _check(codec: Coupled, config: CodecTaskConfig) -> None:
-    """Raises ValueError where a setting was changed that nothing here listens to."""
-    check_heeded(config, OF_STREAMS, TERMS_OF_STREAMS, "A coupled codec has no content or prosody of its own")
-    if config.ctc_prior and codec.phonemes is None:
-        raise ValueError("Only a semantic first book tells phonemes; leave task.ctc_prior out, or set model.semantic.")

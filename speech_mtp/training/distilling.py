@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TERM = "distil"
-
 
 class FeatureGuess(nn.Module):
     """Values of single frames ``[B, F, D]`` -> a guess of the recogniser's features ``[B, F, K]``."""
@@ -29,16 +27,3 @@ def distillation(guess: Tensor, features: Tensor, mask: Tensor) -> Tensor:
     [B, F, 1]``, the mean over dimensions and rows."""
     alike = F.cosine_similarity(guess * mask, features * mask, dim=1)
     return -F.logsigmoid(alike).mean()
-
-
-def check(weight: float, features: object | None) -> None:
-    """Raises ``ValueError`` where one of the two is set and the other is not."""
-    if weight and features is None:
-        raise ValueError(
-            "task.weights.distil learns from a recogniser's features; name their folder (run.features), which the "
-            "stage `features` makes."
-        )
-    if features is not None and not weight:
-        raise ValueError(
-            "run.features is read by task.weights.distil alone, which is 0; leave it out, or set a weight."
-        )

@@ -73,6 +73,7 @@ from speech_mtp.training.stages import (
 )
 from speech_mtp.training.text_encoder import StoredStates, TextEncoderTask, read_texts
 from speech_mtp.training.text_mtp import TextMTPTask, build_head
+from speech_mtp.training.tracks import Track
 from speech_mtp.training.waveform_codec import WaveformTask
 
 
@@ -134,10 +135,7 @@ def codec_task(stage: CodecRun | CoupledCodecRun, workers: Workers | None = None
     codec = Decoupled(sizes) if isinstance(sizes, DecoupledConfig) else Coupled(sizes)
     _start_codec(codec, stage)
     given = _codec_inputs(stage, workers)
-    if isinstance(codec, Decoupled):
-        return CodecTask(codec, *given, None if stage.aligned is None else FramePhonemes(stage.aligned))
-    _check_unaligned(stage)
-    return CoupledTask(codec, *given)
+    return CodecTask(codec, *given) if isinstance(codec, Decoupled) else CoupledTask(codec, *given)
 
 
 def _waveform_codec(stage: WaveformCodecRun) -> dict[str, Any]:
@@ -152,15 +150,9 @@ def waveform_task(stage: WaveformCodecRun, workers: Workers | None = None) -> Wa
     kind: Any = plugins.find("codecs", sizes.pop("name", ""))
     if not issubclass(kind, TrainableCodec):
         raise ValueError(f"{kind.__name__} is no codec of waveforms that is trained here; name encodec or mimi.")
-    _check_unaligned(stage)
     codec = kind.from_sizes(sizes)
     _start_codec(codec, stage)
     return WaveformTask(codec, *_codec_inputs(stage, workers))
-
-
-def _check_unaligned(stage: CodecRun) -> None:
-    if stage.aligned is not None:
-        raise ValueError("Only the content of a decoupled codec learns phonemes frame by frame; leave run.aligned out.")
 
 
 def _start_codec(codec: Codec, stage: CodecRun) -> None:
@@ -175,9 +167,13 @@ def _start_codec(codec: Codec, stage: CodecRun) -> None:
 
 def _codec_inputs(
     stage: CodecRun, workers: Workers | None
-) -> tuple[AudioStore, CodecTaskConfig, torch.device, Workers | None, Features | None]:
-    features = None if stage.features is None else Features(stage.features)
-    return AudioStore(stage.data), stage.task, stage.torch_device(), workers, features
+) -> tuple[AudioStore, CodecTaskConfig, torch.device, Workers | None, dict[str, Track]]:
+    tracks: dict[str, Track] = {}
+    if stage.features is not None:
+        tracks["features"] = Features(stage.features)
+    if stage.aligned is not None:
+        tracks["aligned"] = FramePhonemes(stage.aligned)
+    return AudioStore(stage.data), stage.task, stage.torch_device(), workers, tracks
 
 
 def _lm(stage: LMRun) -> dict[str, Any]:

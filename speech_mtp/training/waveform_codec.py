@@ -11,19 +11,17 @@ The published ones were trained for weeks with critics; here they get what the o
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from speech_mtp.codecs._rowwise import TrainableCodec
-from speech_mtp.corpus.features import Features
-from speech_mtp.corpus.store import AudioStore
 from speech_mtp.nn.ema_vq import EmaBook, quantised
 from speech_mtp.nn.spectral import LogMel
-from speech_mtp.training.codec_data import CodecBatch, CodecTaskConfig, check_heeded, cut
+from speech_mtp.training.codec_data import CodecBatch, check_heeded, cut
 from speech_mtp.training.codec_training import CodecTraining
-from speech_mtp.training.distributed import Workers
 from speech_mtp.training.precision import mixed
 
 UNHEEDED = ("warp", "warp_share", "views", "ctc_prior", "keep_codes", "predicted_share", "drop_detail", "reference_s")
@@ -36,20 +34,11 @@ class WaveformTask(CodecTraining):
 
     codec: TrainableCodec
 
-    def __init__(
-        self,
-        codec: TrainableCodec,
-        store: AudioStore,
-        config: CodecTaskConfig,
-        device: torch.device,
-        workers: Workers | None = None,
-        features: Features | None = None,
-    ) -> None:
-        check_heeded(config, UNHEEDED, UNHEEDED_TERMS, "A codec of waveforms has no streams with roles, and no pitch")
-        if workers is not None and workers.count > 1:
+    def check(self, codec: TrainableCodec) -> None:
+        why = "A codec of waveforms has no streams with roles, and no pitch"
+        check_heeded(self.config, UNHEEDED, UNHEEDED_TERMS, why)
+        if self.workers.count > 1:
             raise ValueError("Codebooks that follow their vectors are trained in one process; start one only.")
-        super().__init__(codec, store, config, device, workers, features)
-        self._mel = LogMel(codec.spec.sample_rate, 1024, 240, 80).to(device)
 
     def make_helpers(self, voices: int) -> dict[str, nn.Module]:
         books = [EmaBook(size, self.codec.dim_book) for size in self.codec.spec.codebook_sizes]
@@ -63,9 +52,9 @@ class WaveformTask(CodecTraining):
     def dim_distilled(self) -> int:
         return self.codec.dim_book
 
-    @property
+    @cached_property
     def mel(self) -> LogMel:
-        return self._mel
+        return LogMel(self.codec.spec.sample_rate, 1024, 240, 80).to(self.device)
 
     def terms(self, batch: CodecBatch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """1. Cut the crop out. 2. Quantise what the encoder makes of it; the books learn. 3. Decode and compare."""
@@ -74,7 +63,9 @@ class WaveformTask(CodecTraining):
         with mixed(self.config.amp, self.device):
             latents = self.codec.latents(real[:, None]).float()
         values, first, commitment = self._quantised(latents)
-        features = None if batch.features is None else cut(batch.features, batch.crop, frames)
+        features = batch.tracks.get("features")
+        if features is not None:
+            features = cut(features, batch.crop, frames)
         terms = {"books": commitment}
         terms |= self._distilled(first.transpose(1, 2), features, torch.ones_like(first[:, :1].transpose(1, 2)))
         with mixed(self.config.amp, self.device):

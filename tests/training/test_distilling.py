@@ -22,7 +22,7 @@ from speech_mtp.training import runs
 from speech_mtp.training.codec import CodecTask
 from speech_mtp.training.codec_data import CodecData, CodecTaskConfig, CodecWeights
 from speech_mtp.training.coupled_codec import CoupledTask
-from speech_mtp.training.distilling import TERM, distillation
+from speech_mtp.training.distilling import distillation
 from speech_mtp.training.listening import listen
 from speech_mtp.training.loop import numbers
 from speech_mtp.training.stages import FeaturesRun, TrainConfig
@@ -128,34 +128,36 @@ def test_utterances_of_one_name_are_refused(humming_folder: Path, tmp_path: Path
 
 def test_a_batch_has_the_features_of_its_utterances(humming: AudioStore, features: Features) -> None:
     codec = Coupled.tiny()
-    data = CodecData(humming, codec.spec, config(1.0), features=features)
+    data = CodecData(humming, codec.spec, config(1.0), tracks={"features": features})
     batch = data.batch(0)
     picks, _ = data.draw(np.random.default_rng((0, 0))).T
-    assert batch.features is not None
-    assert batch.features.shape == (4, batch.wave.shape[1] // codec.spec.samples_per_frame, 4)
+    assert batch.tracks.keys() == {"features"}
+    assert batch.tracks["features"].shape == (4, batch.wave.shape[1] // codec.spec.samples_per_frame, 4)
     for row, (pick, frames) in enumerate(zip(picks, batch.frames.tolist(), strict=True)):
-        assert torch.equal(batch.features[row, :frames], features.of(humming.rows[pick].id, frames))
-        assert not batch.features[row, frames:].any()
+        assert torch.equal(batch.tracks["features"][row, :frames], features.of(humming.rows[pick].id, frames))
+        assert not batch.tracks["features"][row, frames:].any()
 
 
 @pytest.mark.parametrize("kind", ["decoupled", "coupled"])
 def test_it_is_learnt_and_by_that_stream_alone(humming: AudioStore, features: Features, kind: str) -> None:
     task: CodecTask | CoupledTask
     if kind == "coupled":
-        task = CoupledTask(Coupled.tiny(), humming, config(1.0), CPU, features=features)
+        task = CoupledTask(Coupled.tiny(), humming, config(1.0), CPU, tracks={"features": features})
     else:
         weights = CodecWeights(**dict.fromkeys(CodecWeights().__dict__, 0.0) | {"distil": 1.0})
         codec = Decoupled.tiny(len(SYMBOLS))
-        task = CodecTask(codec, humming, config(1.0, weights=weights, warp_share=0.0), CPU, features=features)
+        task = CodecTask(
+            codec, humming, config(1.0, weights=weights, warp_share=0.0), CPU, tracks={"features": features}
+        )
     task.optimizers["codec"].param_groups[0]["weight_decay"] = 0.0
     before = {name: value.detach().clone() for name, value in task.codec.named_parameters()}
-    losses = [numbers(task.step(number % 2, 5e-3))[TERM] for number in range(30)]
+    losses = [numbers(task.step(number % 2, 5e-3))["distil"] for number in range(30)]
     moved = {name for name, value in task.codec.named_parameters() if not torch.equal(before[name], value)}
     assert losses[-1] < losses[0] - 0.05
     first = {"coupled": ("encoder.", "quantiser.books.0."), "decoupled": ("content.",)}[kind]
     assert moved
     assert all(name.startswith(first) for name in moved)
-    assert TERM in task.evaluate()
+    assert "distil" in task.evaluate()
 
 
 def test_a_weight_without_features_and_features_without_a_weight_are_refused(
@@ -163,19 +165,19 @@ def test_a_weight_without_features_and_features_without_a_weight_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"run\.features"):
         CoupledTask(Coupled.tiny(), humming, config(1.0), CPU)
-    with pytest.raises(ValueError, match="distil alone"):
-        CoupledTask(Coupled.tiny(), humming, config(0.0), CPU, features=features)
+    with pytest.raises(ValueError, match=r"weights\.distil alone"):
+        CoupledTask(Coupled.tiny(), humming, config(0.0), CPU, tracks={"features": features})
     with pytest.raises(ValueError, match=r"leave task\.keep_codes out"):
-        CoupledTask(Coupled.tiny(), humming, config(1.0, keep_codes=True), CPU, features=features)
+        CoupledTask(Coupled.tiny(), humming, config(1.0, keep_codes=True), CPU, tracks={"features": features})
     with pytest.raises(ValueError, match="on_device"):
-        CoupledTask(Coupled.tiny(), humming, config(1.0, on_device=True), CPU, features=features)
+        CoupledTask(Coupled.tiny(), humming, config(1.0, on_device=True), CPU, tracks={"features": features})
 
 
 def test_an_utterance_without_features_is_named(humming: AudioStore, features: Features) -> None:
     row = features.rows.pop("3")
     try:
-        with pytest.raises(ValueError, match="1 of 8 utterances, 3 among them"):
-            CodecData(humming, Coupled.tiny().spec, config(1.0), features=features)
+        with pytest.raises(ValueError, match="1 of 8 utterances, 3 among them, are not in"):
+            CodecData(humming, Coupled.tiny().spec, config(1.0), tracks={"features": features})
     finally:
         features.rows["3"] = row
 

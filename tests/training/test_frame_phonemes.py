@@ -17,7 +17,7 @@ from speech_mtp.corpus.store import AudioStore
 from speech_mtp.text.phonemes import SYMBOLS, parse
 from speech_mtp.training import runs
 from speech_mtp.training.codec import CodecTask
-from speech_mtp.training.codec_data import NOBODY, CodecData, CodecTaskConfig, CodecWeights
+from speech_mtp.training.codec_data import CodecData, CodecTaskConfig, CodecWeights
 from speech_mtp.training.loop import numbers
 from speech_mtp.training.stages import CoupledCodecRun
 
@@ -58,17 +58,17 @@ def test_a_track_is_stretched_to_other_frames(aligned: FramePhonemes, humming: A
 
 
 def test_a_batch_knows_the_phonemes_of_its_frames(aligned: FramePhonemes, humming: AudioStore) -> None:
-    data = CodecData(humming, Decoupled.tiny().spec, config(1.0), aligned=aligned)
+    data = CodecData(humming, Decoupled.tiny().spec, config(1.0), tracks={"aligned": aligned})
     batch = data.batch(0)
     picks, _ = data.draw(np.random.default_rng((0, 0))).T
-    assert batch.spoken is not None
+    assert batch.tracks.keys() == {"aligned"}
     for row, (pick, frames) in enumerate(zip(picks, batch.frames.tolist(), strict=True)):
-        assert torch.equal(batch.spoken[row, :frames], aligned.of(humming.rows[pick].id, frames))
-        assert set(batch.spoken[row, frames:].tolist()) <= {NOBODY}
+        assert torch.equal(batch.tracks["aligned"][row, :frames], aligned.of(humming.rows[pick].id, frames))
+        assert set(batch.tracks["aligned"][row, frames:].tolist()) <= {-100}
 
 
 def test_content_alone_learns_them(aligned: FramePhonemes, humming: AudioStore) -> None:
-    task = CodecTask(Decoupled.tiny(len(SYMBOLS)), humming, config(1.0), CPU, aligned=aligned)
+    task = CodecTask(Decoupled.tiny(len(SYMBOLS)), humming, config(1.0), CPU, tracks={"aligned": aligned})
     task.optimizers["codec"].param_groups[0]["weight_decay"] = 0.0
     before = {name: value.detach().clone() for name, value in task.codec.named_parameters()}
     losses = [numbers(task.step(number % 2, 5e-3))["frame"] for number in range(30)]
@@ -80,13 +80,13 @@ def test_content_alone_learns_them(aligned: FramePhonemes, humming: AudioStore) 
 
 
 def test_one_without_the_other_is_refused(aligned: FramePhonemes, humming: AudioStore, tmp_path: Path) -> None:
-    for weight, told in ((1.0, None), (0.0, aligned)):
-        with pytest.raises(ValueError, match="give both or none"):
-            CodecTask(Decoupled.tiny(len(SYMBOLS)), humming, config(weight), CPU, aligned=told)
+    for weight, told, words in ((1.0, {}, "learns from run"), (0.0, {"aligned": aligned}, "alone, which is 0")):
+        with pytest.raises(ValueError, match=words):
+            CodecTask(Decoupled.tiny(len(SYMBOLS)), humming, config(weight), CPU, tracks=told)
     row = aligned.rows.pop("3")
     try:
-        with pytest.raises(ValueError, match="3 among them, have no phonemes in"):
-            CodecData(humming, Decoupled.tiny().spec, config(1.0), aligned=aligned)
+        with pytest.raises(ValueError, match="3 among them, are not in"):
+            CodecData(humming, Decoupled.tiny().spec, config(1.0), tracks={"aligned": aligned})
     finally:
         aligned.rows["3"] = row
 
@@ -100,5 +100,5 @@ def test_other_codecs_have_no_such_stream(aligned: FramePhonemes, humming_folder
         model=CoupledConfig(books=(10, 5), dim=4, encoder_dims=(8, 8), decoder_dims=(8, 8), decoder_blocks=(1, 1)),
         loop={"steps": 2, "learning_rate": 1e-3},
     )
-    with pytest.raises(ValueError, match=r"leave run\.aligned out"):
+    with pytest.raises(ValueError, match=r"run\.aligned is read by task\.weights\.frame alone"):
         runs.codec_task(stage)

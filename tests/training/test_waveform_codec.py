@@ -159,7 +159,11 @@ def test_the_first_book_learns_what_a_recogniser_hears(
         set(CodecWeights().__dict__) - {"adversary", "energy", "ctc", "heard", "pitch", "voicing"}, 0.0
     )
     task = WaveformTask(
-        codec, humming, config(weights=CodecWeights(**silent | {"distil": 1.0})), CPU, features=Features(tmp_path)
+        codec,
+        humming,
+        config(weights=CodecWeights(**silent | {"distil": 1.0})),
+        CPU,
+        tracks={"features": Features(tmp_path)},
     )
     task.optimizers["codec"].param_groups[0]["weight_decay"] = 0.0
     before = {name: value.detach().clone() for name, value in codec.named_parameters()}
