@@ -44,9 +44,11 @@ def open_at(path: Path, size: int) -> BinaryIO:
     return file
 
 
-def check_inputs_of(path: Path, inputs: dict[str, Any]) -> None:
+def check_inputs_of(path: Path, inputs: dict[str, Any], made: bool = True) -> None:
     """Keep at ``path`` what something is made of, as JSON; ``inputs`` that differ from those kept raise ``ValueError``,
-    which names the first."""
+    which names the first. What was kept is forgotten where nothing was ``made`` of it."""
+    if not made:
+        path.unlink(missing_ok=True)
     try:
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError as error:

@@ -7,38 +7,45 @@ import io
 import pytest
 
 from speech_mtp import progress as module
-from speech_mtp.progress import Telling, progress
+from speech_mtp.progress import Progress, Telling, progress
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that pass with every look at the clock."""
-    now, step = [0.0], [10.0]
-
-    def look() -> float:
-        now[0] += step[0]
-        return now[0]
-
-    monkeypatch.setattr(module, "monotonic", look)
-    return step
+    """The time, which a test moves."""
+    now = [0.0]
+    monkeypatch.setattr(module, "monotonic", lambda: now[0])
+    return now
 
 
 def test_plain_lines_come_every_half_minute(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(progress([7, 8, 9, 10, 11, 12, 13], "hearing")) == [7, 8, 9, 10, 11, 12, 13]
+    found = []
+    for item in progress([7, 8, 9, 10, 11, 12, 13], "hearing"):
+        found.append(item)
+        clock[0] += 10
+    assert found == [7, 8, 9, 10, 11, 12, 13]
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.splitlines() == ["hearing: 3 of 7, 40 s left", "hearing: 6 of 7, 10 s left"]
 
 
 def test_work_of_unknown_length_is_counted(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(progress(iter("abc"), "writing")) == ["a", "b", "c"]
+    for _ in progress(iter("abc"), "writing"):
+        clock[0] += 10
     assert capsys.readouterr().err == "writing: 3\n"
 
 
 def test_short_work_says_nothing(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    clock[0] = 0.1
     assert list(progress(range(50), "hearing")) == list(range(50))
     assert capsys.readouterr().err == ""
+
+
+def test_a_note_is_told_too(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    count = Progress("corpus", "utterances", 100)
+    clock[0] = 40
+    count.advance(20, "0.50 h")
+    count.close()
+    assert capsys.readouterr().err == "corpus: 20 of 100, 0.50 h, 160 s left\n"
 
 
 def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,5 +64,6 @@ def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_telling_has_a_line_of_its_own_now_and_then(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     tell = Telling()
     for word in "abcdef":
+        clock[0] += 10
         tell(word)
     assert capsys.readouterr().err.split() == ["c", "f"]

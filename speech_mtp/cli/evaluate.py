@@ -206,9 +206,7 @@ def eval_codec(
 ) -> None:
     """Quality (round trip, bit rate, code usage, timbre swap, agreement of voices, melody) and predictability: codes
     that stay in other views of a recording, what probes tell of each stream, and what swapping each stream changes."""
-    check_output(out, (".json",))
-    if plot is not None:
-        check_output(plot, (".png",))
+    _check_files(out, plot)
     wanted = _parts(parts)
     if not audio_dir and not corpus_dir:
         raise ValueError("Give the recordings to evaluate on: --audio DIR or --corpus FOLDER.")
@@ -430,18 +428,12 @@ def eval_objectives(
     plot: Annotated[Path | None, typer.Option(help="Draw loss over steps and seconds: a PNG file.")] = None,
 ) -> None:
     """Objectives of trunks side by side, over seeds, against the next token alone."""
-    check_output(out, (".json",))
-    if plot is not None:
-        check_output(plot, (".png",))
-    from speech_mtp.evaluation.objective_study import study, study_table
+    _check_files(out, plot)
+    from speech_mtp.evaluation import objective_study as module
+    from speech_mtp.evaluation.plots import objective_curves
 
-    report = study(folder)
-    print(study_table(report))
-    if plot is not None:
-        from speech_mtp.evaluation.plots import objective_curves
-
-        objective_curves(report, folder, plot)
-    write_report(out, {"study": str(folder), **report})
+    report = module.study(folder)
+    _tell_study(folder, report, module.study_table(report), out, plot, partial(objective_curves, report, folder))
 
 
 @group.command("tokenizers")
@@ -452,15 +444,25 @@ def eval_tokenizers(
     base: Annotated[str, typer.Option(help="The codec that the others' word errors are compared with.")] = "coupled",
 ) -> None:
     """Codecs side by side, by what a talker makes of the codes of each."""
+    _check_files(out, plot)
+    from speech_mtp.evaluation import tokenizer_study as module
+    from speech_mtp.evaluation.plots import tokenizer_bars
+
+    report = module.study(folder, base)
+    _tell_study(folder, report, module.study_table(report), out, plot, partial(tokenizer_bars, report))
+
+
+def _check_files(out: Path, plot: Path | None) -> None:
     check_output(out, (".json",))
     if plot is not None:
         check_output(plot, (".png",))
-    from speech_mtp.evaluation.tokenizer_study import study, study_table
 
-    report = study(folder, base)
-    print(study_table(report))
+
+def _tell_study(
+    folder: Path, report: dict[str, Any], table: str, out: Path, plot: Path | None, draw: Callable[[Path], None]
+) -> None:
+    """Print the ``table``, draw the picture if there is to be one, and write the report."""
+    print(table)
     if plot is not None:
-        from speech_mtp.evaluation.plots import tokenizer_bars
-
-        tokenizer_bars(report, plot)
+        draw(plot)
     write_report(out, {"study": str(folder), **report})

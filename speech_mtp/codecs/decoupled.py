@@ -14,7 +14,6 @@ timbre of different utterances can be mixed freely. Factorisation after FACodec 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -92,7 +91,7 @@ class Decoupled(SourceFilterCodec):
         self.content_fsq = FSQ(c.content_levels)
         self.prosody_fsq = FSQ(c.prosody_levels)
         self.detail_fsq = FSQ(c.detail_levels) if c.detail_levels else None
-        sizes = [self.content_fsq.size, self.prosody_fsq.size] + [math.prod(c.detail_levels)] * bool(c.detail_levels)
+        sizes = [fsq.size for fsq in (self.content_fsq, self.prosody_fsq, self.detail_fsq) if fsq is not None]
         self.spec = CodecSpec(
             sample_rate=c.sample_rate,
             frame_rate_hz=c.sample_rate / (c.hop * c.steps_per_frame),

@@ -32,7 +32,7 @@ from speech_mtp.corpus.manifest import (
     read_manifest,
     read_rejects,
 )
-from speech_mtp.corpus.processes import Progress, as_spec, in_processes, plugged
+from speech_mtp.corpus.processes import as_spec, in_processes, plugged
 from speech_mtp.corpus.recorded import Treatment
 from speech_mtp.corpus.report import report
 from speech_mtp.corpus.selfwrite import WriteConfig, answered, expand_prompts, read_prompts, write
@@ -40,6 +40,7 @@ from speech_mtp.corpus.sentences import SentenceRules
 from speech_mtp.corpus.teachers.base import SAMPLE_RATE, Teacher
 from speech_mtp.corpus.texts import Script, TextSource, load_script, stable_fraction
 from speech_mtp.files import replacing
+from speech_mtp.progress import Progress
 from speech_mtp.text.g2p.base import G2P, read_text
 from speech_mtp.text.phonemes import render
 from speech_mtp.threads import processors
@@ -141,7 +142,7 @@ def _speak_texts(config: CorpusConfig, writer: Writer | None) -> Counter[str]:
     with JsonLines(config.out / MANIFEST) as manifest, JsonLines(config.out / REJECTS) as rejects:
         finished = {row.id for row in read_manifest(config.out)} | {r.id for r in read_rejects(config.out)}
         batches = _batches([job for job in plan_jobs(config, script) if job.id not in finished], config.batch)
-        progress = Progress(sum(map(len, batches)))
+        progress, audio_s = Progress("corpus", "utterances", sum(map(len, batches))), 0.0
         tasks = [
             (batch, as_spec(plans[batch[0].voice].teacher), as_spec(config.g2p), config.audio, config.out)
             for batch in batches
@@ -149,7 +150,8 @@ def _speak_texts(config: CorpusConfig, writer: Writer | None) -> Counter[str]:
         for made in in_processes(speak_batch, tasks, min(config.workers or processors(), max(1, len(tasks)))):
             manifest.append(as_line(item) for item in made if isinstance(item, ManifestEntry))
             rejects.append(as_line(item) for item in made if isinstance(item, Reject))
-            progress.advance(len(made), sum(item.seconds for item in made if isinstance(item, ManifestEntry)))
+            audio_s += sum(item.seconds for item in made if isinstance(item, ManifestEntry))
+            progress.advance(len(made), f"{audio_s / 3600:.2f} h")
         progress.close()
     return script.rejects
 

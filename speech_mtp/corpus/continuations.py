@@ -44,10 +44,8 @@ def write_continuations(lm: TextLM, store: DocumentStore, path: Path, config: Co
     fit into the model.
     """
     drawn = config.model_dump(exclude={"texts"})
-    beside = path.with_suffix(".json")
-    if not path.exists() or not path.stat().st_size:
-        beside.unlink(missing_ok=True)  # nothing was written with other settings
-    check_inputs_of(beside, {"model": lm.fingerprint, **drawn})
+    written = path.exists() and path.stat().st_size > 0
+    check_inputs_of(path.with_suffix(".json"), {"model": lm.fingerprint, **drawn}, written)
     encoder = Encoder(lm.tokenizer)
     prompts = passages(store, lm.tokenizer, config)
 

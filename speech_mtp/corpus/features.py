@@ -8,7 +8,7 @@ its last whole row.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from speech_mtp.corpus.manifest import JsonLines, read_lines
 from speech_mtp.files import check_inputs_of, open_at, replacing
 
 ROWS, VECTORS, PROJECTION, INPUTS = "rows.jsonl", "features.f16", "projection.safetensors", "features.json"
@@ -62,17 +63,13 @@ class FeatureWriter:
     def __init__(self, folder: Path, inputs: dict[str, Any]) -> None:
         """``inputs`` say what the vectors are; others than those of a folder that holds some raise ``ValueError``."""
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / PROJECTION).exists():
-            (folder / INPUTS).unlink(missing_ok=True)  # nothing was made of them
-        check_inputs_of(folder / INPUTS, inputs)
-        self.folder, self.rows = folder, _read_rows(folder)
         path = folder / PROJECTION
         self.projection = Projection(**load_file(path)) if path.exists() else None
+        check_inputs_of(folder / INPUTS, inputs, made=self.projection is not None)
         if self.projection is None:
-            self.rows = []
-        whole = "".join(json.dumps(asdict(row)) + "\n" for row in self.rows)
-        (folder / ROWS).write_text(whole, encoding="utf-8")
-        self._lines = (folder / ROWS).open("a", encoding="utf-8")
+            (folder / ROWS).unlink(missing_ok=True)
+        self._log = JsonLines(folder / ROWS)
+        self.folder, self.rows = folder, _read_rows(folder)
         self._end = self.rows[-1].start + self.rows[-1].count if self.rows else 0
         width = 0 if self.projection is None else self.projection.basis.shape[1]
         self._vectors = open_at(folder / VECTORS, 2 * self._end * width)
@@ -83,20 +80,24 @@ class FeatureWriter:
             save_file({"mean": projection.mean, "basis": projection.basis.contiguous()}, path)
         self.projection = projection
 
-    def append(self, id: str, vectors: Tensor) -> None:
-        """``vectors [T, D]`` of the utterance ``id``, as the recogniser gave them."""
+    def append(self, heard: Iterable[tuple[str, Tensor]]) -> None:
+        """Utterances by their ids, each with its vectors ``[T, D]`` as the recogniser gave them."""
         assert self.projection is not None, "project_by comes first"
-        self.projection(vectors).to(torch.float16).numpy().tofile(self._vectors)
+        new = []
+        for id, vectors in heard:
+            self.projection(vectors).to(torch.float16).numpy().tofile(self._vectors)
+            new.append(FeatureRow(id, self._end, len(vectors)))
+            self._end += len(vectors)
         self._vectors.flush()
-        row = FeatureRow(id, self._end, len(vectors))
-        self._lines.write(json.dumps(asdict(row)) + "\n")
-        self._lines.flush()
-        self._end += row.count
-        self.rows.append(row)
+        self._log.append(map(asdict, new))
+        self.rows += new
 
-    def close(self) -> None:
-        for file in (self._vectors, self._lines):
-            file.close()
+    def __enter__(self) -> FeatureWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._vectors.close()
+        self._log.close()
 
 
 class Features:
@@ -122,8 +123,6 @@ class Features:
 
 
 def _read_rows(folder: Path) -> list[FeatureRow]:
-    """The whole rows of a folder (a last line cut off by a kill is ignored)."""
+    """The whole rows of a folder."""
     path = folder / ROWS
-    if not path.exists():
-        return []
-    return [FeatureRow(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    return [FeatureRow(**values) for values in read_lines(path)] if path.exists() else []

@@ -27,9 +27,10 @@ from speech_mtp.corpus.manifest import (
     read_manifest,
     read_rejects,
 )
-from speech_mtp.corpus.processes import Progress, in_processes
+from speech_mtp.corpus.processes import in_processes
 from speech_mtp.corpus.recorded import Imported, RecordingJob, Treatment, import_recording
 from speech_mtp.corpus.recordings.base import RecordingSource, Unusable
+from speech_mtp.progress import Progress
 
 JOURNAL = "recordings.jsonl"
 """One line for each recording whose rows are written."""
@@ -67,11 +68,12 @@ def import_recordings(plans: list[RecordingPlan], treatment: Treatment, workers:
     names = (MANIFEST, REJECTS, JOURNAL)
     with ExitStack() as stack:
         log = _Log(treatment.out, *(stack.enter_context(JsonLines(treatment.out / name)) for name in names))
-        progress = Progress(None, "recordings")
+        progress, audio_s = Progress("corpus", "recordings"), 0.0
         jobs = ((job, treatment) for plan, source in sources for job in log.missing(plan, source))
         for imported in in_processes(import_recording, jobs, workers):
             log.write(imported)
-            progress.advance(1, sum(row.seconds for row in imported.items if isinstance(row, ManifestEntry)))
+            audio_s += sum(row.seconds for row in imported.items if isinstance(row, ManifestEntry))
+            progress.advance(1, f"{audio_s / 3600:.2f} h")
         progress.close()
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -16,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
-from tqdm import tqdm
 
 from speech_mtp import plugins
 
@@ -84,36 +81,3 @@ def one_thread_each() -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
         else:
             os.environ["OMP_NUM_THREADS"] = before
-
-
-class Progress:
-    """A bar on a terminal, otherwise a plain line every ``every_s`` seconds, on stderr. ``total`` None is not known."""
-
-    def __init__(self, total: int | None, what: str = "utterances", every_s: float = 10.0) -> None:
-        self._total, self._what, self._every_s = total, what, every_s
-        self._done, self._audio_s = 0, 0.0
-        self._started = self._told = time.monotonic()
-        self._bar = tqdm(total=total, unit=f" {what}", desc="corpus") if sys.stderr.isatty() else None
-
-    def advance(self, done: int, audio_s: float) -> None:
-        """Count ``done`` more, accepted audio lasting ``audio_s`` in all."""
-        self._done += done
-        self._audio_s += audio_s
-        if self._bar is not None:
-            self._bar.update(done)
-            self._bar.set_postfix(hours=f"{self._audio_s / 3600:.2f}", refresh=False)
-        elif time.monotonic() - self._told >= self._every_s or self._done == self._total:
-            self._told = time.monotonic()
-            print(f"corpus: {self._line()}", file=sys.stderr, flush=True)
-
-    def _line(self) -> str:
-        hours = f"{self._audio_s / 3600:.2f} h"
-        if self._total is None:
-            return f"{self._done} {self._what}, {hours}"
-        left_s = (self._told - self._started) / self._done * (self._total - self._done)
-        return f"{self._done} of {self._total} {self._what}, {hours}, {left_s:.0f} s left"
-
-    def close(self) -> None:
-        """Leave the bar as it is."""
-        if self._bar is not None:
-            self._bar.close()

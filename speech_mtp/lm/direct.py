@@ -26,7 +26,7 @@ from speech_mtp.lm.backbone import assistant_prefix, check_supported, trunk_size
 from speech_mtp.lm.cache import HuggingFaceCache, KVCache, as_keyword
 from speech_mtp.lm.embeddings import GroupFusion
 from speech_mtp.lm.group_lm import GroupLM, GroupLMConfig, SpeechPlace, SpeechRows, behind_text
-from speech_mtp.lm.output import build_output
+from speech_mtp.lm.outputs import build_output
 from speech_mtp.lm.token_maker import VOICE, TokenMaker, next_tokens
 from speech_mtp.nn.transformer import causal_mask
 from speech_mtp.types import Kind, LMOutput, Positions, TextUnits

@@ -3,8 +3,7 @@
 ``linear`` and ``mlp`` judge every channel by itself (SLM-Decoupled-MTP); ``depth`` goes channel by channel, each
 seeing the tokens chosen before it in the same position, so a group of many frames stays coherent (the chain rule, as
 in the depth transformers of Moshi and CSM, but with a running sum in place of attention, after NADE, Larochelle and
-Murray 2011: one small product per channel and no second cache). ``known`` draws only groups that exist
-(:mod:`speech_mtp.lm.known_groups`).
+Murray 2011: one small product per channel and no second cache). :mod:`speech_mtp.lm.outputs` knows them by name.
 """
 
 from __future__ import annotations
@@ -82,16 +81,3 @@ class Depth(OutputLayer):
             if c + 1 < len(self.channel_sizes):
                 x = x + self.project[c](self.tables[c](tokens[-1]))
         return torch.stack(tokens, -1)
-
-
-def build_output(kind: str, dim: int, channel_sizes: tuple[int, ...]) -> OutputLayer:
-    """``kind`` is linear, mlp, depth or known."""
-    if kind == "known":
-        from speech_mtp.lm.known_groups import Known
-
-        return Known(dim, channel_sizes)
-    if kind == "depth":
-        return Depth(dim, channel_sizes)
-    if kind in ("linear", "mlp"):
-        return Parallel(dim, channel_sizes, mlp=kind == "mlp")
-    raise ValueError(f"output is {kind!r}; it must be 'linear', 'mlp', 'depth' or 'known'.")

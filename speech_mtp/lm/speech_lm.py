@@ -19,7 +19,7 @@ from speech_mtp.layouts.base import Layout
 from speech_mtp.lm.cache import KVCache
 from speech_mtp.lm.embeddings import EncodedUnits, GroupFusion, UnitEncoder, Window
 from speech_mtp.lm.group_lm import GroupLM, GroupLMConfig, SpeechPlace, SpeechRows, behind_text
-from speech_mtp.lm.output import build_output
+from speech_mtp.lm.outputs import build_output
 from speech_mtp.lm.talker import Talker
 from speech_mtp.nn.row_values import put
 from speech_mtp.nn.transformer import causal_mask

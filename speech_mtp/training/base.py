@@ -60,3 +60,10 @@ class Task(ABC):
     @abstractmethod
     def export(self, folder: Path) -> None:
         """Write the trained model as an inference checkpoint into an existing folder."""
+
+
+def begin_step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give every group of parameters its rate (times its own ``scale``, where it has one), and forget gradients."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("scale", 1.0)
+    optimizer.zero_grad(set_to_none=True)

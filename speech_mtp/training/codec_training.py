@@ -27,7 +27,7 @@ from speech_mtp.evaluation.code_usage import code_usage, count_codes
 from speech_mtp.nn.critics import SpectrogramCritics, critic_loss, generator_loss
 from speech_mtp.nn.spectral import LogMel, MultiScaleMel, SpectralLoss
 from speech_mtp.training.averaging import average_of, update
-from speech_mtp.training.base import Task
+from speech_mtp.training.base import Task, begin_step
 from speech_mtp.training.codec_data import CodecBatch, CodecData, CodecTaskConfig
 from speech_mtp.training.device_data import DeviceAudio, DeviceCodecData
 from speech_mtp.training.distilling import FeatureGuess, distillation
@@ -130,9 +130,7 @@ class CodecTraining(Task):
 
     def _update(self, name: str, loss: Tensor, learning_rate: float) -> Tensor:
         optimizer = self.optimizers[name]
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.zero_grad(set_to_none=True)
+        begin_step(optimizer, learning_rate)
         loss.backward()
         parameters = [p for g in optimizer.param_groups for p in g["params"]]
         self.workers.average_gradients(parameters)

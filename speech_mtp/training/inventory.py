@@ -13,7 +13,7 @@ from torch import Tensor
 from speech_mtp.corpus.codes import CodeCorpus
 from speech_mtp.lm.inventory import Inventory, InventoryConfig
 from speech_mtp.nn.code_graph import Search
-from speech_mtp.training.base import Task
+from speech_mtp.training.base import Task, begin_step
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.lm import UnitStore
 
@@ -81,9 +81,7 @@ class InventoryTask(Task):
         rng = np.random.default_rng((self.config.seed, self.workers.batch_number(number)))
         items = rng.integers(0, len(self.texts), self.config.batch)
         optimizer = self.optimizers["inventory"]
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.zero_grad(set_to_none=True)
+        begin_step(optimizer, learning_rate)
         loss = self.inventory.loss(self.vectors(items, rng), torch.from_numpy(items).to(self.device))
         loss.backward()
         self.workers.average_gradients(list(self.inventory.parameters()))

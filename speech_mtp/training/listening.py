@@ -31,18 +31,18 @@ def listen(stage: FeaturesRun, recogniser: Recogniser) -> dict[str, object]:
             f"run.data has no utterance of at most {recogniser.longest_features_s:g} s, which is all it hears."
         )
     inputs = {"recogniser": recogniser.name, "components": stage.components, "fit_on": stage.fit_on}
-    writer = FeatureWriter(stage.out, inputs)
-    if writer.projection is None:
-        some = np.unique(np.linspace(0, len(heard) - 1, min(stage.fit_on, len(heard))).round().astype(int))
-        vectors = torch.cat([v for _, v in _heard(recogniser, store, heard[some], stage.batch, "components")])
-        writer.project_by(Projection.of(vectors, stage.components))
-    known = {row.id for row in writer.rows}
-    missing = np.array([i for i in heard if store.rows[i].id not in known], int)
-    by_length = missing[np.argsort([store.rows[i].samples for i in missing], kind="stable")]
-    for index, vectors in _heard(recogniser, store, by_length, stage.batch, "features"):
-        writer.append(store.rows[index].id, vectors)
-    writer.close()
-    return {"out": str(stage.out), "utterances": len(writer.rows), "too_long": len(store) - len(heard)}
+    with FeatureWriter(stage.out, inputs) as writer:
+        if writer.projection is None:
+            some = np.unique(np.linspace(0, len(heard) - 1, min(stage.fit_on, len(heard))).round().astype(int))
+            batches = _heard(recogniser, store, heard[some], stage.batch, "components")
+            vectors = torch.cat([vectors for batch in batches for _, vectors in batch])
+            writer.project_by(Projection.of(vectors, stage.components))
+        known = {row.id for row in writer.rows}
+        missing = np.array([i for i in heard if store.rows[i].id not in known], int)
+        by_length = missing[np.argsort([store.rows[i].samples for i in missing], kind="stable")]
+        for batch in _heard(recogniser, store, by_length, stage.batch, "features"):
+            writer.append(batch)
+        return {"out": str(stage.out), "utterances": len(writer.rows), "too_long": len(store) - len(heard)}
 
 
 def _check_names(store: AudioStore) -> None:
@@ -54,9 +54,10 @@ def _check_names(store: AudioStore) -> None:
 
 def _heard(
     recogniser: Recogniser, store: AudioStore, rows: Sequence[int] | np.ndarray, batch: int, what: str
-) -> Iterator[tuple[int, Tensor]]:
-    """``(row, vectors [T, D])`` of each of ``rows``, ``batch`` at a time."""
+) -> Iterator[list[tuple[str, Tensor]]]:
+    """``batch`` of ``rows`` at a time: their ids, and their vectors ``[T, D]``."""
     for first in progress(range(0, len(rows), batch), what, "batch"):
         some = [int(row) for row in rows[first : first + batch]]
         waves = [AF.resample(store.wave(row), SAMPLE_RATE, HEARD_RATE).numpy() for row in some]
-        yield from zip(some, map(torch.from_numpy, recogniser.features(waves)), strict=True)
+        ids = [store.rows[row].id for row in some]
+        yield list(zip(ids, map(torch.from_numpy, recogniser.features(waves)), strict=True))

@@ -28,7 +28,7 @@ from speech_mtp.objectives.base import Course, Objective
 from speech_mtp.objectives.direct import Direct, paper_weights
 from speech_mtp.objectives.ntp import NTP
 from speech_mtp.text.phonemes import SYMBOLS, parse
-from speech_mtp.training.base import Task
+from speech_mtp.training.base import Task, begin_step
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.precision import mixed
 from speech_mtp.types import Codes, Kind, Positions, TextUnits
@@ -297,9 +297,7 @@ class LMTask(Task):
             raise ValueError(f"The loss term {without[0]!r} has no weight; add it to task.weights.")
         total = torch.stack([self.weights[k] * v for k, v in terms.items()]).sum()
         optimizer = self.optimizers["lm"]
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.zero_grad(set_to_none=True)
+        begin_step(optimizer, learning_rate)
         total.backward()
         # What a phase of a curriculum leaves out has no gradient, in no process, and must not be given zeros.
         self.workers.average_gradients([p for p in self.lm.parameters() if p.grad is not None])

@@ -242,7 +242,9 @@ def _inventory(stage: InventoryRun) -> dict[str, Any]:
     items = items_of(load_codes(*stage.codes), units, stage.voice)
     config = InventoryConfig(units.dim, **stage.model)
     digest = hashlib.sha256(json.dumps(items).encode()).hexdigest()[:16]
-    check_inputs_of(stage.out / "inventory.json", {"utterances": digest, **asdict(config)})
+    check_inputs_of(
+        stage.out / "inventory.json", {"utterances": digest, **asdict(config)}, (stage.out / "last").exists()
+    )
     return _finish(InventoryTask(config, items, units, stage.task, stage.torch_device(), workers), stage, workers)
 
 

@@ -20,7 +20,7 @@ from speech_mtp.corpus.codes import CodeCorpus
 from speech_mtp.heads.base import Binding, MTPHead, TrunkShape
 from speech_mtp.lm.group_lm import GroupLM
 from speech_mtp.objectives.speech_mtp import SpeechMTP
-from speech_mtp.training.base import Task
+from speech_mtp.training.base import Task, begin_step
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.lm import LMData, TextStore
 from speech_mtp.training.text_mtp import HeadSettings, Sums
@@ -90,9 +90,7 @@ class SpeechMTPTask(Task):
         for head in self.heads.values():
             head.train()
         optimizer = self.optimizers["heads"]
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.zero_grad(set_to_none=True)
+        begin_step(optimizer, learning_rate)
         sums = self.terms(self.train_data.batch(self.workers.batch_number(number)), learn=True)
         self.workers.average_gradients([p for head in self.heads.values() for p in head.parameters()])
         for name, head in self.heads.items():

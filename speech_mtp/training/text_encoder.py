@@ -30,7 +30,7 @@ from speech_mtp.lm.text_encoder import (
     to_sounds,
 )
 from speech_mtp.text.g2p.base import G2P
-from speech_mtp.training.base import Task
+from speech_mtp.training.base import Task, begin_step
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.lm import UnitStore
 
@@ -157,9 +157,7 @@ class TextEncoderTask(Task):
         drawn = self.workers.batch_number(number)
         loss = self.loss(self.labelled(self.train_data.batch(drawn), np.random.default_rng((self.config.seed, drawn))))
         optimizer = self.optimizers["text_encoder"]
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.zero_grad(set_to_none=True)
+        begin_step(optimizer, learning_rate)
         loss.backward()
         self.workers.average_gradients(list(self.encoder.parameters()))
         norm = nn.utils.clip_grad_norm_(self.encoder.parameters(), self.config.grad_clip)

@@ -32,7 +32,7 @@ from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.nn.visibility import dense, within_segments
 from speech_mtp.objectives.mtp import MTP, MTPConfig, cross_entropy
 from speech_mtp.training.answer_data import AnswerData, AnswerDataConfig, frequent_tokens, split
-from speech_mtp.training.base import Scalars, Task
+from speech_mtp.training.base import Scalars, Task, begin_step
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.kept_states import KeptStates
 from speech_mtp.training.lora import Adapters, LoRAConfig
@@ -137,9 +137,7 @@ class TextMTPTask(Task):
         for head in self.heads.values():
             head.train()
         optimizer = self.optimizers["heads"]
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * group["scale"]
-        optimizer.zero_grad(set_to_none=True)
+        begin_step(optimizer, learning_rate)
         number = self.workers.batch_number(number)
         sums = self.backward(self.train_data.batch(number), self.train_data.rows_of(number))
         self.workers.average_gradients([p for module in self.modules.values() for p in module.parameters()])

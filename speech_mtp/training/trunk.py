@@ -27,7 +27,7 @@ from speech_mtp.lm.llama_folder import write_llama
 from speech_mtp.nn.visibility import mask_of, within_segments
 from speech_mtp.objectives.base import Course, Inputs, Objective
 from speech_mtp.objectives.ntp import NTP
-from speech_mtp.training.base import Scalars, Task
+from speech_mtp.training.base import Scalars, Task, begin_step
 from speech_mtp.training.distributed import Workers
 from speech_mtp.training.packed_rows import PackedRows
 from speech_mtp.training.precision import mixed
@@ -94,9 +94,7 @@ class TrunkTask(Task):
         self.objective.at_step(number)
         self.lm.requires_grad_(self.objective.trains_trunk)
         optimizer, count = self.optimizers["trunk"], self.config.accumulate
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.zero_grad(set_to_none=True)
+        begin_step(optimizer, learning_rate)
         sums: dict[str, Tensor] = {}
         for part in range(count):
             batch = self.train_data.batch(self.workers.batch_number(number * count + part))

@@ -20,6 +20,7 @@ from speech_mtp.layouts.base import IGNORE
 from speech_mtp.lm.backbone import load_causal_lm
 from speech_mtp.nn.visibility import dense, within_segments
 from speech_mtp.progress import progress
+from speech_mtp.training.base import begin_step
 from speech_mtp.training.precision import mixed
 from speech_mtp.training.trunk import TrunkTask, adamw
 
@@ -46,9 +47,7 @@ class Peer:
         task = self.task
         positions = task.train_data.batch(number).to(task.device)
         assert positions.labels is not None, "rows carry labels"
-        for group in self.optimizer.param_groups:
-            group["lr"] = RATE
-        self.optimizer.zero_grad(set_to_none=True)
+        begin_step(self.optimizer, RATE)
         rows, length = positions.segment.shape
         mask = dense(within_segments(positions.segment), rows, length, task.device)
         given = {"position_ids": positions.index, "attention_mask": mask, "use_cache": False}

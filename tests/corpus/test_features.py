@@ -18,12 +18,10 @@ def vectors(seed: int, count: int = 40, dim: int = 6) -> torch.Tensor:
 
 
 def filled(folder: Path, count: int = 3) -> None:
-    writer = FeatureWriter(folder, INPUTS)
-    if writer.projection is None:
-        writer.project_by(Projection.of(vectors(0, 200), 4))
-    for i in range(len(writer.rows), count):
-        writer.append(f"u{i}", vectors(i, 10 + i))
-    writer.close()
+    with FeatureWriter(folder, INPUTS) as writer:
+        if writer.projection is None:
+            writer.project_by(Projection.of(vectors(0, 200), 4))
+        writer.append((f"u{i}", vectors(i, 10 + i)) for i in range(len(writer.rows), count))
 
 
 def test_components_are_uncorrelated_of_variance_one_and_the_largest() -> None:

@@ -51,7 +51,7 @@ def test_an_unknown_part_is_named(tmp_path: Path) -> None:
 def test_another_recogniser_hears_the_words() -> None:
     usual, name = _judges(None)
     assert name == "whisper-tiny.en"
-    judges, name = _judges("tests.training.test_distilling:Ear")
+    judges, name = _judges("tests.training.ear:Ear")
     assert name == "ear"
     assert judges.transcribe(torch.zeros(480), 24_000) == ""
     assert judges.opinion is usual.opinion

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from speech_mtp import hub
 from speech_mtp.lm.known_groups import Cosine, Known
-from speech_mtp.lm.output import build_output
+from speech_mtp.lm.outputs import build_output
 from speech_mtp.nn.code_graph import Search
 
 SIZES = (3, 5, 4, 5)

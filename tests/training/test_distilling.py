@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from speech_mtp.codecs.coupled import Coupled
 from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.corpus.features import Features
 from speech_mtp.corpus.store import AudioStore
-from speech_mtp.frontends.base import NO_HINT, Hint, Recogniser, Segment, Wave
+from speech_mtp.frontends.base import Recogniser
 from speech_mtp.text.phonemes import SYMBOLS
 from speech_mtp.training import runs
 from speech_mtp.training.codec import CodecTask
@@ -26,33 +25,9 @@ from speech_mtp.training.distilling import distillation
 from speech_mtp.training.listening import listen
 from speech_mtp.training.loop import numbers
 from speech_mtp.training.stages import FeaturesRun, TrainConfig
+from tests.training.ear import Ear
 
 CPU = torch.device("cpu")
-
-
-class Ear(Recogniser):
-    """Hears the level of every hundredth of a second, and noise that is the same for the same sound."""
-
-    name = "ear"
-    feature_rate_hz = 100.0
-
-    def __init__(self) -> None:
-        self.heard = 0
-
-    def segments(self, wave: Wave, hint: Hint = NO_HINT) -> Iterator[Segment]:
-        return iter(())
-
-    def warm_up(self) -> None:
-        pass
-
-    def features(self, waves: list[Wave]) -> list[Wave]:
-        self.heard += len(waves)
-        return [self._of(wave) for wave in waves]
-
-    def _of(self, wave: Wave) -> Wave:
-        steps = np.pad(wave, (0, -len(wave) % 160)).reshape(-1, 160)
-        rng = np.random.default_rng(len(wave))
-        return np.concatenate([steps[:, :3], rng.standard_normal((len(steps), 5))], 1).astype(np.float32)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from speech_mtp.training.listening import listen
 from speech_mtp.training.loop import numbers
 from speech_mtp.training.stages import FeaturesRun, TrainConfig, WaveformCodecRun
 from speech_mtp.training.waveform_codec import UNHEEDED_TERMS, WaveformTask
-from tests.training.test_distilling import Ear
+from tests.training.ear import Ear
 
 CPU = torch.device("cpu")
 SIZES: dict[str, dict[str, Any]] = {
