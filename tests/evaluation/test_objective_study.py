@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from speech_mtp.evaluation.objective_study import interval, study, study_table
-from tests.cli.running import run
+from tests.evaluation import studies
 
 
 def estimate(value: float) -> dict[str, Any]:
@@ -69,14 +69,10 @@ def test_a_seed_that_the_base_has_not_is_no_pair(folder: Path) -> None:
 
 
 def test_the_command_writes_table_and_picture(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    outputs = ["--json", str(tmp_path / "t.json"), "--plot", str(tmp_path / "c.png")]
-    assert run(monkeypatch, "eval", "objectives", str(folder), *outputs) == 0
-    said = capsys.readouterr().out
-    assert study_table(json.loads((tmp_path / "t.json").read_text())) in said
-    line = next(line for line in said.splitlines() if line.startswith("registers"))
-    assert line.split()[1:4] == ["3", "2.0000", "-0.1000"]
-    assert (tmp_path / "c.png").stat().st_size > 10_000
-    assert run(monkeypatch, "eval", "objectives", str(folder / "documents"), "--json", str(tmp_path / "t.json")) == 2
-    assert "holds no run of a study" in capsys.readouterr().err
+    said = studies.told(monkeypatch, capsys, "objectives", folder, study_table)
+    line = next(line for line in said if line[:1] == ["registers"])
+    assert line[1:4] == ["3", "2.0000", "-0.1000"]
+    refusal = studies.refused_nothing(monkeypatch, capsys, "objectives", folder / "documents")
+    assert "holds no run of a study" in refusal

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from speech_mtp.evaluation.tokenizer_study import study, study_table
-from tests.cli.running import run
+from tests.evaluation import studies
 
 
 def estimate(value: float) -> dict[str, Any]:
@@ -52,6 +52,7 @@ def write_talker(run: Path, errors: list[int], streams: int, heads: bool = True)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    tmp_path /= "study"
     write_codec(tmp_path / "coupled", {"book0": 150.0, "book1": 90.0})
     write_codec(tmp_path / "decoupled", {"content": 60.0, "prosody": 80.0})
     write_codec(tmp_path / "mimi", {"semantic": 60.0, "acoustic": 80.0})
@@ -136,14 +137,8 @@ def test_another_base(folder: Path) -> None:
 def test_the_command_writes_tables_and_a_picture(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    outputs = ["--json", str(tmp_path / "t.json"), "--plot", str(tmp_path / "b.png")]
-    assert run(monkeypatch, "eval", "tokenizers", str(folder), *outputs) == 0
-    said = capsys.readouterr().out
-    assert study_table(json.loads((tmp_path / "t.json").read_text())) in said
-    lines = [line.split() for line in said.splitlines() if line.startswith("decoupled")]
+    said = studies.told(monkeypatch, capsys, "tokenizers", folder, study_table)
+    lines = [line for line in said if line[:1] == ["decoupled"]]
     assert lines[0][1:4] == ["440", "+2.00%", "2.90"]
     assert lines[2][:4] == ["decoupled", "5", "2", "147.9"]
-    assert (tmp_path / "b.png").stat().st_size > 5_000
-    (tmp_path / "nothing").mkdir()
-    assert run(monkeypatch, "eval", "tokenizers", str(tmp_path / "nothing"), "--json", str(tmp_path / "t.json")) == 2
-    assert "holds no codec of a study" in capsys.readouterr().err
+    assert "holds no codec of a study" in studies.refused_nothing(monkeypatch, capsys, "tokenizers", tmp_path / "none")
