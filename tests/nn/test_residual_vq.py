@@ -70,3 +70,19 @@ def test_books_learn_vectors() -> None:
 def test_books_without_codes_are_refused(sizes: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="every book needs 2 at least"):
         ResidualVQ(sizes, 4)
+
+
+def test_the_sum_of_books_hands_the_gradient_on_once() -> None:
+    """What is left for a book has a gradient through what the books before took (as in DAC): with maps that change
+    nothing, the sum is straight-through, not once for every book."""
+    quantiser = ResidualVQ((5, 4, 3), 2, dim_code=2)
+    for book in quantiser.books:
+        for name in ("enter", "leave"):
+            linear = getattr(book, name)
+            torch.nn.init.eye_(linear.weight)
+            torch.nn.init.zeros_(linear.bias)
+    x = torch.randn(1, 6, 2, requires_grad=True)
+    parts, _, _ = quantiser(x, torch.ones(1, 6, 1))
+    torch.stack(parts).sum().backward()
+    assert x.grad is not None
+    assert torch.allclose(x.grad, torch.ones_like(x))
