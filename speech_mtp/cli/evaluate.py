@@ -97,11 +97,11 @@ def eval_speech(
         who: dict[str, Any] = {"model": model}
         settings = {"recogniser": judge, "sampling": asdict(sampling), "best_of": best_of}
     else:
-        ours = {"backbone": backbone, "lexicon": lexicon, "temperature": temperature, "threads": threads}
-        ours |= {"stream-temperatures": stream_temperatures, "best-of": best_of if best_of > 1 else None}
-        given = next((name for name, value in ours.items() if value is not None), None)
-        if given or model != "tiny-en":
-            raise ValueError(f"--{given or 'model'} is of a model that speaks; leave it out with --teacher.")
+        ours = {"model": model != "tiny-en", "backbone": backbone, "lexicon": lexicon, "temperature": temperature}
+        ours |= {"stream-temperatures": stream_temperatures, "best-of": best_of > 1, "threads": threads}
+        given = next((name for name, value in ours.items() if value not in (None, False)), None)
+        if given:
+            raise ValueError(f"--{given} is of a model that speaks; leave it out with --teacher.")
         speakers = _teachers(teacher, voice, seed or 0)
         who, settings = {"teacher": teacher}, {"recogniser": judge, "seed": seed or 0}
     reports = {}

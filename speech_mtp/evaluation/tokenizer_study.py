@@ -151,7 +151,7 @@ def _drafts(report: Mapping[str, Any], books: int) -> dict[str, Any]:
     for head, given in report["heads"].items():
         depths = next(iter(given["agreement"].values()))
         right = depths["1"]["right"]
-        found[head] = {
+        found[Path(head).name] = {  # they were named by their folders, which differ by seed
             "first_code": right[1],
             "first_frame": right[min(books, len(right) - 1)],
             "in_a_row": [depth["channels_in_a_row"] for depth in depths.values()],

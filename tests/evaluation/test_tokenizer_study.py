@@ -47,7 +47,9 @@ def write_talker(run: Path, errors: list[int], streams: int, heads: bool = True)
     (run / "speech.json").write_text(json.dumps({**figures, "voice": "low", "voices": voices}))
     if heads:
         depths = {str(d): {"right": [0.9, 0.6, 0.3, 0.1][: streams + 2], "channels_in_a_row": 1.9 / d} for d in (1, 2)}
-        (run / "drafts.json").write_text(json.dumps({"heads": {"medusa": {"agreement": {"0.0": depths}}}}))
+        (run / "drafts.json").write_text(
+            json.dumps({"heads": {f"{run}/heads/export/medusa": {"agreement": {"0.0": depths}}}})
+        )
 
 
 @pytest.fixture
