@@ -103,6 +103,15 @@ def test_a_file_that_is_there_is_gone_on_with(trunk: tuple[DocumentStore, Path],
     assert lines(tmp_path / "part") == lines(tmp_path / "whole")
 
 
+def test_what_is_drawn_depends_on_the_seed(
+    trunk: tuple[DocumentStore, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("speech_mtp.corpus.continuations.passages", lambda *_: ["1 2"] * 6)
+    for seed in (3, 90):
+        run(stage(trunk, tmp_path / str(seed), seed=seed))
+    assert lines(tmp_path / "3") != lines(tmp_path / "90")
+
+
 def test_another_tokenizer_is_refused(trunk: tuple[DocumentStore, Path], tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(trunk[1], other)

@@ -13,7 +13,7 @@ from torch import Tensor
 from speech_mtp import hub
 from speech_mtp.corpus.codes import CodeCorpus, CodeRow
 from speech_mtp.lm.inventory import Inventory, InventoryConfig
-from speech_mtp.nn.code_graph import Search, product_ids
+from speech_mtp.nn.code_graph import Search, neighbours, product_ids
 from speech_mtp.training.inventory import InventoryTask, InventoryTaskConfig, items_of
 from speech_mtp.training.lm import UnitStore, write_units
 from speech_mtp.types import TextUnits
@@ -81,8 +81,12 @@ def test_parts_of_texts_find_their_utterance(units: UnitStore, tmp_path: Path) -
     assert after["first_of_all"] > 0.9
     assert after["first"] > 0.9
     assert after["ten"] >= after["first"]
+    for number in range(60, 70):
+        task.step(number, 1e-2)
     task.export(tmp_path)
     again = hub.load_inventory(tmp_path)
+    learnt = [again.digits.vectors(c) for c in range(CONFIG.digits)]
+    assert torch.equal(again.edges, neighbours(again.ids, learnt, CONFIG.edges).int())
     assert again.names == task.inventory.names
     vectors = torch.stack([units.states(f"text {i}")[:5].mean(0) for i in range(10)])
     found, scores = again.find(vectors)
@@ -114,6 +118,11 @@ def test_parts_are_runs_of_at_least_the_share(units: UnitStore) -> None:
     rng = np.random.default_rng(0)
     whole = torch.stack([units.states("text 3").mean(0)])
     assert torch.allclose(task.vectors(np.array([3]), rng), whole)
+    runs = [units.states("text 3")[a:b].mean(0) for a in range(8) for b in range(a + 4, 9)]
+    half = task_of(units, part=0.5).vectors(np.array([3] * 40), rng)
+    apart = torch.cdist(half, torch.stack(runs))
+    assert float(apart.amin(1).max()) < 1e-4
+    assert len(apart.argmin(1).unique()) > 5
     with pytest.raises(ValueError, match=r"task\.part is 0"):
         task_of(units, part=0.0)
 
