@@ -8,8 +8,10 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import soxr
 
 from speech_mtp import plugins
+from speech_mtp.corpus.teachers.base import SAMPLE_RATE as RATE
 from speech_mtp.frontends.base import SAMPLE_RATE, Hint, Recogniser, Segment, joined
 
 
@@ -109,3 +111,15 @@ def test_a_wave_over_the_window_is_refused(recogniser: Recogniser) -> None:
     if recogniser.feature_rate_hz:
         with pytest.raises(ValueError, match="at a time"):
             recogniser.features([noise(29.5)])
+
+
+def test_what_is_heard_does_not_depend_on_what_was_heard_before(recogniser: Recogniser) -> None:
+    pytest.importorskip("hibari", reason="needs the offline extra")
+    teacher = plugins.build("corpus.teachers", "hibari")
+    texts = ("Take the first road on the left.", "She sells old books and new maps in a small shop.")
+    first, other = (soxr.resample(teacher.synthesize(text, "heart", 0).wave, RATE, SAMPLE_RATE) for text in texts)
+    before = recogniser.transcribe(first)
+    assert len(before.text.split()) > 3
+    loud = (2 * other).clip(-1, 1)
+    recogniser.transcribe(loud)
+    assert recogniser.transcribe(first) == before

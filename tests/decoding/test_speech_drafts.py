@@ -113,6 +113,10 @@ def test_every_kind_of_channel_has_its_temperature() -> None:
     same, _ = spoken(lm, units, TIMBRE[:1].expand(2, -1), Sampling(temperature=0.9), [1, 2], None)
     drawn, _ = spoken(lm, units, TIMBRE[:1].expand(2, -1), warm, [1, 2], None)
     assert [row[:1] for row in drawn] == [row[:1] for row in same]
+    grouped = tiny_lm((3, 2), frames_per_group=2)
+    run = engine.start(grouped, MAKER.make([TEXTS[0]]), TIMBRE[:1], Sampling(stream_temperatures=(0.1, 0.2, 0.3)))
+    of_channel = run.law.settings(run.rows, 1)
+    assert [float(of_channel(c).temperature) for c in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.2, 0.3])
     settings = RowSampling([cold, Sampling(temperature=0.5)])
     assert settings.of_kind(2).temperature.tolist() == pytest.approx([0.0, 0.5])
     assert settings.repeated(2).of_kind(1).temperature.tolist() == pytest.approx([0.0, 0.0, 0.5, 0.5])

@@ -21,7 +21,7 @@ from speech_mtp.lm.talker import TalkerBlock
 from speech_mtp.lm.units import UnitMaker
 from speech_mtp.text.phonemes import render
 from speech_mtp.training import checkpoint
-from speech_mtp.training.base import Task
+from speech_mtp.training.base import Task, begin_step
 from speech_mtp.training.lm import LMTask, LMTaskConfig, UnitStore, write_units
 from speech_mtp.training.loop import MAY_CHANGE, LoopConfig, learning_rate, train
 from tests.lm.tiny import Letters, tiny_backbone
@@ -366,3 +366,13 @@ def test_the_task_resumes_too(tmp_path: Path) -> None:
         train(tiny_task(tmp_path / "units"), hasty, tmp_path / "bits")
     assert losses(tmp_path / "bits") == losses(tmp_path / "whole")
     assert whole
+
+
+def test_a_step_begins_with_its_rates_and_without_gradients() -> None:
+    first, second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = torch.optim.SGD([{"params": [first]}, {"params": [second], "scale": 0.5}], lr=9.0)
+    (first.sum() + second.sum()).backward()
+    begin_step(optimizer, 0.1)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.05]
+    assert first.grad is None
+    assert second.grad is None
