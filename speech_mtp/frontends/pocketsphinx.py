@@ -32,8 +32,7 @@ class PocketSphinx(Recogniser):
     @cached_property
     def _decoder(self) -> Any:
         package = plugins.require("pocketsphinx", "asr")
-        # The means of a whole recording: those that follow it would depend on what was heard before.
-        return package.Decoder(samprate=SAMPLE_RATE, loglevel="FATAL", cmn="batch")
+        return package.Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
 
     def warm_up(self) -> None:
         list(self.segments(np.full(SAMPLE_RATE // 2, 0.1, np.float32)))
@@ -45,6 +44,7 @@ class PocketSphinx(Recogniser):
             return
         decoder = self._decoder
         decoder.start_utt()
+        # Whole: it is then levelled by its own means, and not by those of what was heard before.
         decoder.process_raw((np.clip(wave, -1, 1) * 32767).astype("<i2").tobytes(), no_search=False, full_utt=True)
         decoder.end_utt()
         words = tuple(self._words(decoder, len(wave) / SAMPLE_RATE))
