@@ -19,7 +19,7 @@ from tests.cli import running
 from tests.decoding.test_speech_drafts import TEXTS, TIMBRE, head_for, model
 from tests.tiny import tiny_model
 
-SAMPLING = Sampling(temperature=0.9, repeat_window=3, repeat_penalty=4.0)
+SAMPLING = Sampling(temperature=0.9, repeat_window=3, repeat_penalty=4.0, stream_temperatures=(0.7, 1.0, 1.6))
 
 
 @cache
