@@ -11,6 +11,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
+def cache_folder() -> Path:
+    """``$SPEECH_MTP_CACHE``, else ``speech_mtp`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    own = os.environ.get("SPEECH_MTP_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "speech_mtp"
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` (same suffix); rename it to ``path`` when the block succeeds.

@@ -114,7 +114,7 @@ class TextLab:
             scheduler = self._service.engine.scheduler
             own = getattr(scheduler.writer.rule, "head", None) if scheduler and scheduler.writer else None
             if packaged is not None:
-                found[packaged] = hub.load_head(hub.find_head(packaged), lm).to(lm.dtype).prepare()
+                found[packaged] = hub.load_head(hub.find_head(packaged), lm).to(lm.dtype).prepare(lm.head_blocks)
             elif own is not None:
                 found[type(own).__name__.lower()] = own
             self._heads = {**found, NO_HEAD: None}

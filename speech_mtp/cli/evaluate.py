@@ -341,6 +341,9 @@ def eval_text(
     top: Annotated[int | None, typer.Option(min=1, help="With --ahead: sum over so many tokens between each.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="With --ahead: draw so many continuations.")] = None,
     dtype: str = "fp32",
+    against: Annotated[
+        str | None, typer.Option(help="Also how near it is to the same model in this dtype (fp32).")
+    ] = None,
     device: Device = "cpu",
     threads: Threads = None,
 ) -> None:
@@ -351,7 +354,7 @@ def eval_text(
     from speech_mtp import plugins
     from speech_mtp.corpus.document_store import held_out
     from speech_mtp.evaluation.marginal import Between, ahead_report
-    from speech_mtp.evaluation.text_loss import text_loss
+    from speech_mtp.evaluation.text_loss import fidelity, text_loss
     from speech_mtp.lm.document_ids import Encoder
 
     named = [plugins.build("corpus.documents", spec) for spec in listed("sources", sources)]
@@ -365,9 +368,12 @@ def eval_text(
     more = {}
     if ahead is not None:
         more["ahead"] = ahead_report(lm, (ids for _, ids in documents), length, ahead, between, Telling())
+    if against is not None:
+        exact = load_text_lm(folder, against, device, threads=threads)
+        more["against"] = {"dtype": against, **fidelity(lm, exact, (ids for _, ids in documents), length, Telling())}
     report = {**text_loss(lm, documents, length, Telling()), **more}
     print(summary({name: report[name]["value"] for name in ("loss", "bits_per_byte")}))
-    write_report(out, {"model": folder, "sources": sources, "dev_fraction": dev_fraction, **report})
+    write_report(out, {"model": folder, "dtype": dtype, "sources": sources, "dev_fraction": dev_fraction, **report})
 
 
 @group.command("completion")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from speech_mtp.cli.shared import Backbone, Lexicon, Model, Threads, load_head, load_model, load_text_lm
+from speech_mtp.cli.shared import AUTO, Backbone, Lexicon, Model, Threads, load_head, load_model, load_text_lm
 
 if TYPE_CHECKING:
     from speech_mtp.frontends.base import Recogniser
@@ -145,7 +145,7 @@ def load_author(
     from speech_mtp.streaming.conversation import Writer
     from speech_mtp.streaming.pays import drafting_pays
 
-    lm = load_text_lm(None if llm == "packaged" else llm, "fp32", "cpu", keep_layers=False, threads=threads)
+    lm = load_text_lm(None if llm == "packaged" else llm, AUTO, "cpu", keep_layers=False, threads=threads)
     found = head or hub.default_head(lm.fingerprint) or "none"
     drafter = None if found == "none" else load_head(found, lm)
     spec = catalogue.default(drafter)

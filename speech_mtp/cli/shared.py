@@ -169,18 +169,25 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
 # -- text models ------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Precision:
-    """What a name of ``--dtype`` means: torch's name of the dtype, and whether decoding is invariant."""
+    """What a name of ``--dtype`` means: torch's name of the dtype, whether decoding is invariant, and in what blocks
+    (:mod:`speech_mtp.nn.blocks`) the weights of products are kept."""
 
     dtype: str
     invariant: bool = False
+    blocks: str | None = None
 
 
 DTYPES = {
     "fp32": Precision("float32"),
     "bf16": Precision("bfloat16"),
     "bf16-invariant": Precision("bfloat16", invariant=True),
+    "q4": Precision("float32", invariant=True, blocks="q4"),
+    "int8": Precision("float32", invariant=True, blocks="q8"),
 }
-"""The last is slower, its cache has twice the size, and its text is the same whatever drafts it."""
+"""The text of the last three is the same whatever drafts it. ``bf16-invariant`` is slower and its cache has twice the
+size; ``q4`` and ``int8`` keep weights in 4 and 8 bits, which is faster."""
+AUTO = "auto"
+"""``q4`` for the packaged model, whose own file has these blocks, where the kernels can be compiled; else ``fp32``."""
 TextBackbone = Annotated[
     str | None, typer.Option("--backbone", help="Folder or hub id of the language model; by default the packaged one.")
 ]
@@ -196,8 +203,9 @@ def load_text_lm(
     keep_layers: bool = True,
     threads: int | None = None,
 ) -> TextLM:
-    """The causal LM in ``backbone`` (None: that of the default model), loaded in ``dtype`` on ``device``, decoding with
-    ``threads``. ``keep_layers`` as for ``TextLM.prepare``."""
+    """The causal LM in ``backbone`` (None: that of the default model), loaded in ``dtype`` (or :data:`AUTO`) on
+    ``device``, decoding with ``threads``. ``keep_layers`` as for ``TextLM.prepare``."""
+    dtype = chosen_dtype(dtype, backbone, device, compile)
     if dtype not in DTYPES:
         raise ValueError(f"The dtype is {dtype!r}; use {', '.join(DTYPES)}.")
     precision = DTYPES[dtype]
@@ -216,8 +224,21 @@ def load_text_lm(
         raise ValueError(
             f"The device {device!r} cannot be used here; use cpu, or cuda where there is a GPU."
         ) from error
-    lm: TextLM = TextLM.from_folder(hub.find_backbone(backbone), getattr(torch, precision.dtype), device=place)
-    return lm.prepare(keep_layers, compile=compile, invariant=precision.invariant)
+    folder = hub.find_backbone(backbone)
+    lm: TextLM = TextLM.from_folder(folder, getattr(torch, precision.dtype), device=place)
+    if precision.blocks is None:
+        return lm.prepare(keep_layers, compile=compile, invariant=precision.invariant)
+    source = hub.backbone_source() if backbone is None else None
+    return lm.prepare(keep_layers, blocks=hub.block_weights(folder, precision.blocks, source))
+
+
+def chosen_dtype(dtype: str, backbone: str | None, device: str, compile: bool) -> str:
+    """``dtype``, or what :data:`AUTO` stands for."""
+    if dtype != AUTO:
+        return dtype
+    from speech_mtp.nn.blocks import is_native
+
+    return "q4" if backbone is None and device == "cpu" and not compile and is_native() else "fp32"
 
 
 def is_invariant(dtype: object) -> bool:
@@ -230,7 +251,7 @@ def load_head(name: str, lm: TextLM) -> MTPHead:
     from speech_mtp import hub
 
     head: MTPHead = hub.load_head(hub.find_head(name), lm)
-    return head.to(lm.dtype).prepare()
+    return head.to(lm.dtype).prepare(lm.head_blocks)
 
 
 def listed(option: str, text: str) -> list[Any]:

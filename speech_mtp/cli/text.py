@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from speech_mtp.cli.shared import Compile, Device, TextBackbone, Threads, listed, load_head, load_text_lm, text_of
+from speech_mtp.cli.shared import (
+    Compile,
+    Device,
+    TextBackbone,
+    Threads,
+    chosen_dtype,
+    listed,
+    load_head,
+    load_text_lm,
+    text_of,
+)
 
 if TYPE_CHECKING:
     from speech_mtp.streaming.chat import Chat, Turn
@@ -36,8 +46,12 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of every answer.")] = 256,
     stop: Annotated[list[str] | None, typer.Option(help="End an answer before this text; may be repeated.")] = None,
     dtype: Annotated[
-        str, typer.Option(help="fp32, bf16, or bf16-invariant, whose text does not depend on the head.")
-    ] = "fp32",
+        str,
+        typer.Option(
+            help="auto (q4 for the packaged model where its kernels can be compiled, else fp32), fp32, bf16, or, with "
+            "text that does not depend on the head, q4, int8, bf16-invariant."
+        ),
+    ] = "auto",
     backbone: TextBackbone = None,
     device: Device = "cpu",
     compile: Compile = False,
@@ -62,6 +76,7 @@ def generate(
     asked = None if rule is None else _one(rule)
     if head not in (None, "none"):
         hub.find_head(head)  # before the model is loaded, which takes seconds
+    dtype = chosen_dtype(dtype, backbone, device, compile)
     lm = load_text_lm(backbone, dtype, device, compile, keep_layers=False, threads=threads)
     if head is None and (asked is None or not catalogue.fits(asked, None)):
         head = hub.default_head(lm.fingerprint)

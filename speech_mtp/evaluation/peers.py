@@ -119,6 +119,7 @@ def llama_cpp_greedy(path: Path, context: int, ends: frozenset[int]) -> Greedy:
 
     def one(prompt: Sequence[int], max_new_tokens: int, watch: Watch | None) -> list[int]:
         said: list[int] = []
+        model.reset()  # else it would keep what the prompt before began with, and not read it
         for token in model.generate(list(prompt), top_k=1, temp=0.0, repeat_penalty=1.0):
             said.append(int(token))
             if watch is not None:

@@ -18,11 +18,16 @@ from torch import Tensor
 
 from speech_mtp.evaluation.intervals import estimate, ratio
 from speech_mtp.lm.text_lm import TextLM
-from speech_mtp.nn.transformer import causal_mask
 
 DEFINITIONS = {
     "loss": "nats a token, over all tokens of the documents and their ends",
     "bits_per_byte": "the same nats as bits, over the bytes of the text in UTF-8",
+    "interval": "holds 95 % of 1,000 bootstrap samples of the documents",
+}
+FIDELITY = {
+    "same_choice": "share of tokens at whose place both find the same token likeliest",
+    "kl": "divergence of the model from the exact one, nats a token",
+    "perplexity_ratio": "perplexity of the model over that of the exact one",
     "interval": "holds 95 % of 1,000 bootstrap samples of the documents",
 }
 BATCH = 8
@@ -61,20 +66,58 @@ def text_loss(
 @torch.inference_mode()
 def document_nats(lm: TextLM, ids: Sequence[int], length: int) -> float:
     """The information of all tokens of a document but the first."""
-    total = 0.0
+    return sum(float(F.cross_entropy(scores, tokens, reduction="sum")) for scores, tokens in scored(lm, ids, length))
+
+
+def scored(lm: TextLM, ids: Sequence[int], length: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits ``[N, V]`` of the tokens of a document but the first, and the tokens ``[N]``, window by window."""
     for batch in _batches(windows(len(ids), length)):
         rows = [torch.tensor(ids[begin:end], device=lm.device) for begin, _, end in batch]
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        valid = torch.arange(tokens.shape[1], device=lm.device) < torch.tensor(
-            [[len(row)] for row in rows], device=lm.device
-        )
-        index = torch.arange(tokens.shape[1], device=lm.device).expand_as(tokens)
-        out = lm.trunk_states(lm.embed(tokens), index, causal_mask(valid))
+        out = lm(tokens, torch.tensor([len(row) for row in rows], device=lm.device))
         for row, states, (begin, fresh, end) in zip(rows, out.top, batch, strict=True):
             # What state t says is scored at the token t + 1.
             scores: Tensor = lm.output.logits(states[fresh - begin - 1 : end - begin - 1]).float()
-            total += float(F.cross_entropy(scores, row[fresh - begin :], reduction="sum"))
-    return total
+            yield scores, row[fresh - begin :]
+
+
+def fidelity(
+    lm: TextLM,
+    exact: TextLM,
+    documents: Iterable[Sequence[int]],
+    length: int,
+    report: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """How near ``lm`` is to ``exact``, the same model in another precision, on documents (ids with start and end).
+
+    Raises ValueError where their vocabularies differ."""
+    if lm.vocab_size != exact.vocab_size:
+        raise ValueError(
+            f"The models have {lm.vocab_size} and {exact.vocab_size} tokens; compare two precisions of one model."
+        )
+    rows = []
+    for number, ids in enumerate(documents, start=1):
+        report(f"document {number}")
+        rows.append(_compared(lm, exact, ids, length))
+    sums = torch.stack(rows)
+    return {
+        "same_choice": estimate(sums[:, :2], ratio),
+        "kl": estimate(sums[:, [2, 1]], ratio),
+        "perplexity_ratio": estimate(sums[:, [3, 1]], lambda totals: ratio(totals).exp()),
+        "definitions": FIDELITY,
+    }
+
+
+@torch.inference_mode()
+def _compared(lm: TextLM, exact: TextLM, ids: Sequence[int], length: int) -> Tensor:
+    """Of one document: equal choices, tokens, divergence, and how much dearer its tokens are ``[4]``."""
+    found = torch.zeros(4, dtype=torch.float64)
+    for (scores, tokens), (true, _) in zip(scored(lm, ids, length), scored(exact, ids, length), strict=True):
+        ours, theirs = scores.log_softmax(-1), true.log_softmax(-1)
+        dearer = F.nll_loss(ours, tokens, reduction="sum") - F.nll_loss(theirs, tokens, reduction="sum")
+        same, apart = (ours.argmax(-1) == theirs.argmax(-1)).sum(), (theirs.exp() * (theirs - ours)).sum()
+        found += torch.stack([same, torch.tensor(len(tokens)), apart, dearer]).double()
+    return found
 
 
 def windows(count: int, length: int) -> list[tuple[int, int, int]]:

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_mtp.nn.packed import PackedLinear, pack_linears
+from speech_mtp.nn.packed import FastLinear, fast_linear, pack_linears
 from speech_mtp.nn.transformer import Attention, BlockShape, SwiGLU, causal
 from speech_mtp.nn.visibility import Mask, dense, mask_of, within_segments
 from speech_mtp.types import LMOutput
@@ -198,7 +198,7 @@ class MTPHead(nn.Module, ABC):
         self.register_buffer("token_map", ids)
         self.private: PrivateUnembedding | None = None  # a head with output layers of its own puts them here
         self._binding: tuple[Binding, ...] = ()
-        self._rows: PackedLinear | None = None
+        self._rows: FastLinear | None = None
         self.accuracies: list[list[float]] | None = None
 
     @property
@@ -257,14 +257,15 @@ class MTPHead(nn.Module, ABC):
         self.token_map.copy_(ids)
         self._rows = None
 
-    def prepare(self) -> Self:
-        """Make ready to decode fast: weights are packed. Training the head further needs to load it anew."""
+    def prepare(self, blocks: str | None = None) -> Self:
+        """Make ready to decode fast: weights are packed, or kept in ``blocks`` of that kind
+        (:mod:`speech_mtp.nn.blocks`). Training the head further needs to load it anew."""
         for module in self.modules():
             if isinstance(module, Attention | SwiGLU) and type(module) in (Attention, SwiGLU):  # as they are
-                module.pack()
-        pack_linears(self)
+                module.pack(blocks)
+        pack_linears(self, blocks)
         if self.token_map is not None and self.private is None:
-            self._rows = PackedLinear(self.unembedding())
+            self._rows = fast_linear(self.unembedding(), None, blocks)
         return self
 
     def unembed(self, hidden: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ not part of its checkpoint: it is found by fingerprint with :func:`resolve_backb
 
 from __future__ import annotations
 
-from speech_mtp.hub.backbones import cache_folder, convert_gguf, find_backbone, resolve_backbone
+from speech_mtp.files import cache_folder
+from speech_mtp.hub.backbones import backbone_source, block_weights, convert_gguf, find_backbone, resolve_backbone
 from speech_mtp.hub.finding import ASSETS, DEFAULT_MODEL, TOKENIZER, VOICES, find_model, known_models
 from speech_mtp.hub.heads import (
     DEFAULT_HEAD,
@@ -46,6 +47,8 @@ __all__ = [
     "TOKENIZER",
     "VOICES",
     "Storage",
+    "backbone_source",
+    "block_weights",
     "cache_folder",
     "convert_gguf",
     "default_head",

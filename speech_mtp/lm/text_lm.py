@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtp.lm.backbone import check_supported, load_causal_lm, trunk_sizes
+from speech_mtp.lm.block_weights import BlocksOf
 from speech_mtp.lm.cache import HuggingFaceCache, KVCache, ancestors_of, as_keyword
 from speech_mtp.lm.decoder import Decoder
 from speech_mtp.lm.fingerprint import fingerprint_of
@@ -73,7 +74,12 @@ class TextLM(nn.Module, Trunk):
         self._graphs: GraphedForward | None = None
 
     def prepare(
-        self, keep_layers: bool = True, graphs: bool = True, compile: bool = False, invariant: bool = False
+        self,
+        keep_layers: bool = True,
+        graphs: bool = True,
+        compile: bool = False,
+        invariant: bool = False,
+        blocks: BlocksOf | None = None,
     ) -> Self:
         """Make ready to decode fast: weights are packed. Training the model further needs to load it anew.
 
@@ -84,10 +90,18 @@ class TextLM(nn.Module, Trunk):
         (:meth:`speech_mtp.lm.decoder.Decoder.compile`). ``invariant`` gives every node the same numbers whatever it is
         verified with (:mod:`speech_mtp.lm.decoder`): greedy text in bfloat16 is then the same whatever drafts it.
 
-        Raises ValueError, before anything is changed, for families that cannot be compiled, for what cannot be
-        invariant (:meth:`speech_mtp.lm.decoder.Decoder.check_invariance`), and for both at once.
+        ``blocks`` gives the weights of the layers and of the output in blocks of a few bits
+        (:mod:`speech_mtp.nn.blocks`), for a CPU; decoding is then invariant.
+
+        Raises ValueError, before anything is changed, for families that cannot be compiled or kept in blocks, for what
+        cannot be invariant (:meth:`speech_mtp.lm.decoder.Decoder.check_invariance`), and for both at once.
         """
         own = Decoder.fits(self.model)
+        if blocks is not None and (compile or self.device.type != "cpu" or not own):
+            raise ValueError(
+                f"Weights in blocks are for Llama-like models on a CPU that are not compiled, not for a "
+                f"{self.model.config.model_type!r} model on {self.device.type}; use bf16."
+            )
         if compile and not own:
             raise ValueError(f"{self.model.config.model_type!r} models cannot be compiled; leave compile out.")
         if compile and (invariant or self.invariant):
@@ -97,10 +111,10 @@ class TextLM(nn.Module, Trunk):
         if invariant and self._decoder is not None and not self.invariant:
             raise ValueError("The model was prepared for decoding that is not invariant; load it anew.")
         if self._decoder is None:
-            if invariant:
+            if invariant and blocks is None:
                 Decoder.check_invariance(self.model)
-            output = self.output.packed(invariant)
-            self._decoder = Decoder(self.model, invariant, keep_layers) if own else None
+            output = self.output.packed(invariant) if blocks is None else self.output.in_blocks(blocks)
+            self._decoder = Decoder(self.model, invariant, keep_layers, blocks) if own else None
             self.output.replace(output)
             if self._decoder is None:
                 pack_linears(self.model.base_model)
@@ -155,6 +169,11 @@ class TextLM(nn.Module, Trunk):
         return self._decoder is not None and self._decoder.invariant
 
     @property
+    def head_blocks(self) -> str | None:
+        """The kind of blocks that heads of this trunk keep their weights in: 8 bits where the trunk has blocks."""
+        return None if self._decoder is None or not self._decoder.in_blocks else "q8"
+
+    @property
     def decoder(self) -> Decoder | None:
         """Our own layers, once :meth:`prepare` has made them; None for other families."""
         return self._decoder
@@ -193,15 +212,20 @@ class TextLM(nn.Module, Trunk):
         return LMOutput(torch.stack(layers, 2), final=out.last_hidden_state)
 
     def check_layers(self) -> None:
-        """Raise ValueError if :meth:`prepare` has let the model's own layers go."""
+        """Raise ValueError if :meth:`prepare` has let the model's own layers go, or has put other weights in place of
+        theirs."""
+        if self._decoder is not None and self._decoder.in_blocks:
+            raise ValueError("This model decodes with weights in blocks, not with those of its layers; load it anew.")
         if len(self.model.base_model.layers) < self.num_layers:
             raise ValueError(
                 "This model was prepared to decode only, and its layers were let go; load it anew, or keep its layers."
             )
 
     def forward(self, tokens: Tensor, lengths: Tensor, taps: tuple[int, ...] = (-1,)) -> LMOutput:
-        """Teacher-forced states of right-padded ``tokens [B, T]``, for training: ``[B, T, taps, D]``. Errors as for
-        :meth:`check_layers`."""
+        """Teacher-forced states of right-padded ``tokens [B, T]``, for training: ``[B, T, taps, D]``. A model with
+        weights in blocks gives those that it decodes with, and no gradients. Errors as for :meth:`check_layers`."""
+        if self._decoder is not None and self._decoder.in_blocks:
+            return self._forward(self.open(*tokens.shape).cache, tokens, None, taps, tokens.shape[1])
         index = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
         valid = index < lengths[:, None]
         return self.trunk_states(self.embed(tokens), index, causal_mask(valid), None, taps)
@@ -294,6 +318,9 @@ class TextLM(nn.Module, Trunk):
             index = torch.arange(m, device=self.device).expand(b, -1)
         else:
             index = cache.lengths[:, None] + ancestors.sum(-1) - 1
+        if decoder is not None and decoder.fused is not None:
+            hidden, final = decoder.fused(x, index, ancestors, cache, taps)
+            return LMOutput(hidden.to(self.dtype), final=final.to(self.dtype))
         if decoder is None:
             if ancestors is None:
                 ancestors = torch.ones(m, m, dtype=torch.bool, device=self.device).tril().expand(b, -1, -1)

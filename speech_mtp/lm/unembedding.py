@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from speech_mtp.lm.block_weights import OUTPUT, BlocksOf
 from speech_mtp.lm.output import OutputLayer, Pick
-from speech_mtp.nn.packed import PackedLinear, is_invariant
+from speech_mtp.nn.blocks import BlockLinear
+from speech_mtp.nn.packed import FastLinear, PackedLinear, is_invariant
 
 
 class Unembedding(OutputLayer):
@@ -33,14 +35,19 @@ class Unembedding(OutputLayer):
             raise ValueError("On this processor the output layer depends on the number of rows.")
         return packed
 
-    def replace(self, layer: PackedLinear) -> None:
+    def in_blocks(self, blocks: BlocksOf) -> BlockLinear:
+        """The layer on weights in blocks, for :meth:`replace`."""
+        layer = self._layer[0]
+        return BlockLinear(blocks(OUTPUT, layer.weight), getattr(layer, "bias", None))
+
+    def replace(self, layer: FastLinear) -> None:
         """Multiply by ``layer`` from now on."""
         self._layer = (layer,)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., D]`` -> ``[..., V]``, in the model's precision."""
         layer = self._layer[0]
-        out: Tensor = layer(hidden if isinstance(layer, PackedLinear) else hidden.to(layer.weight.dtype))
+        out: Tensor = layer(hidden if isinstance(layer, FastLinear) else hidden.to(layer.weight.dtype))
         return out
 
     def score(self, hidden: Tensor, tokens: Tensor) -> list[Tensor]:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speech_mtp.nn.blocks import BLOCK, BlockLinear, Blocks
+
 _ROWS = 8  # what the layout is chosen for: a draft is a handful of nodes
 _SMALL, _LARGE = 24, 256  # rows of the blocks of an invariant product
 
@@ -80,6 +82,10 @@ class PackedLinear:
         return F.linear(x, self._weight, self.bias)
 
 
+FastLinear = PackedLinear | BlockLinear
+"""A linear map as decoding has it."""
+
+
 def is_invariant(linear: PackedLinear) -> bool:
     """Whether random rows give the very same numbers in blocks of every size that an invariant product has."""
     x = torch.randn(linear.largest, linear.shape[1], generator=torch.Generator().manual_seed(0)).to(linear.dtype)
@@ -87,8 +93,17 @@ def is_invariant(linear: PackedLinear) -> bool:
     return all(torch.equal(torch.cat([linear(piece) for piece in x.split(size)]), whole) for size in sizes)
 
 
-def pack_linears(module: nn.Module) -> None:
-    """Let all linear layers in ``module`` multiply packed weights from now on: it decodes faster and cannot train."""
+def fast_linear(weight: Tensor, bias: Tensor | None = None, blocks: str | None = None) -> FastLinear:
+    """A linear map by ``weight [O, I]`` as decoding has it: packed, or rounded to ``blocks`` of that kind
+    (:data:`speech_mtp.nn.blocks.KINDS`) where its rows divide into them."""
+    if blocks is None or weight.shape[1] % BLOCK:
+        return PackedLinear(weight, bias)
+    return BlockLinear(Blocks.of(weight, blocks), bias)
+
+
+def pack_linears(module: nn.Module, blocks: str | None = None) -> None:
+    """Let all linear layers in ``module`` multiply packed weights, or weights in ``blocks``, from now on: it decodes
+    faster and cannot train."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear) and layer.weight.device.type == "cpu" and can_pack(layer.weight.dtype):
-            layer.forward = PackedLinear(layer.weight, layer.bias)  # type: ignore[method-assign, assignment]
+            layer.forward = fast_linear(layer.weight, layer.bias, blocks)  # type: ignore[method-assign, assignment]

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtp.nn.kv_cache import KVCache, attention
-from speech_mtp.nn.packed import PackedLinear, can_pack
+from speech_mtp.nn.packed import FastLinear, can_pack, fast_linear
 from speech_mtp.nn.visibility import Mask
 
 
@@ -93,14 +93,14 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, shape.num_kv_heads * size, bias=False)
         self.v_proj = nn.Linear(width, shape.num_kv_heads * size, bias=False)
         self.o_proj = nn.Linear(shape.num_heads * size, shape.dim, bias=False)
-        self._joined: PackedLinear | None = None
+        self._joined: FastLinear | None = None
 
-    def pack(self) -> None:
-        """From now on one product makes queries, keys and values, of packed weights, and attention is computed in
-        float32, which is faster on a CPU. Not for training."""
+    def pack(self, blocks: str | None = None) -> None:
+        """From now on one product makes queries, keys and values, of packed weights (or of weights in ``blocks``), and
+        attention is computed in float32, which is faster on a CPU. Not for training."""
         weights = [layer.weight for layer in (self.q_proj, self.k_proj, self.v_proj)]
         if packs(weights[0]):
-            self._joined = PackedLinear(torch.cat(weights))
+            self._joined = fast_linear(torch.cat(weights), None, blocks)
 
     def heads(self, x: Tensor) -> Tensor:
         """``[B, T, H * d]`` -> ``[B, H, T, d]``."""
@@ -130,7 +130,7 @@ class Attention(nn.Module):
         kept = cache.write(self.layer, *self.keys_values(x, index), mask.shape[-1])
         return self.attend(x, index, *kept, mask)
 
-    def _packed(self, joined: PackedLinear, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
+    def _packed(self, joined: FastLinear, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
         s = self.shape
         each = joined(x).float().unflatten(-1, (-1, s.head_dim)).transpose(1, 2)
         turned = rotate(each[:, : -s.num_kv_heads], index, s.rope_theta)
@@ -151,12 +151,13 @@ class SwiGLU(nn.Module):
         self.gate_proj = nn.Linear(dim, hidden, bias=False)
         self.up_proj = nn.Linear(dim, hidden, bias=False)
         self.down_proj = nn.Linear(hidden, dim, bias=False)
-        self._joined: PackedLinear | None = None
+        self._joined: FastLinear | None = None
 
-    def pack(self) -> None:
-        """From now on one product of packed weights makes gate and up. Not for training."""
+    def pack(self, blocks: str | None = None) -> None:
+        """From now on one product of packed weights, or of weights in ``blocks``, makes gate and up. Not for
+        training."""
         if packs(self.gate_proj.weight):
-            self._joined = PackedLinear(torch.cat([self.gate_proj.weight, self.up_proj.weight]))
+            self._joined = fast_linear(torch.cat([self.gate_proj.weight, self.up_proj.weight]), None, blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         if self._joined is not None:

@@ -10,6 +10,7 @@ from transformers import GemmaConfig, GemmaForCausalLM, Qwen2Config, Qwen2ForCau
 from speech_mtp.decoding import catalogue
 from speech_mtp.decoding.base import DecodingRule
 from speech_mtp.decoding.text import TextRun, start
+from speech_mtp.heads.base import MTPHead
 from speech_mtp.lm.text_lm import TextLM, TextRows
 from speech_mtp.nn.packed import PackedLinear, is_invariant
 from speech_mtp.types import Draft, Sampling, Verdict
@@ -137,7 +138,11 @@ def test_threads_that_share_a_long_prompt_do_not_show(lm: TextLM) -> None:
 )
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "top_p", "penalised"])
 def test_the_text_is_the_same_whatever_drafts_it(lm: TextLM, name: str | None, rule: str, sampling: Sampling) -> None:
-    head = None if name is None else make_head(name, lm).bfloat16().prepare()
+    check_same_text(lm, None if name is None else make_head(name, lm).bfloat16().prepare(), rule, sampling)
+
+
+def check_same_text(lm: TextLM, head: MTPHead | None, rule: str, sampling: Sampling) -> None:
+    """Rows drafted together and alone say what plain decoding says."""
     seeds = torch.arange(len(PROMPTS))
 
     def said(rows: slice, drafting: DecodingRule | None) -> TextRun:

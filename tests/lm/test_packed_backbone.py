@@ -57,9 +57,9 @@ def test_it_gives_the_states_of_the_backbone(tmp_path: Path, config: Any, more: 
 def test_no_more_is_read_than_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = saved(tmp_path, LlamaConfig, {}, torch.bfloat16)
     read: list[str] = []
-    get = packed_backbone._Weights.__getitem__
+    get = packed_backbone.WeightFiles.__getitem__
     monkeypatch.setattr(
-        packed_backbone._Weights, "__getitem__", lambda self, name: read.append(name) or get(self, name)
+        packed_backbone.WeightFiles, "__getitem__", lambda self, name: read.append(name) or get(self, name)
     )
     packed = PackedBackbone(tmp_path, "x", 2, [1])
     layers = {name.split(".")[2] for name in read if ".layers." in name}
@@ -74,7 +74,7 @@ def test_no_more_is_read_than_is_used(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_weights_in_several_files(tmp_path: Path) -> None:
     saved(tmp_path, LlamaConfig, {})
     whole = PackedBackbone(tmp_path, "x", 2, [1]).encode(TEXTS).hidden
-    weights = packed_backbone._Weights(tmp_path)
+    weights = packed_backbone.WeightFiles(tmp_path)
     tensors = {name: weights[name].clone() for name in weights._files}
     (tmp_path / "model.safetensors").unlink()
     for i in (0, 1):

@@ -1,0 +1,664 @@
+// Products of weights in blocks with rows of eight-bit numbers, and the forward pass of a Llama-like decoder made of
+// them. Called by speech_mtp/native/__init__.py, which compiles it for the machine it runs on.
+//
+// Weights. A row of a matrix [N, K] is cut into blocks of 32 numbers. A block of kind 4 is `scale * q + least` with q in
+// 0..15, one of kind 8 is `scale * q` with q in -127..127; scale and least are half-precision numbers (the blocks Q4_1
+// and Q8_0 of GGUF). 16 rows make a tile, which is stored block by block, and in it four numbers of each of the 16 rows
+// after the other:
+//
+//     kind 4:  4 x [16 rows x 4 bytes], 16 scales, 16 leasts            320 bytes
+//              the low half of a byte is number 4 g + i of the block, the high half number 16 + 4 g + i
+//     kind 8:  8 x [16 rows x 4 bytes], 16 scales                        544 bytes
+//
+// Inputs. A row of floats is cut alike; a block becomes integers in -127..127 and the scale max |x| / 127.
+//
+// A result is the sum over blocks, first to last, of
+//
+//     (float)(sum of q x) * (scale * a)                  a: the scale of the block of the input
+//     + least * (a * (float)(sum of x))                  kind 4 alone
+//
+// The sums of integers are exact, and floats are added in this order whatever the processor, the number of rows or of
+// threads: a row gives the same numbers alone and among others. Compile with -ffp-contract=off.
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+#ifdef _OPENMP
+extern int omp_get_thread_num(void);
+extern int omp_get_num_threads(void);
+#else
+static int omp_get_thread_num(void) { return 0; }
+static int omp_get_num_threads(void) { return 1; }
+#endif
+
+#define BLOCK 32
+#define TILE 16
+#define WIDEST 256  // numbers of a head
+
+typedef float f8 __attribute__((vector_size(32), aligned(4)));
+typedef int32_t i8 __attribute__((vector_size(32), aligned(4)));
+typedef float f16 __attribute__((vector_size(64), aligned(4)));
+typedef int32_t i16 __attribute__((vector_size(64), aligned(4)));
+
+typedef struct {
+    int64_t kind, outputs, inputs;
+    const uint8_t *tiles;
+    const float *bias;
+} Linear;
+
+// Rows of inputs as integers: numbers twice, in 8 and in 16 bits, and a scale and a scaled sum for each block.
+typedef struct {
+    int64_t inputs;
+    int8_t *bytes;
+    int16_t *words;
+    float *scale, *sum;
+} Rows;
+
+static inline int64_t tile_bytes(int64_t kind) { return kind == 4 ? 320 : 544; }
+
+// ---- vectors --------------------------------------------------------------------------------------------------------
+static inline f8 load8(const float *p) { return *(const f8 *)p; }
+static inline void store8(float *p, f8 v) { *(f8 *)p = v; }
+static inline f8 all8(float v) { return (f8){v, v, v, v, v, v, v, v}; }
+
+static inline float one_half(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, body = h & 0x7fff, bits;
+    if (body >= 0x7c00) bits = 0x7f800000 | (body & 0x3ff) << 13;
+    else if (body >= 0x400) bits = (body << 13) + 0x38000000;
+    else {  // a multiple of 2^-24
+        float small = (float)body * 5.9604644775390625e-8f;
+        memcpy(&bits, &small, 4);
+    }
+    bits |= sign;
+    float out;
+    memcpy(&out, &bits, 4);
+    return out;
+}
+
+// The sum of the eight numbers of each of eight vectors, in an order of its own that is always the same.
+static inline f8 sums8(const f8 v[8]) {
+    f8 out;
+#ifdef __AVX2__
+    __m256 a = _mm256_hadd_ps((__m256)v[0], (__m256)v[1]), b = _mm256_hadd_ps((__m256)v[2], (__m256)v[3]);
+    __m256 c = _mm256_hadd_ps((__m256)v[4], (__m256)v[5]), d = _mm256_hadd_ps((__m256)v[6], (__m256)v[7]);
+    __m256 e = _mm256_hadd_ps(a, b), f = _mm256_hadd_ps(c, d);
+    out = (f8)_mm256_add_ps(_mm256_permute2f128_ps(e, f, 0x20), _mm256_permute2f128_ps(e, f, 0x31));
+#else
+    for (int i = 0; i < 8; i++)
+        out[i] = ((v[i][0] + v[i][1]) + (v[i][2] + v[i][3])) + ((v[i][4] + v[i][5]) + (v[i][6] + v[i][7]));
+#endif
+    return out;
+}
+
+static inline float sum8(f8 v) {
+    f8 all[8] = {v, v, v, v, v, v, v, v};
+    return sums8(all)[0];
+}
+
+// x y + z; rounded once where the processor can.
+static inline f8 fma8(f8 x, f8 y, f8 z) {
+#if defined(__FMA__) && defined(__AVX2__)
+    return (f8)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z);
+#else
+    return x * y + z;
+#endif
+}
+
+// exp, to about two units in the last place; 0 below -87.
+static inline f8 exp8(f8 x) {
+    const f8 low = all8(-87.0f), high = all8(88.0f);
+    i8 gone = x < low;
+    x = (f8)(((i8)low & gone) | ((i8)x & ~gone));
+    i8 large = x > high;
+    x = (f8)(((i8)high & large) | ((i8)x & ~large));
+    f8 shifted = x * 1.44269504088896341f + 12582912.0f;  // rounds to a whole number
+    f8 n = shifted - 12582912.0f;
+    f8 r = x - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    f8 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    i8 power = (__builtin_convertvector(n, i8) + 127) << 23;
+    f8 out = p * (f8)power;
+    return (f8)((i8)out & ~gone);
+}
+
+// ---- inputs ---------------------------------------------------------------------------------------------------------
+static void quantise_block(const float *x, int8_t *bytes, int16_t *words, float *scale, float *sum) {
+    f8 most = all8(0.0f);
+    f8 v[4];
+    for (int i = 0; i < 4; i++) {
+        v[i] = load8(x + 8 * i);
+        f8 size = (f8)((i8)v[i] & 0x7fffffff);
+        i8 larger = size > most;
+        most = (f8)(((i8)size & larger) | ((i8)most & ~larger));
+    }
+    float largest = 0;
+    for (int i = 0; i < 8; i++) largest = most[i] > largest ? most[i] : largest;
+    float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;  // what is less counts as nothing
+    int32_t total = 0;
+    i8 sums = {0};
+    for (int i = 0; i < 4; i++) {
+        f8 y = v[i] * inverse;
+        i8 whole = __builtin_convertvector((y + 12582912.0f) - 12582912.0f, i8);  // half to even
+        sums += whole;
+        for (int j = 0; j < 8; j++) {
+            bytes[8 * i + j] = (int8_t)whole[j];
+            words[8 * i + j] = (int16_t)whole[j];
+        }
+    }
+    for (int i = 0; i < 8; i++) total += sums[i];
+    *scale = largest / 127.0f;
+    *sum = *scale * (float)total;
+}
+
+static void quantise(const float *x, const Rows *rows, int64_t row, int64_t from, int64_t to) {
+    int64_t blocks = rows->inputs / BLOCK;
+    for (int64_t b = from; b < to; b++) {
+        int64_t at = row * rows->inputs + b * BLOCK, block = row * blocks + b;
+        quantise_block(x + b * BLOCK, rows->bytes + at, rows->words + at, rows->scale + block, rows->sum + block);
+    }
+}
+
+// ---- products -------------------------------------------------------------------------------------------------------
+// A piece of a tile is as many of its rows as a vector has numbers (LANES). blockN: the whole-number products of one
+// block of a piece with the same block of `count` rows; loops over rows must be unrolled, so that sums stay in registers.
+#define UNROLL _Pragma("GCC unroll 8")
+#define EACH_ROW UNROLL for (int r = 0; r < count; r++)
+#define INLINE static inline __attribute__((always_inline))
+
+#if defined(__AVX512VNNI__) && defined(__AVX512F__)
+#define LANES 16
+#define ROWS 8
+typedef f16 vf;
+typedef i16 vi;
+
+INLINE void block4(int count, const uint8_t *w, const int8_t *x, const int16_t *words, int64_t stride, vi *out) {
+    (void)words;
+    const __m512i mask = _mm512_set1_epi8(15);
+    __m512i acc[ROWS];
+    EACH_ROW acc[r] = _mm512_setzero_si512();
+    UNROLL for (int g = 0; g < 4; g++) {
+        __m512i both = _mm512_loadu_si512(w + 64 * g);
+        __m512i low = _mm512_and_si512(both, mask), high = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+        EACH_ROW {
+            int32_t a, b;
+            memcpy(&a, x + r * stride + 4 * g, 4);
+            memcpy(&b, x + r * stride + 16 + 4 * g, 4);
+            acc[r] = _mm512_dpbusd_epi32(acc[r], low, _mm512_set1_epi32(a));
+            acc[r] = _mm512_dpbusd_epi32(acc[r], high, _mm512_set1_epi32(b));
+        }
+    }
+    EACH_ROW out[r] = (vi)acc[r];
+}
+
+INLINE void block8(int count, const uint8_t *w, const int8_t *x, const int16_t *words, int64_t stride, vi *out) {
+    (void)words;
+    // (w + 128) x - 128 x, because one factor has no sign
+    const __m512i shift = _mm512_set1_epi8((char)128), ones = _mm512_set1_epi8(1);
+    __m512i acc[ROWS], total[ROWS];
+    EACH_ROW acc[r] = total[r] = _mm512_setzero_si512();
+    UNROLL for (int g = 0; g < 8; g++) {
+        __m512i up = _mm512_xor_si512(_mm512_loadu_si512(w + 64 * g), shift);
+        EACH_ROW {
+            int32_t a;
+            memcpy(&a, x + r * stride + 4 * g, 4);
+            acc[r] = _mm512_dpbusd_epi32(acc[r], up, _mm512_set1_epi32(a));
+            total[r] = _mm512_dpbusd_epi32(total[r], ones, _mm512_set1_epi32(a));
+        }
+    }
+    EACH_ROW out[r] = (vi)_mm512_sub_epi32(acc[r], _mm512_slli_epi32(total[r], 7));
+}
+#elif defined(__AVX2__)
+#define LANES 8
+#define ROWS 4
+typedef f8 vf;
+typedef i8 vi;
+
+INLINE void block4(int count, const uint8_t *w, const int8_t *x, const int16_t *words, int64_t stride, vi *out) {
+    (void)words;
+    const __m256i mask = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    __m256i acc[ROWS];  // at most 8 x 2 x 15 x 127 = 30,480: fits 16 bits
+    EACH_ROW acc[r] = _mm256_setzero_si256();
+    UNROLL for (int g = 0; g < 4; g++) {
+        __m256i both = _mm256_loadu_si256((const __m256i *)(w + 64 * g));
+        __m256i low = _mm256_and_si256(both, mask), high = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
+        EACH_ROW {
+            int32_t a, b;
+            memcpy(&a, x + r * stride + 4 * g, 4);
+            memcpy(&b, x + r * stride + 16 + 4 * g, 4);
+            acc[r] = _mm256_add_epi16(acc[r], _mm256_maddubs_epi16(low, _mm256_set1_epi32(a)));
+            acc[r] = _mm256_add_epi16(acc[r], _mm256_maddubs_epi16(high, _mm256_set1_epi32(b)));
+        }
+    }
+    EACH_ROW out[r] = (vi)_mm256_madd_epi16(acc[r], ones);
+}
+
+INLINE void block8(int count, const uint8_t *w, const int8_t *x, const int16_t *words, int64_t stride, vi *out) {
+    (void)x;
+    __m256i near[ROWS], far[ROWS];
+    EACH_ROW near[r] = far[r] = _mm256_setzero_si256();
+    UNROLL for (int g = 0; g < 8; g++) {
+        __m256i a = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 64 * g)));
+        __m256i b = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 64 * g + 16)));
+        EACH_ROW {
+            int64_t four;
+            memcpy(&four, words + r * stride + 4 * g, 8);
+            __m256i y = _mm256_set1_epi64x(four);
+            near[r] = _mm256_add_epi32(near[r], _mm256_madd_epi16(a, y));
+            far[r] = _mm256_add_epi32(far[r], _mm256_madd_epi16(b, y));
+        }
+    }
+    EACH_ROW out[r] = (vi)_mm256_permute4x64_epi64(_mm256_hadd_epi32(near[r], far[r]), 0xd8);
+}
+#else
+#define LANES 8
+#define ROWS 4
+typedef f8 vf;
+typedef i8 vi;
+
+INLINE void block4(int count, const uint8_t *w, const int8_t *x, const int16_t *words, int64_t stride, vi *out) {
+    (void)words;
+    for (int r = 0; r < count; r++)
+        for (int n = 0; n < LANES; n++) {
+            int32_t sum = 0;
+            for (int g = 0; g < 4; g++)
+                for (int i = 0; i < 4; i++) {
+                    uint8_t both = w[64 * g + 4 * n + i];
+                    sum += (both & 15) * x[r * stride + 4 * g + i] + (both >> 4) * x[r * stride + 16 + 4 * g + i];
+                }
+            out[r][n] = sum;
+        }
+}
+
+INLINE void block8(int count, const uint8_t *w, const int8_t *x, const int16_t *words, int64_t stride, vi *out) {
+    (void)words;
+    for (int r = 0; r < count; r++)
+        for (int n = 0; n < LANES; n++) {
+            int32_t sum = 0;
+            for (int g = 0; g < 8; g++)
+                for (int i = 0; i < 4; i++) sum += (int8_t)w[64 * g + 4 * n + i] * x[r * stride + 4 * g + i];
+            out[r][n] = sum;
+        }
+}
+#endif
+
+INLINE vf lanes_of_halves(const uint8_t *p) {
+#if LANES == 16
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__F16C__) && defined(__AVX2__)
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#else
+    vf out;
+    for (int i = 0; i < LANES; i++) {
+        uint16_t h;
+        memcpy(&h, p + 2 * i, 2);
+        out[i] = one_half(h);
+    }
+    return out;
+#endif
+}
+
+// One piece of a tile with `count` rows from `row` on; the sums are written to `out`, or added to it.
+INLINE void piece_rows(
+    int count, int kind, const Linear *linear, const Rows *rows, int64_t tile, int64_t piece, int64_t row, float *out,
+    int64_t stride, int add
+) {
+    int64_t blocks = linear->inputs / BLOCK, size = tile_bytes(kind), width = rows->inputs;
+    const uint8_t *w = linear->tiles + tile * blocks * size + piece * 4 * LANES;
+    const uint8_t *halves = linear->tiles + tile * blocks * size + (kind == 4 ? 256 : 512) + piece * 2 * LANES;
+    const int8_t *x = rows->bytes + row * width;
+    const int16_t *words = rows->words + row * width;
+    const float *scales = rows->scale + row * blocks, *sums = rows->sum + row * blocks;
+    vf acc[ROWS];
+    EACH_ROW acc[r] = (vf){0};
+    for (int64_t b = 0; b < blocks; b++) {
+        vi found[ROWS];
+        vf scale = lanes_of_halves(halves);
+        if (kind == 4) {
+            block4(count, w, x, words, width, found);
+            vf least = lanes_of_halves(halves + 32);
+            EACH_ROW {
+                acc[r] += __builtin_convertvector(found[r], vf) * (scale * scales[r * blocks + b]);
+                acc[r] += least * sums[r * blocks + b];
+            }
+        } else {
+            block8(count, w, x, words, width, found);
+            EACH_ROW acc[r] += __builtin_convertvector(found[r], vf) * (scale * scales[r * blocks + b]);
+        }
+        w += size, halves += size, x += BLOCK, words += BLOCK;
+    }
+    int64_t first = tile * TILE + piece * LANES, valid = linear->outputs - first;
+    EACH_ROW {
+        float *to = out + (row + r) * stride + first;
+        if (valid >= LANES) {
+            if (linear->bias) acc[r] += *(const vf *)(linear->bias + first);
+            if (add) acc[r] += *(const vf *)to;
+            *(vf *)to = acc[r];
+        } else
+            for (int n = 0; n < valid; n++) {
+                float v = acc[r][n];
+                if (linear->bias) v += linear->bias[first + n];
+                to[n] = add ? to[n] + v : v;
+            }
+    }
+}
+
+INLINE void rows_of_kind(
+    int kind, const Linear *linear, const Rows *rows, int64_t count, int64_t from, int64_t to, float *out,
+    int64_t stride, int add
+) {
+    for (int64_t tile = from; tile < to; tile++)
+        for (int64_t piece = 0; piece < TILE / LANES; piece++)
+            for (int64_t row = 0; row < count; row += ROWS) {
+                int64_t left = count - row;
+#define CASE(n) case n: piece_rows(n, kind, linear, rows, tile, piece, row, out, stride, add); break;
+                switch (left < ROWS ? left : ROWS) {
+                    CASE(1) CASE(2) CASE(3) CASE(4)
+#if ROWS == 8
+                    CASE(5) CASE(6) CASE(7) CASE(8)
+#endif
+                }
+            }
+}
+
+static void tiles_rows(
+    const Linear *linear, const Rows *rows, int64_t count, int64_t from, int64_t to, float *out, int64_t stride, int add
+) {
+    if (linear->kind == 4) rows_of_kind(4, linear, rows, count, from, to, out, stride, add);
+    else rows_of_kind(8, linear, rows, count, from, to, out, stride, add);
+}
+
+// The share of `total` that this thread has.
+static inline void share(int64_t total, int64_t *from, int64_t *to) {
+    int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+    *from = total * me / all;
+    *to = total * (me + 1) / all;
+}
+
+// By all threads of a region; a barrier must come before and after.
+static void multiply(const Linear *linear, const Rows *rows, int64_t count, float *out, int64_t stride, int add) {
+    int64_t from, to;
+    share((linear->outputs + TILE - 1) / TILE, &from, &to);
+    tiles_rows(linear, rows, count, from, to, out, stride, add);
+}
+
+static Rows make_rows(int64_t inputs, int64_t count) {
+    int64_t numbers = inputs * count, blocks = numbers / BLOCK;
+    char *memory = malloc((size_t)(numbers * 3 + blocks * 8 + 64));
+    Rows rows = {inputs, NULL, NULL, NULL, NULL};
+    if (!memory) return rows;
+    rows.scale = (float *)memory;
+    rows.sum = rows.scale + blocks;
+    rows.words = (int16_t *)(rows.sum + blocks);
+    rows.bytes = (int8_t *)(rows.words + numbers);
+    return rows;
+}
+
+static void free_rows(Rows *rows) { free(rows->scale); }
+
+// x [count, inputs] -> out [count, outputs]. 0, or 1 where there is no memory.
+int64_t smtp_linear(const Linear *linear, const float *x, int64_t count, float *out, int64_t threads) {
+    Rows rows = make_rows(linear->inputs, count);
+    if (!rows.scale) return 1;
+    (void)threads;
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t from, to;
+        share(count, &from, &to);
+        for (int64_t r = from; r < to; r++) quantise(x + r * linear->inputs, &rows, r, 0, linear->inputs / BLOCK);
+#pragma omp barrier
+        multiply(linear, &rows, count, out, linear->outputs, 0);
+    }
+    free_rows(&rows);
+    return 0;
+}
+
+// ---- the decoder ----------------------------------------------------------------------------------------------------
+typedef struct {
+    const float *enter, *middle, *q_norm, *k_norm;
+    Linear qkv, leave, gate_up, down;
+} Layer;
+
+typedef struct {
+    int64_t layers, dim, heads, kv_heads, head_dim, hidden, rows, nodes, size, entries, taps, threads;
+    float eps, qk_eps, scale, unused;
+    const Layer *layer;
+    const float *norm;         // [dim]
+    const float *cos, *sin;    // [positions, head_dim / 2]
+    const int64_t *index;      // [rows, nodes]: positions
+    const int64_t *lengths;    // [rows]: valid entries of the cache
+    const uint8_t *ancestors;  // [rows, nodes, nodes]: what a node sees of the nodes; NULL: those up to itself
+    float *keys, *values;      // [layers, rows, kv_heads, size, head_dim]
+    float *x;                  // [rows, nodes, dim]: the embeddings, then what comes after the last layer
+    float *final;              // [rows, nodes, dim]: after the final norm
+    const int64_t *tap;        // [taps]: the layers before which the stream is kept (layers: after the last)
+    float *tapped;             // [rows, nodes, taps, dim]
+} Forward;
+
+static void rms(const float *x, const float *weight, int64_t dim, float eps, float *out) {
+    f8 acc = all8(0.0f);
+    for (int64_t i = 0; i < dim; i += 8) acc += load8(x + i) * load8(x + i);
+    float factor = 1.0f / sqrtf(sum8(acc) / (float)dim + eps);
+    for (int64_t i = 0; i < dim; i += 8) store8(out + i, load8(x + i) * factor * load8(weight + i));
+}
+
+static void rotate(float *x, const float *cos, const float *sin, int64_t half) {
+    for (int64_t i = 0; i < half; i++) {
+        float a = x[i], b = x[half + i];
+        x[i] = a * cos[i] - b * sin[i];
+        x[half + i] = b * cos[i] + a * sin[i];
+    }
+}
+
+// Queries of one key head over the entries `at[0..count)` (NULL: the first `count`) of its keys and values: `number` of
+// them, each with a count of its own. Entries are read in pieces that stay near, for all queries in turn; what a query
+// gets does not depend on the others.
+#define PIECE 64
+#define MOST 16  // queries at once
+
+typedef struct {
+    const float *q;
+    float *scores, *out;
+    int64_t count;
+} Query;
+
+INLINE void look_width(
+    Query *queries, int64_t number, const float *keys, const float *values, const int64_t *at, int64_t dim, float scale
+) {
+    int64_t longest = 0;
+    for (int64_t j = 0; j < number; j++) longest = queries[j].count > longest ? queries[j].count : longest;
+    for (int64_t from = 0; from < longest; from += PIECE)
+        for (int64_t j = 0; j < number; j++) {
+            const Query *one = queries + j;
+            int64_t to = from + PIECE < one->count ? from + PIECE : one->count;
+            for (int64_t s = from; s < to; s += 8) {
+                f8 parts[8];
+                for (int i = 0; i < 8; i++) {
+                    int64_t entry = s + i < one->count ? s + i : one->count - 1;
+                    const float *k = keys + (at ? at[entry] : entry) * dim;
+                    f8 acc = load8(one->q) * load8(k);
+                    for (int64_t d = 8; d < dim; d += 8) acc = fma8(load8(one->q + d), load8(k + d), acc);
+                    parts[i] = acc;
+                }
+                store8(one->scores + s, sums8(parts) * scale);
+            }
+        }
+    float shares[MOST];
+    for (int64_t j = 0; j < number; j++) {
+        const Query *one = queries + j;
+        float most = -INFINITY;
+        for (int64_t s = 0; s < one->count; s++) most = one->scores[s] > most ? one->scores[s] : most;
+        for (int64_t s = one->count; s < (one->count + 7) / 8 * 8; s++) one->scores[s] = -INFINITY;
+        f8 totals = all8(0.0f);
+        for (int64_t s = 0; s < one->count; s += 8) {
+            f8 e = exp8(load8(one->scores + s) - most);
+            store8(one->scores + s, e);
+            totals += e;
+        }
+        shares[j] = 1.0f / sum8(totals);
+        for (int64_t d = 0; d < dim; d += 8) store8(one->out + d, all8(0.0f));
+    }
+    for (int64_t from = 0; from < longest; from += PIECE)
+        for (int64_t j = 0; j < number; j++) {
+            const Query *one = queries + j;
+            int64_t to = from + PIECE < one->count ? from + PIECE : one->count;
+            f8 acc[WIDEST / 8];
+            for (int64_t d = 0; d < dim; d += 8) acc[d / 8] = load8(one->out + d);
+            for (int64_t s = from; s < to; s++) {
+                const float *v = values + (at ? at[s] : s) * dim;
+                f8 weight = all8(one->scores[s]);
+                for (int64_t d = 0; d < dim; d += 8) acc[d / 8] = fma8(load8(v + d), weight, acc[d / 8]);
+            }
+            for (int64_t d = 0; d < dim; d += 8) store8(one->out + d, acc[d / 8]);
+        }
+    for (int64_t j = 0; j < number; j++)
+        for (int64_t d = 0; d < dim; d += 8) store8(queries[j].out + d, load8(queries[j].out + d) * shares[j]);
+}
+
+// The usual widths of a head have loops of their own, which stay in registers.
+static void look(
+    Query *queries, int64_t number, const float *keys, const float *values, const int64_t *at, int64_t dim, float scale
+) {
+    if (dim == 64) look_width(queries, number, keys, values, at, 64, scale);
+    else if (dim == 128) look_width(queries, number, keys, values, at, 128, scale);
+    else look_width(queries, number, keys, values, at, dim, scale);
+}
+
+static void swiglu(const float *gate, const float *up, float *out, int64_t count) {
+    for (int64_t i = 0; i < count; i += 8) {
+        f8 g = load8(gate + i);
+        store8(out + i, g / (exp8(-g) + 1.0f) * load8(up + i));
+    }
+}
+
+static void keep_tap(const Forward *f, int64_t layer, int64_t from, int64_t to) {
+    for (int64_t t = 0; t < f->taps; t++)
+        if (f->tap[t] == layer)
+            for (int64_t n = from; n < to; n++)
+                memcpy(f->tapped + (n * f->taps + t) * f->dim, f->x + n * f->dim, (size_t)f->dim * 4);
+}
+
+// What nodes see, of the nodes' queries `qkv`. A unit of work is a key head with the queries of some neighbouring nodes; a
+// few nodes are shared out by head, so that all threads have some.
+static void attend(const Forward *f, int64_t layer, const float *qkv, float *seen, float *scores, int64_t *list) {
+    int64_t width = (f->heads + 2 * f->kv_heads) * f->head_dim, groups = f->heads / f->kv_heads;
+    int64_t few = f->rows * f->nodes * f->kv_heads < 8 * f->threads || groups > MOST;
+    int64_t heads = few ? 1 : groups, wide = f->nodes > 8 && !f->ancestors ? MOST / heads : 1;
+    int64_t parts = f->heads / heads, runs = (f->nodes + wide - 1) / wide, entries = f->entries;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t unit = 0; unit < f->rows * runs * parts; unit++) {
+        int64_t part = unit % parts, run = unit / parts % runs, row = unit / parts / runs, length = f->lengths[row];
+        int64_t first = run * wide, last = first + wide < f->nodes ? first + wide : f->nodes, number = 0;
+        const int64_t *at = NULL;
+        Query queries[MOST];
+        for (int64_t node = first; node < last; node++) {
+            int64_t n = row * f->nodes + node, count = length;
+            if (!f->ancestors) count += node + 1;
+            else {
+                const uint8_t *sees = f->ancestors + n * f->nodes;
+                for (int64_t m = 0; m < f->nodes; m++)
+                    if (sees[m]) list[count++] = length + m;
+                if (count != length + node + 1) {  // no chain up to here
+                    for (int64_t s = 0; s < length; s++) list[s] = s;
+                    at = list;
+                }
+            }
+            for (int64_t h = part * heads; h < (part + 1) * heads; h++, number++)
+                queries[number] = (Query){
+                    qkv + n * width + h * f->head_dim, scores + number * entries,
+                    seen + (n * f->heads + h) * f->head_dim, count
+                };
+        }
+        int64_t offset = ((layer * f->rows + row) * f->kv_heads + part * heads / groups) * f->size * f->head_dim;
+        look(queries, number, f->keys + offset, f->values + offset, at, f->head_dim, f->scale);
+    }
+}
+
+// Queries and keys of node n in place: norms, rotation; keys and values into the cache.
+static void place(const Forward *f, const Layer *layer, int64_t number, float *qkv, int64_t n) {
+    int64_t dim = f->head_dim, width = (f->heads + 2 * f->kv_heads) * dim, half = dim / 2;
+    int64_t row = n / f->nodes, slot = f->lengths[row] + n % f->nodes;
+    const float *cos = f->cos + f->index[n] * half, *sin = f->sin + f->index[n] * half;
+    float *own = qkv + n * width;
+    for (int64_t h = 0; h < f->heads + f->kv_heads; h++) {
+        float *x = own + h * dim;
+        const float *norm = h < f->heads ? layer->q_norm : layer->k_norm;
+        if (norm) rms(x, norm, dim, f->qk_eps, x);
+        rotate(x, cos, sin, half);
+    }
+    for (int64_t h = 0; h < f->kv_heads; h++) {
+        int64_t at = (((number * f->rows + row) * f->kv_heads + h) * f->size + slot) * dim;
+        memcpy(f->keys + at, own + (f->heads + h) * dim, (size_t)dim * 4);
+        memcpy(f->values + at, own + (f->heads + f->kv_heads + h) * dim, (size_t)dim * 4);
+    }
+}
+
+// 0, or 1 where there is no memory.
+int64_t smtp_forward(const Forward *f) {
+    int64_t count = f->rows * f->nodes, inner = f->heads * f->head_dim, width = inner + 2 * f->kv_heads * f->head_dim;
+    int64_t entries = f->entries, each = entries * (8 + 4 * MOST) + (f->dim + f->hidden) * 4, failed = 0;
+    Rows in = make_rows(f->dim, count), middle = make_rows(inner, count), deep = make_rows(f->hidden, count);
+    float *wide = malloc((size_t)(count * 2 * f->hidden) * 4), *qkv = malloc((size_t)(count * width) * 4);
+    float *seen = malloc((size_t)(count * inner) * 4);
+    char *own = malloc((size_t)(f->threads * each));
+    if (!in.scale || !middle.scale || !deep.scale || !wide || !qkv || !seen || !own) failed = 1;
+    else {
+#pragma omp parallel num_threads(f->threads)
+        {
+            int64_t me = omp_get_thread_num(), from, to;
+            int64_t *list = (int64_t *)(own + me * each);
+            float *scores = (float *)(list + entries), *scratch = scores + MOST * entries;
+            share(count, &from, &to);
+            for (int64_t i = 0; i < f->layers; i++) {
+                const Layer *layer = f->layer + i;
+                keep_tap(f, i, from, to);
+                for (int64_t n = from; n < to; n++) {
+                    rms(f->x + n * f->dim, layer->enter, f->dim, f->eps, scratch);
+                    quantise(scratch, &in, n, 0, f->dim / BLOCK);
+                }
+#pragma omp barrier
+                multiply(&layer->qkv, &in, count, qkv, width, 0);
+#pragma omp barrier
+                for (int64_t n = from; n < to; n++) place(f, layer, i, qkv, n);
+#pragma omp barrier
+                attend(f, i, qkv, seen, scores, list);
+                for (int64_t n = from; n < to; n++) quantise(seen + n * inner, &middle, n, 0, inner / BLOCK);
+#pragma omp barrier
+                multiply(&layer->leave, &middle, count, f->x, f->dim, 1);
+#pragma omp barrier
+                for (int64_t n = from; n < to; n++) {
+                    rms(f->x + n * f->dim, layer->middle, f->dim, f->eps, scratch);
+                    quantise(scratch, &in, n, 0, f->dim / BLOCK);
+                }
+#pragma omp barrier
+                multiply(&layer->gate_up, &in, count, wide, 2 * f->hidden, 0);
+#pragma omp barrier
+                int64_t blocks = f->hidden / BLOCK, first, last;
+                share(count * blocks, &first, &last);
+                for (int64_t unit = first; unit < last; unit++) {
+                    int64_t n = unit / blocks, b = unit % blocks;
+                    float *gate = wide + n * 2 * f->hidden + b * BLOCK, *to_block = scratch + f->dim + b * BLOCK;
+                    swiglu(gate, gate + f->hidden, to_block, BLOCK);
+                    quantise(scratch + f->dim, &deep, n, b, b + 1);
+                }
+#pragma omp barrier
+                multiply(&layer->down, &deep, count, f->x, f->dim, 1);
+#pragma omp barrier
+            }
+            keep_tap(f, f->layers, from, to);
+            for (int64_t n = from; n < to; n++)
+                rms(f->x + n * f->dim, f->norm, f->dim, f->eps, f->final + n * f->dim);
+        }
+    }
+    free_rows(&in), free_rows(&middle), free_rows(&deep);
+    free(wide), free(qkv), free(seen), free(own);
+    return failed;
+}

@@ -1,0 +1,53 @@
+"""The compiled library: made once, and done without where it cannot be had."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from speech_mtp import native
+from tests.nn.test_blocks import needs_kernels
+
+
+def fresh(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setenv("SPEECH_MTP_CACHE", str(cache))
+    monkeypatch.delenv(native.VARIABLE, raising=False)
+
+
+@needs_kernels
+def test_it_is_compiled_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fresh(monkeypatch, tmp_path)
+    for _ in range(2):
+        assert native.load.__wrapped__() is not None
+    assert len(list((tmp_path / "native").iterdir())) == 1
+    assert capsys.readouterr().err.count("Compiling fast kernels") == 1
+
+
+def test_without_a_compiler_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh(monkeypatch, tmp_path)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert native.load.__wrapped__() is None
+
+
+def test_a_compiler_that_fails_is_named_in_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh(monkeypatch, tmp_path)
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho 'no such target' >&2\nexit 1\n", encoding="utf-8")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    with pytest.warns(RuntimeWarning, match="torch computes instead: no such target"):
+        assert native.load.__wrapped__() is None
+    assert not list((tmp_path / "native").iterdir())
+
+
+def test_it_can_be_switched_off() -> None:
+    said = "from speech_mtp.nn.blocks import is_native; print(is_native())"
+    done = subprocess.run(
+        [sys.executable, "-c", said], env={native.VARIABLE: "0", "PATH": ""}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
