@@ -6,11 +6,13 @@ anywhere. No generator has a state. Every function takes the settings of each ro
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from speech_mtp import native
 from speech_mtp.types import RowSampling
 
 TARGET, ACCEPT, DRAFT = range(3)
@@ -114,6 +116,8 @@ def choose(logits: Tensor, rows: RowSampling, position: Tensor, channel: int) ->
     """
     if not rows.sampled:
         return best(logits)
+    if logits.device.type == "cpu" and logits.shape[-1] <= SMALL and native.load() is not None:
+        return _chosen(logits, rows, position, channel)
     logits = tempered(logits, rows)
     few = _few(logits, rows) if rows.filtered else None
     if few is not None:
@@ -121,6 +125,23 @@ def choose(logits: Tensor, rows: RowSampling, position: Tensor, channel: int) ->
         return ids.gather(1, best(perturbed(values, rows, position, channel, ids))[:, None])[:, 0]
     every = torch.arange(logits.shape[-1], device=logits.device)
     return best(perturbed(_filtered(logits, rows), rows, position, channel, every))
+
+
+def _chosen(logits: Tensor, rows: RowSampling, position: Tensor, channel: int) -> Tensor:
+    """The same by the compiled kernels: speech draws ten times a step, and torch takes forty calls for a draw."""
+    library = native.load()
+    assert library is not None
+    logits = logits.float().contiguous()
+    tokens = torch.empty(len(logits), dtype=torch.long)
+    held = (
+        *(rows.temperature.float().contiguous(), rows.top_k.long().contiguous(), rows.top_p.float().contiguous()),
+        *(rows.seed.long().contiguous(), position.long().contiguous()),
+    )
+    numbers = [ctypes.c_int64(n) for n in (*logits.shape, channel, TARGET)]
+    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (logits, *held, tokens)]
+    if library.smtp_choose(pointers[0], *numbers[:2], *pointers[1:6], *numbers[2:], pointers[6]):
+        raise MemoryError(f"There is no memory for {logits.shape[-1]} tokens.")
+    return tokens
 
 
 def choose_among(logits: Tensor, rows: RowSampling, position: Tensor, channel: int, count: int = CANDIDATES) -> Tensor:

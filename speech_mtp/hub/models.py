@@ -14,7 +14,7 @@ from torch import Tensor
 from speech_mtp import plugins
 from speech_mtp.codecs.base import Codec
 from speech_mtp.files import replacing
-from speech_mtp.hub.backbones import resolve_backbone
+from speech_mtp.hub.backbones import block_weights, resolve_backbone
 from speech_mtp.hub.finding import DEFAULT_MODEL, TOKENIZER, VOICES, find_model
 from speech_mtp.hub.parts import (
     load_codec,
@@ -34,6 +34,7 @@ from speech_mtp.lm.reader import TextReader
 from speech_mtp.lm.speech_lm import SpeechLM
 from speech_mtp.lm.token_maker import TokenMaker
 from speech_mtp.lm.units import UnitMaker
+from speech_mtp.nn.blocks import is_native
 from speech_mtp.storage import CARD, CONFIG, Storage, new_folder
 from speech_mtp.text.lexicon import Lexicon, read_lexicon
 from speech_mtp.threads import SPEECH, use_threads
@@ -152,16 +153,22 @@ def _talker_parts(folder: Path, config: dict[str, Any], backbone: str | None) ->
         from speech_mtp.lm.text_encoder import Spelled
 
         g2p = Spelled(trunk, load_text_encoder(folder / "text"))
-    return UnitMaker(trunk, g2p), load_speech_lm(folder / TALKER)
+    return UnitMaker(trunk, g2p), load_speech_lm(folder / TALKER).prepare()
 
 
 def _open_reader(folder: Path, source: Mapping[str, Any], hidden_layer: int) -> TextReader:
     """What reads text with the language model in ``folder``; ``source["prefix"]`` opens its turns, if that is known."""
     if reads_alone(folder) and "prefix" in source:
-        return PackedBackbone(folder, source["sha256"], hidden_layer, source["prefix"])
+        blocks = block_weights(folder, "q4", source) if is_native() and _has_blocks(source) else None
+        return PackedBackbone(folder, source["sha256"], hidden_layer, source["prefix"], blocks)
     from speech_mtp.lm.backbone import Backbone
 
     return Backbone.from_folder(folder, torch.float32, source["sha256"], hidden_layer)
+
+
+def _has_blocks(source: Mapping[str, Any]) -> bool:
+    """Whether the language model comes from a file with weights in blocks, which are then taken as they are."""
+    return str(source.get("file", "")).endswith((".Q4_0.gguf", ".Q4_1.gguf"))
 
 
 def _direct_parts(folder: Path) -> tuple[TokenMaker, DirectLM]:

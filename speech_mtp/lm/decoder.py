@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtp.lm.block_weights import BlocksOf
-from speech_mtp.lm.fused import FusedLayers
+from speech_mtp.lm.fused import BlockLayer, BlockLayers, FusedLayers
 from speech_mtp.nn.blocks import BlockLinear, Blocks, is_native
 from speech_mtp.nn.kv_cache import Attends
 from speech_mtp.nn.packed import FastLinear, PackedLinear, is_invariant
@@ -146,9 +146,8 @@ class Decoder:
         self.dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
         self.invariant = invariant or blocks is not None
         self._blocks = blocks
-        fused = (
-            blocks is not None and is_native() and FusedLayers.fits(c.hidden_size, c.intermediate_size, self.head_dim)
-        )
+        sizes = (c.hidden_size, c.intermediate_size, self.head_dim, c.num_attention_heads)
+        fused = blocks is not None and is_native() and BlockLayers.fits(*sizes)
         self.cache_dtype = torch.float64 if self.invariant and not fused else self.dtype
         """Of keys, values and attention."""
         self.layers: list[_Layer] = []
@@ -159,8 +158,24 @@ class Decoder:
         self.norm = Norm(decoder.norm, self.dtype)
         self.rotary = decoder.rotary_emb
         self._maths = _Maths(gated=_gated_alike) if self.invariant else _Maths()
-        self.fused = FusedLayers(self) if fused else None
+        self.fused = FusedLayers(self._in_blocks()) if fused else None
         """All layers at once over a :class:`~speech_mtp.nn.kv_cache.KVCache`, where the kernels are there."""
+
+    def _in_blocks(self) -> BlockLayers:
+        layers = []
+        for layer in self.layers:
+            products = (layer.qkv, layer.leave, layer.gate_up, layer.down)
+            qkv, leave, gate_up, down = (product for product in products if isinstance(product, BlockLinear))
+            q_norm, k_norm = (None if norm is None else norm.weight for norm in (layer.q_norm, layer.k_norm))
+            enter, middle = layer.enter.weight, layer.middle.weight
+            layers.append(BlockLayer(enter, qkv, q_norm, k_norm, leave, middle, gate_up, down))
+        first = self.layers[0].q_norm
+        rates, scaling = self.rotary.inv_freq, float(self.rotary.attention_scaling)
+        qk_eps = 0.0 if first is None else first.eps
+        heads, kv_heads, _ = self.sizes
+        return BlockLayers(
+            layers, self.norm.weight, heads, kv_heads, self.head_dim, rates, self.norm.eps, qk_eps, scaling
+        )
 
     @property
     def in_blocks(self) -> bool:
@@ -287,7 +302,7 @@ class Decoder:
 
     def _angles(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines ``[B, M, d]`` of the positions ``index [B, M]``."""
-        if not self.invariant:
+        if self.cache_dtype != torch.float64:
             return self.rotary(x, index)
         angles = (index[..., None].float() * self.rotary.inv_freq.float()).double()
         angles = torch.cat([angles, angles], -1)

@@ -1,15 +1,16 @@
 """All layers of a decoder in one call of the compiled kernels: weights in blocks, everything else in float32.
 
-What :class:`speech_mtp.lm.decoder.Decoder` does layer by layer, ``smtp_forward`` of ``native/kernels.c`` does with one
-team of threads. A node's numbers do not depend on which others it is computed with: products are invariant
-(:mod:`speech_mtp.nn.blocks`), and attention adds up the entries that a node sees in their order, however they lie in
-the cache.
+What :class:`speech_mtp.lm.decoder.Decoder` and :class:`speech_mtp.lm.talker.Talker` do layer by layer, ``smtp_forward``
+of ``native/kernels.c`` does with one team of threads. A node's numbers do not depend on which others it is computed
+with: products are invariant (:mod:`speech_mtp.nn.blocks`), and attention adds up the entries that a node sees in their
+order, however they lie in the cache.
 """
 
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,33 +19,61 @@ from speech_mtp import native
 from speech_mtp.nn.blocks import BLOCK, BlockLinear
 from speech_mtp.nn.kv_cache import KVCache
 
-if TYPE_CHECKING:
-    from speech_mtp.lm.decoder import Decoder
-
 _WIDEST = 256  # numbers of a head
 
 
-class FusedLayers:
-    """The layers of ``decoder``, whose products are :class:`BlockLinear`, on a CPU; for sizes that :meth:`fits`."""
+@dataclass(frozen=True)
+class BlockLayer:
+    """Weights of a layer in the order of use: norms in float32 (those of queries and keys may be missing), products."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
-        self._layers = (native.Layer * len(decoder.layers))(*map(self._describe, decoder.layers))
-        self._angles = _Angles(decoder.rotary, decoder.head_dim)
+    enter: Tensor
+    qkv: BlockLinear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    leave: BlockLinear
+    middle: Tensor
+    gate_up: BlockLinear
+    down: BlockLinear
+
+    def describe(self) -> native.Layer:
+        """What the kernels are told of it."""
+        norms = (self.enter, self.middle, self.q_norm, self.k_norm)
+        products = (self.qkv, self.leave, self.gate_up, self.down)
+        return native.Layer(
+            *(None if norm is None else norm.data_ptr() for norm in norms), *(product.described for product in products)
+        )
+
+
+@dataclass(frozen=True)
+class BlockLayers:
+    """The layers, the final ``norm`` with its ``eps``, ``qk_eps`` of the norms of queries and keys, ``heads`` and
+    ``kv_heads`` of ``head_dim``, ``rates [head_dim / 2]`` of the rotary angles and what their cosines and sines are
+    scaled by."""
+
+    layers: Sequence[BlockLayer]
+    norm: Tensor
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rates: Tensor
+    eps: float
+    qk_eps: float = 0.0
+    scaling: float = 1.0
 
     @staticmethod
-    def fits(dim: int, hidden: int, head_dim: int) -> bool:
+    def fits(dim: int, hidden: int, head_dim: int, heads: int) -> bool:
         """Whether rows of these widths are cut and added as the kernels do it."""
-        return dim % BLOCK == 0 and hidden % BLOCK == 0 and head_dim % 8 == 0 and head_dim <= _WIDEST
+        whole = all(width % BLOCK == 0 for width in (dim, hidden, heads * head_dim))
+        return whole and head_dim % 8 == 0 and head_dim <= _WIDEST
 
-    def _describe(self, layer: Any) -> native.Layer:
-        norms = (layer.enter, layer.middle, layer.q_norm, layer.k_norm)
-        products = (layer.qkv, layer.leave, layer.gate_up, layer.down)
-        assert all(isinstance(product, BlockLinear) for product in products)
-        return native.Layer(
-            *(None if norm is None else norm.weight.data_ptr() for norm in norms),
-            *(product.describe() for product in products),
-        )
+
+class FusedLayers:
+    """``layers`` on a CPU, over a cache in float32; for sizes that :meth:`BlockLayers.fits`."""
+
+    def __init__(self, layers: BlockLayers) -> None:
+        self.layers = layers
+        self._described = (native.Layer * len(layers.layers))(*(layer.describe() for layer in layers.layers))
+        self._angles = _Angles(layers.rates, layers.scaling)
 
     def __call__(
         self, x: Tensor, index: Tensor, ancestors: Tensor | None, cache: KVCache, taps: tuple[int, ...]
@@ -53,35 +82,48 @@ class FusedLayers:
         ``cache``, which has room for them. A node sees those entries and its ``ancestors [B, M, M]``, itself among
         them; None: the nodes up to itself.
 
-        Returns what :meth:`Decoder.__call__` does: states of ``taps`` ``[B, M, taps, D]``, and of the top.
+        Returns the states of ``taps`` ``[B, M, taps, D]`` (k: what enters layer k; the number of layers: what leaves
+        the last; -1: after the final norm) and those after the final norm ``[B, M, D]``.
         """
-        decoder, (rows, nodes, dim) = self._decoder, x.shape
+        return self.over(cache.keys, cache.values, cache.lengths, None, x, index, ancestors, taps)
+
+    def over(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        lengths: Tensor,
+        rows_of: Tensor | None,
+        x: Tensor,
+        index: Tensor,
+        ancestors: Tensor | None,
+        taps: tuple[int, ...],
+    ) -> tuple[Tensor, Tensor]:
+        """The same over ``keys, values [layers, rows, H, S, d]``, of whose rows ``rows_of [B]`` (None: each its own)
+        hold ``lengths [B]`` valid entries."""
+        known, (rows, nodes, dim) = self.layers, x.shape
         x = x.to(torch.float32, copy=True).contiguous()
         final, tapped = torch.empty_like(x), torch.empty(rows, nodes, len(taps), dim)
         if not x.numel():
             return tapped, final
-        cos, sin = self._angles(cache.size)
-        inner = torch.tensor(taps)
-        held = (
-            *(index.contiguous(), cache.lengths.contiguous()),
-            None if ancestors is None else ancestors.contiguous(),
-            *(cache.keys, cache.values),
-        )
-        assert cache.keys.is_contiguous()
-        assert cache.keys.dtype == torch.float32
-        heads, kv_heads, _ = decoder.sizes
-        entries = -(-(cache.longest + nodes) // 8) * 8
-        first = decoder.layers[0]
-        library = native.load()
+        assert keys.is_contiguous()
+        assert keys.dtype == torch.float32
+        size = keys.shape[3]
+        longest = int(lengths.max()) + nodes
+        assert longest <= size, f"the cache has {size} entries, not {longest}"
+        cos, sin = self._angles(longest)
+        asked, library = torch.tensor(taps), native.load()
         assert library is not None
+        held = (
+            *(known.norm, cos, sin, index.contiguous(), lengths.contiguous(), rows_of),
+            None if ancestors is None else ancestors.contiguous(),
+            *(keys, values, x, final, asked, tapped),
+        )
         forward = native.Forward(
-            *(len(decoder.layers), dim, heads, kv_heads, decoder.head_dim, first.down.shape[1]),
-            *(rows, nodes, cache.size, entries, len(taps), torch.get_num_threads()),
-            *(decoder.norm.eps, 0.0 if first.q_norm is None else first.q_norm.eps, decoder.head_dim**-0.5, 0.0),
-            ctypes.addressof(self._layers),
-            *(t.data_ptr() for t in (decoder.norm.weight, cos, sin)),
-            *(None if t is None else t.data_ptr() for t in held),
-            *(t.data_ptr() for t in (x, final, inner, tapped)),
+            *(len(known.layers), dim, known.heads, known.kv_heads, known.head_dim, known.layers[0].down.shape[1]),
+            *(rows, nodes, size, -(-longest // 8) * 8, len(taps), torch.get_num_threads(), keys.shape[1]),
+            *(known.eps, known.qk_eps, known.head_dim**-0.5, 0.0),
+            ctypes.addressof(self._described),
+            *(None if tensor is None else tensor.data_ptr() for tensor in held),
         )
         if library.smtp_forward(ctypes.byref(forward)):
             raise MemoryError(f"There is no memory for {rows * nodes} nodes.")
@@ -92,18 +134,16 @@ class FusedLayers:
 
 
 class _Angles:
-    """Cosines and sines of positions ``[P, head_dim / 2]``, made once in float64 for as many as are needed."""
+    """Cosines and sines of positions ``[P, head_dim / 2]``, made once for as many as are needed."""
 
-    def __init__(self, rotary: Any, head_dim: int) -> None:
-        self._rates = rotary.inv_freq.double()
-        self._scaling = float(rotary.attention_scaling)
-        assert len(self._rates) == head_dim // 2, "every number of a head is rotated"
-        self._made: tuple[Tensor, Tensor] = (torch.empty(0, len(self._rates)),) * 2
+    def __init__(self, rates: Tensor, scaling: float) -> None:
+        self._rates, self._scaling = rates.float(), scaling
+        self._cos = self._sin = torch.empty(0, len(rates))
 
     def __call__(self, positions: int) -> tuple[Tensor, Tensor]:
         """Those of the first ``positions`` positions, or of more."""
-        if len(self._made[0]) < positions:
-            # As the models compute them: the angles are products in float32.
-            angles = (torch.arange(2 * positions)[:, None].float() * self._rates.float()).double()
-            self._made = tuple((f(angles) * self._scaling).float().contiguous() for f in (torch.cos, torch.sin))  # type: ignore[assignment]
-        return self._made
+        if len(self._cos) < positions:
+            # As the models compute them: angles are products in float32.
+            angles = (torch.arange(2 * positions)[:, None].float() * self._rates).double()
+            self._cos, self._sin = ((f(angles) * self._scaling).float().contiguous() for f in (torch.cos, torch.sin))
+        return self._cos, self._sin

@@ -113,6 +113,13 @@ class GroupLM(nn.Module, Trunk):
     ) -> LMOutput:
         """The transformer: ``x [B, T, D]``, ``index [B, T]``, ``mask [B, 1, T, S]`` bool (True: may look)."""
 
+    def node_states(
+        self, x: Tensor, index: Tensor, ancestors: Tensor, cache: KVCache, taps: tuple[int, ...] = (-1,)
+    ) -> LMOutput:
+        """The transformer over nodes ``x [B, M, D]`` behind what is in ``cache``, each seeing that and its ``ancestors
+        [B, M, M]``."""
+        return self.trunk_states(x, index, cache.mask(ancestors), cache, taps)
+
     # -- heads ------------------------------------------------------------------------------------------------
     @property
     def device(self) -> torch.device:
@@ -157,7 +164,7 @@ class GroupLM(nn.Module, Trunk):
         b, width = text.shape[:2]
         index = torch.arange(width, device=text.device).expand(b, -1)
         causal = torch.ones(b, width, width, dtype=torch.bool, device=text.device).tril()
-        self.trunk_states(text, index, rows.cache.mask(causal), rows.cache)
+        self.node_states(text, index, causal, rows.cache)
         rows.cache.advance(rows.num_units, width)
 
     @torch.inference_mode()
@@ -166,7 +173,7 @@ class GroupLM(nn.Module, Trunk):
         rows.cache.make_room(draft.tokens.shape[1])
         x = self.vectors(rows, draft.tokens, draft.place)
         index = rows.cache.lengths[:, None] + draft.depths
-        return self.trunk_states(x, index, rows.cache.mask(draft.ancestors), rows.cache, taps)
+        return self.node_states(x, index, draft.ancestors, rows.cache, taps)
 
     def at_nodes(self, rows: SpeechRows, draft: Draft) -> SpeechPlace:
         places = [rows.place]

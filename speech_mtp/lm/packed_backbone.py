@@ -2,7 +2,8 @@
 
 It gives what :class:`speech_mtp.lm.backbone.Backbone` gives, up to rounding, without importing ``transformers``: the
 weights are read from safetensors in the dtype that they are stored in, and the layers are those of
-:class:`speech_mtp.lm.decoder.Decoder` in float32. It cannot be trained and writes no text.
+:class:`speech_mtp.lm.decoder.Decoder` in float32. It cannot be trained and writes no text. With
+weights in ``blocks`` (:mod:`speech_mtp.nn.blocks`) it reads faster.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from speech_mtp.lm.block_weights import BlocksOf
 from speech_mtp.lm.decoder import FAMILIES, Decoder
 from speech_mtp.lm.reader import TextReader
 from speech_mtp.lm.weight_files import WeightFiles
@@ -50,7 +52,14 @@ class PackedBackbone(TextReader):
     model does not have, and OSError for files that cannot be read.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, hidden_layer: int, prefix: Sequence[int]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: str,
+        hidden_layer: int,
+        prefix: Sequence[int],
+        blocks: BlocksOf | None = None,
+    ) -> None:
         super().__init__()
         config = SimpleNamespace(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
         total = config.num_hidden_layers
@@ -64,7 +73,7 @@ class PackedBackbone(TextReader):
         whole = hidden_layer in (-1, total)
         weights = WeightFiles(folder)
         self._embed = weights["model.embed_tokens.weight"]
-        self._decoder = Decoder(_skeleton(weights, config, total if whole else hidden_layer))
+        self._decoder = Decoder(_skeleton(weights, config, total if whole else hidden_layer), blocks=blocks)
         self._tap = -1 if whole else hidden_layer
 
     @property
@@ -80,14 +89,29 @@ class PackedBackbone(TextReader):
         return len(self._decoder.layers), self._decoder.sizes[1], self._decoder.head_dim
 
     def _read_chains(self, chains: Chains, tokens: list[list[int]]) -> Sequence[Tensor]:
+        if self._decoder.fused is not None:
+            return [self._in_one_call(chains, row, torch.tensor([ids])) for row, ids in enumerate(tokens)]
         ids = torch.tensor([[token for row in tokens for token in row]])
         return self._states(ids, chains.places, chains)[0].split(chains.counts)
+
+    def _in_one_call(self, chains: Chains, row: int, ids: Tensor) -> Tensor:
+        """States ``[T, D]`` of the new tokens ``[1, T]`` of one of ``chains``."""
+        assert self._decoder.fused is not None
+        start, at = torch.tensor([chains.starts[row]]), torch.tensor([chains.rows[row]])
+        index = start + torch.arange(ids.shape[1])[None]
+        x = F.embedding(ids, self._embed).float()
+        states, _ = self._decoder.fused.over(chains.keys, chains.values, start, at, x, index, None, (self._tap,))
+        return states[0, :, 0]
 
     @torch.inference_mode()
     def _read_whole(self, ids: Tensor) -> Tensor:
         layers, heads, width = self._shape
         cache = KVCache.empty(layers, ids.shape[0], heads, ids.shape[1], width, self.device)
-        return self._states(ids, torch.arange(ids.shape[1]).expand(len(ids), -1), cache)
+        index = torch.arange(ids.shape[1]).expand(len(ids), -1)
+        if self._decoder.fused is not None:
+            x = F.embedding(ids, self._embed).float()
+            return self._decoder.fused(x, index, None, cache, (self._tap,))[0][:, :, 0]
+        return self._states(ids, index, cache)
 
     def _states(self, ids: Tensor, index: Tensor, cache: Attends) -> Tensor:
         """States ``[B, T, D]`` of tokens at positions ``index``, both ``[B, T]``."""

@@ -8,7 +8,7 @@ stored states and shipped without the LLM. The model knows nothing of sampling o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,11 @@ from speech_mtp.layouts.aligned import Aligned
 from speech_mtp.layouts.base import Layout
 from speech_mtp.lm.cache import KVCache
 from speech_mtp.lm.embeddings import EncodedUnits, GroupFusion, UnitEncoder, Window
+from speech_mtp.lm.fused import FusedLayers
 from speech_mtp.lm.group_lm import GroupLM, GroupLMConfig, SpeechPlace, SpeechRows, behind_text
 from speech_mtp.lm.outputs import build_output
 from speech_mtp.lm.talker import Talker
+from speech_mtp.nn.packed import pack_linears
 from speech_mtp.nn.row_values import put
 from speech_mtp.nn.transformer import causal_mask
 from speech_mtp.types import Kind, LMOutput, Positions, TextUnits
@@ -66,6 +68,17 @@ class SpeechLM(GroupLM):
         self.timbre = nn.Linear(c.voice_dim, c.dim)
         self.talker = Talker(c.dim, c.num_layers, c.heads, c.hidden, c.dropout)
         self.output = build_output(c.output, c.dim, sizes)
+        self._fused: FusedLayers | None = None
+
+    def prepare(self) -> Self:
+        """Make ready to decode fast on a CPU: weights of talker and output layer in blocks of 8 bits
+        (:mod:`speech_mtp.nn.blocks`), all layers of the talker in one call. Where the kernels cannot be had nothing
+        changes. It speaks the same whatever else is spoken beside it, and cannot be trained further."""
+        if self.device.type == "cpu":
+            self._fused = self.talker.in_blocks("q8")
+        if self._fused is not None:
+            pack_linears(self.output, "q8")
+        return self
 
     def _check_ahead(self) -> None:
         """What a position looks at must be there before it is spoken, or late text would be spoken otherwise."""
@@ -113,6 +126,14 @@ class SpeechLM(GroupLM):
     ) -> LMOutput:
         out: LMOutput = self.talker(x, index, mask, cache, taps)
         return out
+
+    def node_states(
+        self, x: Tensor, index: Tensor, ancestors: Tensor, cache: KVCache, taps: tuple[int, ...] = (-1,)
+    ) -> LMOutput:
+        if self._fused is None:
+            return super().node_states(x, index, ancestors, cache, taps)
+        hidden, final = self._fused(x, index, ancestors, cache, taps)
+        return LMOutput(hidden, final=final)
 
     # -- decoding ---------------------------------------------------------------------------------------------
     @torch.inference_mode()

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from speech_mtp.lm.cache import KVCache
+from speech_mtp.lm.fused import BlockLayer, BlockLayers, FusedLayers
+from speech_mtp.nn.blocks import BlockLinear, Blocks, is_native
 from speech_mtp.nn.kv_cache import attention
 from speech_mtp.nn.transformer import gated, rotate
 from speech_mtp.types import LMOutput
@@ -31,6 +33,14 @@ class TalkerBlock(nn.Module):
         self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, dim, bias=False)
 
+    def in_blocks(self, kind: str) -> BlockLayer:
+        """Its weights for the compiled kernels."""
+        qkv, out, gate_up, down = (
+            BlockLinear(Blocks.of(layer.weight, kind)) for layer in (self.qkv, self.out, self.gate_up, self.down)
+        )
+        enter, middle = (norm.weight.detach().float() for norm in (self.norm_attention, self.norm_mlp))
+        return BlockLayer(enter, qkv, None, None, out, middle, gate_up, down)
+
     def forward(self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None) -> Tensor:
         q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = rotate(q, index), rotate(k, index)
@@ -51,6 +61,18 @@ class Talker(nn.Module):
         self.blocks = nn.ModuleList(TalkerBlock(dim, heads, hidden, i, dropout) for i in range(num_layers))
         self.norm = nn.RMSNorm(dim)
         self.dropout = nn.Dropout(dropout)
+
+    def in_blocks(self, kind: str) -> FusedLayers | None:
+        """The same layers for decoding, with weights in blocks of ``kind``; None where the kernels are not there, or do
+        not take these sizes."""
+        blocks = [block for block in self.blocks if isinstance(block, TalkerBlock)]
+        hidden, head_dim = blocks[0].down.in_features, self.dim // self.heads
+        if not is_native() or not BlockLayers.fits(self.dim, hidden, head_dim, self.heads):
+            return None
+        rates = 10_000.0 ** (-torch.arange(head_dim // 2).float() / (head_dim // 2))
+        layers = [block.in_blocks(kind) for block in blocks]
+        norm, eps = self.norm.weight.detach().float(), torch.finfo(torch.float32).eps
+        return FusedLayers(BlockLayers(layers, norm, self.heads, self.heads, head_dim, rates, eps))
 
     def open(self, rows: int, size: int, device: torch.device) -> KVCache:
         """An empty cache with room for ``size`` positions per row."""

@@ -55,14 +55,14 @@ class Forward(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in (
                 *("layers", "dim", "heads", "kv_heads", "head_dim", "hidden"),
-                *("rows", "nodes", "size", "entries", "taps", "threads"),
+                *("rows", "nodes", "size", "entries", "taps", "threads", "cache_rows"),
             )
         ),
         *((name, ctypes.c_float) for name in ("eps", "qk_eps", "scale", "unused")),
         *(
             (name, ctypes.c_void_p)
             for name in (
-                *("layer", "norm", "cos", "sin", "index", "lengths", "ancestors"),
+                *("layer", "norm", "cos", "sin", "index", "lengths", "at", "ancestors"),
                 *("keys", "values", "x", "final", "tap", "tapped"),
             )
         ),

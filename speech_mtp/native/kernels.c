@@ -428,15 +428,16 @@ typedef struct {
 } Layer;
 
 typedef struct {
-    int64_t layers, dim, heads, kv_heads, head_dim, hidden, rows, nodes, size, entries, taps, threads;
+    int64_t layers, dim, heads, kv_heads, head_dim, hidden, rows, nodes, size, entries, taps, threads, cache_rows;
     float eps, qk_eps, scale, unused;
     const Layer *layer;
     const float *norm;         // [dim]
     const float *cos, *sin;    // [positions, head_dim / 2]
     const int64_t *index;      // [rows, nodes]: positions
     const int64_t *lengths;    // [rows]: valid entries of the cache
+    const int64_t *at;         // [rows]: which row of the cache each has; NULL: its own number
     const uint8_t *ancestors;  // [rows, nodes, nodes]: what a node sees of the nodes; NULL: those up to itself
-    float *keys, *values;      // [layers, rows, kv_heads, size, head_dim]
+    float *keys, *values;      // [layers, cache_rows, kv_heads, size, head_dim]
     float *x;                  // [rows, nodes, dim]: the embeddings, then what comes after the last layer
     float *final;              // [rows, nodes, dim]: after the final norm
     const int64_t *tap;        // [taps]: the layers before which the stream is kept (layers: after the last)
@@ -539,6 +540,11 @@ static void swiglu(const float *gate, const float *up, float *out, int64_t count
     }
 }
 
+static inline int64_t cache_offset(const Forward *f, int64_t layer, int64_t row, int64_t head) {
+    int64_t at = f->at ? f->at[row] : row;
+    return ((layer * f->cache_rows + at) * f->kv_heads + head) * f->size * f->head_dim;
+}
+
 static void keep_tap(const Forward *f, int64_t layer, int64_t from, int64_t to) {
     for (int64_t t = 0; t < f->taps; t++)
         if (f->tap[t] == layer)
@@ -577,7 +583,7 @@ static void attend(const Forward *f, int64_t layer, const float *qkv, float *see
                     seen + (n * f->heads + h) * f->head_dim, count
                 };
         }
-        int64_t offset = ((layer * f->rows + row) * f->kv_heads + part * heads / groups) * f->size * f->head_dim;
+        int64_t offset = cache_offset(f, layer, row, part * heads / groups);
         look(queries, number, f->keys + offset, f->values + offset, at, f->head_dim, f->scale);
     }
 }
@@ -595,7 +601,7 @@ static void place(const Forward *f, const Layer *layer, int64_t number, float *q
         rotate(x, cos, sin, half);
     }
     for (int64_t h = 0; h < f->kv_heads; h++) {
-        int64_t at = (((number * f->rows + row) * f->kv_heads + h) * f->size + slot) * dim;
+        int64_t at = cache_offset(f, number, row, h) + slot * dim;
         memcpy(f->keys + at, own + (f->heads + h) * dim, (size_t)dim * 4);
         memcpy(f->values + at, own + (f->heads + f->kv_heads + h) * dim, (size_t)dim * 4);
     }
@@ -661,4 +667,89 @@ int64_t smtp_forward(const Forward *f) {
     free_rows(&in), free_rows(&middle), free_rows(&deep);
     free(wide), free(qkv), free(seen), free(own);
     return failed;
+}
+
+// ---- choosing -------------------------------------------------------------------------------------------------------
+// What speech_mtp/decoding/sampling.py computes for small vocabularies, a row at a time: see there.
+static inline uint64_t scramble(uint64_t x) {
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
+}
+
+typedef struct {
+    float logit;
+    int64_t id;
+} Candidate;
+
+static int falling(const void *a, const void *b) {
+    float x = ((const Candidate *)a)->logit, y = ((const Candidate *)b)->logit;
+    return x < y ? 1 : x > y ? -1 : 0;
+}
+
+// The smallest logit inside top-k (0: no limit) and top-p, of the candidates in falling order; `total` is the sum of
+// exp(logit - most) over all tokens.
+static float least_inside(
+    const Candidate *ranked, int64_t count, int64_t top_k, float top_p, float most, float total
+) {
+    int64_t inside = top_k > 0 && top_k < count ? top_k : count;
+    if (top_k > 0) {
+        total = 0;
+        for (int64_t i = 0; i < inside; i++) total += expf(ranked[i].logit - most);
+    }
+    float before = 0;
+    int64_t kept = 0;
+    while (kept < inside && (top_p >= 1.0f || before <= top_p)) {
+        before += expf(ranked[kept].logit - most) / total;
+        kept++;
+    }
+    return ranked[kept ? kept - 1 : 0].logit;
+}
+
+// logits [rows, size] -> tokens [rows]; all other arrays have a number for each row. 0, or 1 where there is no memory.
+int64_t smtp_choose(
+    const float *logits, int64_t rows, int64_t size, const float *temperature, const int64_t *top_k, const float *top_p,
+    const int64_t *seed, const int64_t *position, int64_t channel, int64_t purpose, int64_t *tokens
+) {
+    const uint64_t golden = 0x9E3779B97F4A7C15u;
+    Candidate *found = malloc((size_t)size * sizeof(Candidate));
+    if (!found) return 1;
+    for (int64_t r = 0; r < rows; r++) {
+        const float *own = logits + r * size;
+        int64_t first = 0;
+        for (int64_t i = 1; i < size; i++)
+            if (own[i] > own[first]) first = i;
+        tokens[r] = first;
+        if (!(temperature[r] > 0)) continue;
+
+        float t = temperature[r], most = own[first] / t, total = 0, least = -INFINITY;
+        int limited = top_k[r] > 0 || top_p[r] < 1.0f;
+        int64_t count = 0;
+        if (limited) {
+            for (int64_t i = 0; i < size; i++) total += expf(own[i] / t - most);
+            // Tokens below this share are outside top-p together.
+            float share = top_k[r] > 0 ? 0.0f : 0.99f * (1.0f - top_p[r]) / (float)size * total;
+            for (int64_t i = 0; i < size; i++) {
+                float logit = own[i] / t;
+                if (expf(logit - most) >= share && logit > -INFINITY) found[count++] = (Candidate){logit, i};
+            }
+            qsort(found, (size_t)count, sizeof(Candidate), falling);
+            least = least_inside(found, count, top_k[r], top_p[r], most, total);
+        }
+        uint64_t key = scramble((uint64_t)seed[r] * golden + (uint64_t)position[r]);
+        key = scramble(key + (uint64_t)(channel * 64 + purpose + 1) * golden);
+        float largest = -INFINITY;
+        for (int64_t j = 0; j < (limited ? count : size); j++) {
+            int64_t id = limited ? found[j].id : j;
+            float logit = limited ? found[j].logit : own[j] / t;
+            if (logit < least || logit == -INFINITY) continue;
+            uint64_t number = scramble(key + (uint64_t)(id + 1) * golden);
+            float u = ((float)((number >> 40) & 0xFFFFFF) + 0.5f) / 16777216.0f;
+            u = u < 1.0f - 0x1p-24f ? u : 1.0f - 0x1p-24f;
+            float sum = logit - logf(-logf(u));
+            if (sum > largest || (sum == largest && id < tokens[r])) largest = sum, tokens[r] = id;
+        }
+    }
+    free(found);
+    return 0;
 }

@@ -160,11 +160,8 @@ class BlockLinear:
         self.bias = None if bias is None else bias.detach().float().contiguous()
         self.tiles = blocks.tiles.contiguous()
         self._by_torch = None if is_native() else _TorchProduct(blocks)
-
-    def describe(self) -> native.Linear:
+        self.described = _described(self)
         """What the compiled kernels are told of it; good as long as this object lives."""
-        bias = None if self.bias is None else self.bias.data_ptr()
-        return native.Linear(int(self.kind[1]), *self.shape, self.tiles.data_ptr(), bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).float().contiguous()
@@ -179,7 +176,7 @@ class BlockLinear:
         assert library is not None
         out = torch.empty(len(rows), self.shape[0])
         if len(rows) and library.smtp_linear(
-            ctypes.byref(self.describe()),
+            ctypes.byref(self.described),
             ctypes.c_void_p(rows.data_ptr()),
             ctypes.c_int64(len(rows)),
             ctypes.c_void_p(out.data_ptr()),
@@ -187,6 +184,11 @@ class BlockLinear:
         ):
             raise MemoryError(f"There is no memory for {len(rows)} rows of {self.shape[1]} numbers.")
         return out
+
+
+def _described(linear: BlockLinear) -> native.Linear:
+    bias = None if linear.bias is None else linear.bias.data_ptr()
+    return native.Linear(int(linear.kind[1]), *linear.shape, linear.tiles.data_ptr(), bias)
 
 
 class _TorchProduct:
@@ -230,4 +232,5 @@ def _agrees(kind: str, rows: int) -> bool:
     blocks = Blocks.of(torch.randn(40, 3 * BLOCK, generator=generator), kind)
     x, linear = torch.randn(rows, 3 * BLOCK, generator=generator), BlockLinear.__new__(BlockLinear)
     linear.shape, linear.kind, linear.bias, linear.tiles = blocks.shape, kind, None, blocks.tiles
+    linear.described = _described(linear)
     return torch.equal(linear._compiled(x), product(x, blocks))
