@@ -34,7 +34,8 @@ def generate(
     head: Annotated[
         str | None,
         typer.Option(
-            help="Packaged name or folder of the head that drafts, or none; by default what fits the backbone."
+            help="Packaged name or folder of the head that drafts, or none; by default what fits the backbone, where "
+            "it is faster than none."
         ),
     ] = None,
     rule: Annotated[str | None, typer.Option(help="How drafts are made and judged; by default what fits.")] = None,
@@ -70,10 +71,12 @@ def generate(
     from speech_mtp import hub
     from speech_mtp.decoding import catalogue
     from speech_mtp.streaming.chat import Chat
+    from speech_mtp.streaming.pays import drafting_pays
     from speech_mtp.types import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, seed, repetition_penalty=repetition_penalty)
     asked = None if rule is None else _one(rule)
+    chosen = head is not None or asked is not None
     if head not in (None, "none"):
         hub.find_head(head)  # before the model is loaded, which takes seconds
     dtype = chosen_dtype(dtype, backbone, device, compile)
@@ -83,6 +86,10 @@ def generate(
     head = None if head == "none" else head
     drafter = None if head is None else load_head(head, lm)
     spec = asked or catalogue.default(drafter)
+    # With weights in blocks a forward of one token is so cheap that drafts do not pay on every processor.
+    unsure = drafter is not None and not chosen and lm.head_blocks is not None and lm.tokenizer.chat_template
+    if unsure and not drafting_pays(lm, catalogue.build(spec, drafter)):
+        head, drafter, spec = None, None, catalogue.default(None)
     talk = Chat(lm, catalogue.build(spec, drafter), sampling, max_new_tokens, tuple(stop or ()), raw)
     about = {"head": head, "rule": catalogue.label(spec), "lossless": talk.rule.lossless, "dtype": dtype, "seed": seed}
     for text in texts:

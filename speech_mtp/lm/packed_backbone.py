@@ -81,7 +81,7 @@ class PackedBackbone(TextReader):
         return self._embed.device
 
     def _open_pool(self) -> RowPool:
-        return RowPool(*self._shape, self.device, torch.float32)
+        return RowPool(*self._shape, self.device, self._decoder.cache_dtype)
 
     @property
     def _shape(self) -> tuple[int, int, int]:
@@ -106,7 +106,7 @@ class PackedBackbone(TextReader):
     @torch.inference_mode()
     def _read_whole(self, ids: Tensor) -> Tensor:
         layers, heads, width = self._shape
-        cache = KVCache.empty(layers, ids.shape[0], heads, ids.shape[1], width, self.device)
+        cache = KVCache.empty(layers, len(ids), heads, ids.shape[1], width, self.device, self._decoder.cache_dtype)
         index = torch.arange(ids.shape[1]).expand(len(ids), -1)
         if self._decoder.fused is not None:
             x = F.embedding(ids, self._embed).float()

@@ -21,6 +21,7 @@
 // threads: a row gives the same numbers alone and among others. Compile with -ffp-contract=off.
 
 #include <math.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,10 +30,8 @@
 #endif
 #ifdef _OPENMP
 extern int omp_get_thread_num(void);
-extern int omp_get_num_threads(void);
 #else
 static int omp_get_thread_num(void) { return 0; }
-static int omp_get_num_threads(void) { return 1; }
 #endif
 
 #define BLOCK 32
@@ -376,17 +375,61 @@ static void tiles_rows(
     else rows_of_kind(8, linear, rows, count, from, to, out, stride, add);
 }
 
-// The share of `total` that this thread has.
-static inline void share(int64_t total, int64_t *from, int64_t *to) {
-    int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-    *from = total * me / all;
-    *to = total * (me + 1) / all;
+// ---- threads --------------------------------------------------------------------------------------------------------
+// Work is done in stages, each of so many items, which threads take one by one. A stage is over when all its items are
+// done, whoever did them: a thread that the machine keeps waiting holds nobody up unless it has an item in hand. (With
+// barriers, which all must reach, two threads beside other busy processes took a second for what takes five
+// milliseconds.)
+typedef struct {
+    int64_t next, done;
+    char apart[48];  // stages of their own lines of the cache
+} Stage;
+
+static inline int64_t take(Stage *stage, int64_t items) {
+    int64_t item = __atomic_fetch_add(&stage->next, 1, __ATOMIC_RELAXED);
+    return item < items ? item : -1;
 }
 
-// By all threads of a region; a barrier must come before and after.
-static void multiply(const Linear *linear, const Rows *rows, int64_t count, float *out, int64_t stride, int add) {
+static inline void finish(Stage *stage) { __atomic_fetch_add(&stage->done, 1, __ATOMIC_RELEASE); }
+
+static inline void await(Stage *stage, int64_t items) {
+    for (int64_t tries = 1; __atomic_load_n(&stage->done, __ATOMIC_ACQUIRE) < items; tries++) {
+        if (tries % 4096 == 0) sched_yield();
+#if defined(__x86_64__) || defined(__i386__)
+        else __builtin_ia32_pause();
+#endif
+    }
+}
+
+// EACH(item, items) { ... } DONE: the next stage; `stage` goes from one to the next.
+#define EACH(item, items)                                                                                             \
+    {                                                                                                                  \
+        const int64_t all = (items);                                                                                   \
+        for (int64_t item; (item = take(stage, all)) >= 0; finish(stage))
+#define DONE                                                                                                           \
+    await(stage++, all);                                                                                               \
+    }
+
+// The share of `total` that is item `item` of `items`.
+static inline void share(int64_t total, int64_t item, int64_t items, int64_t *from, int64_t *to) {
+    *from = total * item / items;
+    *to = total * (item + 1) / items;
+}
+
+static inline int64_t tiles_of(const Linear *linear) { return (linear->outputs + TILE - 1) / TILE; }
+
+// Into how many items a product is cut.
+static inline int64_t pieces_of(const Linear *linear, int64_t threads) {
+    int64_t tiles = tiles_of(linear), wanted = threads > 1 ? 4 * threads : 1;
+    return tiles < wanted ? tiles : wanted;
+}
+
+static void multiply(
+    const Linear *linear, const Rows *rows, int64_t count, float *out, int64_t stride, int add, int64_t item,
+    int64_t items
+) {
     int64_t from, to;
-    share((linear->outputs + TILE - 1) / TILE, &from, &to);
+    share(tiles_of(linear), item, items, &from, &to);
     tiles_rows(linear, rows, count, from, to, out, stride, add);
 }
 
@@ -407,15 +450,15 @@ static void free_rows(Rows *rows) { free(rows->scale); }
 // x [count, inputs] -> out [count, outputs]. 0, or 1 where there is no memory.
 int64_t smtp_linear(const Linear *linear, const float *x, int64_t count, float *out, int64_t threads) {
     Rows rows = make_rows(linear->inputs, count);
+    Stage stages[2] = {{0}};
     if (!rows.scale) return 1;
-    (void)threads;
 #pragma omp parallel num_threads(threads)
     {
-        int64_t from, to;
-        share(count, &from, &to);
-        for (int64_t r = from; r < to; r++) quantise(x + r * linear->inputs, &rows, r, 0, linear->inputs / BLOCK);
-#pragma omp barrier
-        multiply(linear, &rows, count, out, linear->outputs, 0);
+        Stage *stage = stages;
+        EACH(r, count) quantise(x + r * linear->inputs, &rows, r, 0, linear->inputs / BLOCK);
+        DONE
+        EACH(item, pieces_of(linear, threads)) multiply(linear, &rows, count, out, linear->outputs, 0, item, all);
+        DONE
     }
     free_rows(&rows);
     return 0;
@@ -545,47 +588,59 @@ static inline int64_t cache_offset(const Forward *f, int64_t layer, int64_t row,
     return ((layer * f->cache_rows + at) * f->kv_heads + head) * f->size * f->head_dim;
 }
 
-static void keep_tap(const Forward *f, int64_t layer, int64_t from, int64_t to) {
+static void keep_tap(const Forward *f, int64_t layer, int64_t n) {
     for (int64_t t = 0; t < f->taps; t++)
-        if (f->tap[t] == layer)
-            for (int64_t n = from; n < to; n++)
-                memcpy(f->tapped + (n * f->taps + t) * f->dim, f->x + n * f->dim, (size_t)f->dim * 4);
+        if (f->tap[t] == layer) memcpy(f->tapped + (n * f->taps + t) * f->dim, f->x + n * f->dim, (size_t)f->dim * 4);
 }
 
-// What nodes see, of the nodes' queries `qkv`. A unit of work is a key head with the queries of some neighbouring nodes; a
-// few nodes are shared out by head, so that all threads have some.
-static void attend(const Forward *f, int64_t layer, const float *qkv, float *seen, float *scores, int64_t *list) {
+// How attention is cut into items: a key head with the queries of some neighbouring nodes; few nodes by single heads, so
+// that all threads have some.
+typedef struct {
+    int64_t heads, nodes, parts, runs, items;
+} Cut;
+
+static Cut cut_of(const Forward *f) {
+    int64_t groups = f->heads / f->kv_heads, few = f->rows * f->nodes * f->kv_heads < 8 * f->threads || groups > MOST;
+    Cut cut;
+    cut.heads = few ? 1 : groups;
+    cut.nodes = f->nodes > 8 && !f->ancestors ? MOST / cut.heads : 1;
+    cut.parts = f->heads / cut.heads;
+    cut.runs = (f->nodes + cut.nodes - 1) / cut.nodes;
+    cut.items = f->rows * cut.runs * cut.parts;
+    return cut;
+}
+
+// What nodes see, of the nodes' queries `qkv`.
+static void attend(
+    const Forward *f, const Cut *cut, int64_t layer, const float *qkv, float *seen, float *scores, int64_t *list,
+    int64_t item
+) {
     int64_t width = (f->heads + 2 * f->kv_heads) * f->head_dim, groups = f->heads / f->kv_heads;
-    int64_t few = f->rows * f->nodes * f->kv_heads < 8 * f->threads || groups > MOST;
-    int64_t heads = few ? 1 : groups, wide = f->nodes > 8 && !f->ancestors ? MOST / heads : 1;
-    int64_t parts = f->heads / heads, runs = (f->nodes + wide - 1) / wide, entries = f->entries;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t unit = 0; unit < f->rows * runs * parts; unit++) {
-        int64_t part = unit % parts, run = unit / parts % runs, row = unit / parts / runs, length = f->lengths[row];
-        int64_t first = run * wide, last = first + wide < f->nodes ? first + wide : f->nodes, number = 0;
-        const int64_t *at = NULL;
-        Query queries[MOST];
-        for (int64_t node = first; node < last; node++) {
-            int64_t n = row * f->nodes + node, count = length;
-            if (!f->ancestors) count += node + 1;
-            else {
-                const uint8_t *sees = f->ancestors + n * f->nodes;
-                for (int64_t m = 0; m < f->nodes; m++)
-                    if (sees[m]) list[count++] = length + m;
-                if (count != length + node + 1) {  // no chain up to here
-                    for (int64_t s = 0; s < length; s++) list[s] = s;
-                    at = list;
-                }
+    int64_t part = item % cut->parts, run = item / cut->parts % cut->runs, row = item / cut->parts / cut->runs;
+    int64_t first = run * cut->nodes, last = first + cut->nodes < f->nodes ? first + cut->nodes : f->nodes;
+    int64_t length = f->lengths[row], number = 0;
+    const int64_t *at = NULL;
+    Query queries[MOST];
+    for (int64_t node = first; node < last; node++) {
+        int64_t n = row * f->nodes + node, count = length;
+        if (!f->ancestors) count += node + 1;
+        else {
+            const uint8_t *sees = f->ancestors + n * f->nodes;
+            for (int64_t m = 0; m < f->nodes; m++)
+                if (sees[m]) list[count++] = length + m;
+            if (count != length + node + 1) {  // no chain up to here
+                for (int64_t s = 0; s < length; s++) list[s] = s;
+                at = list;
             }
-            for (int64_t h = part * heads; h < (part + 1) * heads; h++, number++)
-                queries[number] = (Query){
-                    qkv + n * width + h * f->head_dim, scores + number * entries,
-                    seen + (n * f->heads + h) * f->head_dim, count
-                };
         }
-        int64_t offset = cache_offset(f, layer, row, part * heads / groups);
-        look(queries, number, f->keys + offset, f->values + offset, at, f->head_dim, f->scale);
+        for (int64_t h = part * cut->heads; h < (part + 1) * cut->heads; h++, number++)
+            queries[number] = (Query){
+                qkv + n * width + h * f->head_dim, scores + number * f->entries,
+                seen + (n * f->heads + h) * f->head_dim, count
+            };
     }
+    int64_t offset = cache_offset(f, layer, row, part * cut->heads / groups);
+    look(queries, number, f->keys + offset, f->values + offset, at, f->head_dim, f->scale);
 }
 
 // Queries and keys of node n in place: norms, rotation; keys and values into the cache.
@@ -607,65 +662,91 @@ static void place(const Forward *f, const Layer *layer, int64_t number, float *q
     }
 }
 
+// What lies between the products, for all nodes; `own` belongs to the threads, `each` bytes to one.
+typedef struct {
+    Rows in, middle, deep;
+    float *wide, *qkv, *seen;
+    char *own;
+    int64_t each;
+    Stage *stages;
+} Work;
+
+#define STAGES 10  // of a layer
+#define SEGMENTS 4  // of a row between gate and down
+
+static void run(const Forward *f, const Work *work) {
+    int64_t count = f->rows * f->nodes, inner = f->heads * f->head_dim, width = inner + 2 * f->kv_heads * f->head_dim;
+    int64_t *list = (int64_t *)(work->own + omp_get_thread_num() * work->each);
+    float *scores = (float *)(list + f->entries), *scratch = scores + MOST * f->entries;
+    const Cut cut = cut_of(f);
+    Stage *stage = work->stages;
+    for (int64_t i = 0; i < f->layers; i++) {
+        const Layer *layer = f->layer + i;
+        EACH(n, count) {
+            keep_tap(f, i, n);
+            rms(f->x + n * f->dim, layer->enter, f->dim, f->eps, scratch);
+            quantise(scratch, &work->in, n, 0, f->dim / BLOCK);
+        }
+        DONE
+        EACH(item, pieces_of(&layer->qkv, f->threads))
+            multiply(&layer->qkv, &work->in, count, work->qkv, width, 0, item, all);
+        DONE
+        EACH(n, count) place(f, layer, i, work->qkv, n);
+        DONE
+        EACH(item, cut.items) attend(f, &cut, i, work->qkv, work->seen, scores, list, item);
+        DONE
+        EACH(n, count) quantise(work->seen + n * inner, &work->middle, n, 0, inner / BLOCK);
+        DONE
+        EACH(item, pieces_of(&layer->leave, f->threads))
+            multiply(&layer->leave, &work->middle, count, f->x, f->dim, 1, item, all);
+        DONE
+        EACH(n, count) {
+            rms(f->x + n * f->dim, layer->middle, f->dim, f->eps, scratch);
+            quantise(scratch, &work->in, n, 0, f->dim / BLOCK);
+        }
+        DONE
+        EACH(item, pieces_of(&layer->gate_up, f->threads))
+            multiply(&layer->gate_up, &work->in, count, work->wide, 2 * f->hidden, 0, item, all);
+        DONE
+        EACH(item, count * SEGMENTS) {
+            int64_t n = item / SEGMENTS, from, to;
+            share(f->hidden / BLOCK, item % SEGMENTS, SEGMENTS, &from, &to);
+            float *gate = work->wide + n * 2 * f->hidden;
+            swiglu(gate + from * BLOCK, gate + f->hidden + from * BLOCK, scratch + from * BLOCK, (to - from) * BLOCK);
+            quantise(scratch, &work->deep, n, from, to);
+        }
+        DONE
+        EACH(item, pieces_of(&layer->down, f->threads))
+            multiply(&layer->down, &work->deep, count, f->x, f->dim, 1, item, all);
+        DONE
+    }
+    EACH(n, count) {
+        keep_tap(f, f->layers, n);
+        rms(f->x + n * f->dim, f->norm, f->dim, f->eps, f->final + n * f->dim);
+    }
+    DONE
+}
+
 // 0, or 1 where there is no memory.
 int64_t smtp_forward(const Forward *f) {
     int64_t count = f->rows * f->nodes, inner = f->heads * f->head_dim, width = inner + 2 * f->kv_heads * f->head_dim;
-    int64_t entries = f->entries, each = entries * (8 + 4 * MOST) + (f->dim + f->hidden) * 4, failed = 0;
-    Rows in = make_rows(f->dim, count), middle = make_rows(inner, count), deep = make_rows(f->hidden, count);
-    float *wide = malloc((size_t)(count * 2 * f->hidden) * 4), *qkv = malloc((size_t)(count * width) * 4);
-    float *seen = malloc((size_t)(count * inner) * 4);
-    char *own = malloc((size_t)(f->threads * each));
-    if (!in.scale || !middle.scale || !deep.scale || !wide || !qkv || !seen || !own) failed = 1;
+    int64_t widest = f->dim > f->hidden ? f->dim : f->hidden, failed = 0;
+    Work work = {
+        make_rows(f->dim, count), make_rows(inner, count), make_rows(f->hidden, count),
+        malloc((size_t)(count * 2 * f->hidden) * 4), malloc((size_t)(count * width) * 4),
+        malloc((size_t)(count * inner) * 4), NULL, f->entries * (8 + 4 * MOST) + widest * 4,
+        calloc((size_t)(f->layers * STAGES + 1), sizeof(Stage))
+    };
+    work.own = malloc((size_t)(f->threads * work.each));
+    if (!work.in.scale || !work.middle.scale || !work.deep.scale || !work.wide || !work.qkv || !work.seen ||
+        !work.stages || !work.own)
+        failed = 1;
     else {
 #pragma omp parallel num_threads(f->threads)
-        {
-            int64_t me = omp_get_thread_num(), from, to;
-            int64_t *list = (int64_t *)(own + me * each);
-            float *scores = (float *)(list + entries), *scratch = scores + MOST * entries;
-            share(count, &from, &to);
-            for (int64_t i = 0; i < f->layers; i++) {
-                const Layer *layer = f->layer + i;
-                keep_tap(f, i, from, to);
-                for (int64_t n = from; n < to; n++) {
-                    rms(f->x + n * f->dim, layer->enter, f->dim, f->eps, scratch);
-                    quantise(scratch, &in, n, 0, f->dim / BLOCK);
-                }
-#pragma omp barrier
-                multiply(&layer->qkv, &in, count, qkv, width, 0);
-#pragma omp barrier
-                for (int64_t n = from; n < to; n++) place(f, layer, i, qkv, n);
-#pragma omp barrier
-                attend(f, i, qkv, seen, scores, list);
-                for (int64_t n = from; n < to; n++) quantise(seen + n * inner, &middle, n, 0, inner / BLOCK);
-#pragma omp barrier
-                multiply(&layer->leave, &middle, count, f->x, f->dim, 1);
-#pragma omp barrier
-                for (int64_t n = from; n < to; n++) {
-                    rms(f->x + n * f->dim, layer->middle, f->dim, f->eps, scratch);
-                    quantise(scratch, &in, n, 0, f->dim / BLOCK);
-                }
-#pragma omp barrier
-                multiply(&layer->gate_up, &in, count, wide, 2 * f->hidden, 0);
-#pragma omp barrier
-                int64_t blocks = f->hidden / BLOCK, first, last;
-                share(count * blocks, &first, &last);
-                for (int64_t unit = first; unit < last; unit++) {
-                    int64_t n = unit / blocks, b = unit % blocks;
-                    float *gate = wide + n * 2 * f->hidden + b * BLOCK, *to_block = scratch + f->dim + b * BLOCK;
-                    swiglu(gate, gate + f->hidden, to_block, BLOCK);
-                    quantise(scratch + f->dim, &deep, n, b, b + 1);
-                }
-#pragma omp barrier
-                multiply(&layer->down, &deep, count, f->x, f->dim, 1);
-#pragma omp barrier
-            }
-            keep_tap(f, f->layers, from, to);
-            for (int64_t n = from; n < to; n++)
-                rms(f->x + n * f->dim, f->norm, f->dim, f->eps, f->final + n * f->dim);
-        }
+        run(f, &work);
     }
-    free_rows(&in), free_rows(&middle), free_rows(&deep);
-    free(wide), free(qkv), free(seen), free(own);
+    free_rows(&work.in), free_rows(&work.middle), free_rows(&work.deep);
+    free(work.wide), free(work.qkv), free(work.seen), free(work.own), free(work.stages);
     return failed;
 }
 

@@ -29,6 +29,7 @@ BLOCK = 32
 KINDS = ("q4", "q8")
 _TILE = 16
 _BYTES = {"q4": 320, "q8": 544}
+_ALONE = 1 << 18  # products of a call that more threads do not make faster
 _CHUNK = 1 << 22  # whole-number products that torch holds at once
 
 
@@ -164,6 +165,8 @@ class BlockLinear:
         """What the compiled kernels are told of it; good as long as this object lives."""
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.shape[1]:
+            raise ValueError(f"The inputs have {x.shape[-1]} numbers, the weights {self.shape[1]} a row.")
         rows = x.reshape(-1, x.shape[-1]).float().contiguous()
         if self._by_torch is None:
             out = self._compiled(rows)
@@ -180,7 +183,7 @@ class BlockLinear:
             ctypes.c_void_p(rows.data_ptr()),
             ctypes.c_int64(len(rows)),
             ctypes.c_void_p(out.data_ptr()),
-            ctypes.c_int64(torch.get_num_threads()),
+            ctypes.c_int64(torch.get_num_threads() if len(rows) * self.shape[0] * self.shape[1] > _ALONE else 1),
         ):
             raise MemoryError(f"There is no memory for {len(rows)} rows of {self.shape[1]} numbers.")
         return out

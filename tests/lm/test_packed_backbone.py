@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from transformers import GemmaConfig, LlamaConfig, MistralConfig, Qwen2Config, Q
 
 from speech_mtp.lm import packed_backbone
 from speech_mtp.lm.backbone import Backbone
+from speech_mtp.lm.block_weights import rounded
 from speech_mtp.lm.packed_backbone import PackedBackbone, fits
+from speech_mtp.nn.blocks import is_native
+from tests.llama import random_llama
 from tests.lm.test_backbone import TEXTS, family
 from tests.lm.tiny import tiny_tokenizer
 
@@ -97,3 +101,29 @@ def test_a_layer_that_is_not_there_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, LlamaConfig, {})
     with pytest.raises(ValueError, match="hidden_layer is 5, but the backbone has 4 layers"):
         PackedBackbone(tmp_path, "x", 5, [1])
+
+
+@pytest.mark.parametrize(("width", "heads"), [(160, 8), (64, 4)], ids=["layer by layer", "all layers at once"])
+def test_with_weights_in_blocks(tmp_path: Path, width: int, heads: int) -> None:
+    """Texts that come in pieces, several at a time, are read as whole ones: to the bit where the kernels do it."""
+    sizes = {"intermediate_size": 96, "num_attention_heads": heads, "max_position_embeddings": 64}
+    model = random_llama(300, width, 3, initializer_range=0.05, **sizes)
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    expected = Backbone.from_folder(tmp_path, hidden_layer=2)
+    packed = PackedBackbone(tmp_path, "x", 2, expected.prefix, rounded("q8"))
+    whole, near = packed.encode(TEXTS), expected.encode(TEXTS)
+    assert float((whole.hidden - near.hidden).norm() / near.hidden.norm()) < 0.05
+    states = [packed.open() for _ in TEXTS]
+    pieces = [re.findall(r"\s*\S+", text) for text in TEXTS]
+    for number in range(max(map(len, pieces))):
+        for state, words in zip(states, pieces, strict=True):
+            if number < len(words):
+                packed.extend(state, words[number])
+        packed.advance_many(states)
+    for row, state in enumerate(states):
+        found = packed.read_all(state)
+        if width == 64 and is_native():
+            assert torch.equal(found, whole.hidden[row : row + 1, : found.shape[1]])
+        else:
+            torch.testing.assert_close(found, whole.hidden[row : row + 1, : found.shape[1]], atol=1e-4, rtol=1e-4)

@@ -131,6 +131,8 @@ def test_shapes_and_kinds_of_inputs(native: bool, monkeypatch: pytest.MonkeyPatc
     assert linear(x[:0]).shape == (0, 20)
     assert torch.equal(linear(x.bfloat16()), linear(x.bfloat16().float()))
     assert torch.equal(linear(x.t().contiguous().t()), linear(x))  # rows that do not lie side by side
+    with pytest.raises(ValueError, match="have 32 numbers, the weights 64"):
+        linear(x[:, :32])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,75 @@
+"""A talker that is prepared to decode: all its layers in one call of the kernels, weights in 8 bits."""
+
+from __future__ import annotations
+
+import torch
+
+from speech_mtp.lm.speech_lm import SpeechLM
+from speech_mtp.nn.kv_cache import KVCache, ancestors_of
+from tests.nn.test_blocks import needs_kernels
+from tests.tiny import tiny_lm
+
+SIZES = {"dim": 64, "num_layers": 3, "heads": 2, "hidden": 96}
+
+
+def talkers() -> tuple[SpeechLM, SpeechLM]:
+    """The same weights, prepared and not."""
+    return tiny_lm(**SIZES).prepare(), tiny_lm(**SIZES)
+
+
+def inputs(rows: int, nodes: int) -> torch.Tensor:
+    return torch.randn(rows, nodes, SIZES["dim"], generator=torch.Generator().manual_seed(4))
+
+
+def states(lm: SpeechLM, cache: KVCache, x: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
+    ancestors = ancestors_of(parents)
+    index = cache.lengths[:, None] + ancestors.sum(-1) - 1
+    with torch.inference_mode():
+        return lm.node_states(x, index, ancestors, cache, (0, 2, -1)).hidden
+
+
+@needs_kernels
+def test_states_are_near_those_of_the_layers() -> None:
+    prepared, plain = talkers()
+    x, parents = inputs(2, 6), (torch.arange(6) - 1).expand(2, -1)
+    found, true = (states(lm, lm.talker.open(2, 16, x.device), x, parents) for lm in (prepared, plain))
+    assert torch.equal(found[:, :, 0], true[:, :, 0])
+    assert 0 < float((found - true).norm() / true.norm()) < 0.03
+
+
+@needs_kernels
+def test_a_position_is_the_same_alone_in_a_tree_and_in_a_batch() -> None:
+    lm, _ = talkers()
+    x, parents = inputs(2, 5), torch.tensor([[-1, 0, 0, 1, 2], [-1, 0, 1, 2, 3]])
+    cache = lm.talker.open(2, 16, x.device)
+    before = inputs(2, 3) * 2
+    states(lm, cache, before, (torch.arange(3) - 1).expand(2, -1))
+    cache.advance(torch.tensor([3, 1]), 3)
+    together = states(lm, cache, x, parents)
+    for row, length in enumerate((3, 1)):
+        alone = lm.talker.open(1, 16, x.device)
+        for at in range(length):
+            states(lm, alone, before[row : row + 1, at : at + 1], torch.tensor([[-1]]))
+            alone.advance(torch.ones(1, dtype=torch.long), 1)
+        for path in ([0, 1, 3], [0, 2, 4]) if row == 0 else ([0, 1, 2, 3, 4],):
+            kept = alone.clone()
+            for node in path:
+                one = states(lm, kept, x[row : row + 1, node : node + 1], torch.tensor([[-1]]))
+                assert torch.equal(one[0, 0], together[row, node])
+                kept.advance(torch.ones(1, dtype=torch.long), 1)
+
+
+def test_sizes_that_have_no_blocks_are_left_as_they_are() -> None:
+    lm = tiny_lm(num_layers=3)
+    assert lm.prepare() is lm
+    x = torch.zeros(1, 1, 32)
+    assert states(lm, lm.talker.open(1, 4, x.device), x, torch.tensor([[-1]])).shape == (1, 1, 3, 32)
+
+
+@needs_kernels
+def test_the_output_layer_is_prepared_too_and_the_weights_stay() -> None:
+    prepared, plain = talkers()
+    hidden, tokens = inputs(1, 4), torch.ones(1, 4, len(plain.layout.channel_sizes), dtype=torch.long)
+    for found, true in zip(prepared.output.score(hidden, tokens), plain.output.score(hidden, tokens), strict=True):
+        assert 0 < float(((found - true).norm() / true.norm()).detach()) < 0.03
+    assert prepared.fingerprint == plain.fingerprint
