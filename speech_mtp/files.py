@@ -33,7 +33,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
     try:
         temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # some libraries put a file of their own in its place, which others may not read
         temporary.replace(target)
     except OSError as error:
         raise OSError(f"Cannot write {os.fspath(path)}: {error.strerror or error}.") from error

@@ -24,9 +24,11 @@ from speech_mtp.cli.shared import (
     Temperature,
     Threads,
     Voice,
+    check_dtype,
     check_output,
     check_texts,
     codec_of,
+    in_blocks,
     listed,
     load_head,
     load_model,
@@ -359,6 +361,10 @@ def eval_text(
 
     named = [plugins.build("corpus.documents", spec) for spec in listed("sources", sources)]
     between = Between(top, samples)
+    for name in (dtype, against or dtype):
+        check_dtype(name)
+    if ahead is not None and in_blocks(dtype):
+        raise ValueError(f"--ahead asks the model's own layers, which {dtype} does without; use fp32 or bf16.")
     if ahead is None and between != Between():
         raise ValueError("--top and --samples say how --ahead looks ahead; give it, or leave them out.")
     lm = load_text_lm(folder, dtype, device, threads=threads)

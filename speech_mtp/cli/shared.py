@@ -206,8 +206,7 @@ def load_text_lm(
     """The causal LM in ``backbone`` (None: that of the default model), loaded in ``dtype`` (or :data:`AUTO`) on
     ``device``, decoding with ``threads``. ``keep_layers`` as for ``TextLM.prepare``."""
     dtype = chosen_dtype(dtype, backbone, device, compile)
-    if dtype not in DTYPES:
-        raise ValueError(f"The dtype is {dtype!r}; use {', '.join(DTYPES)}.")
+    check_dtype(dtype)
     precision = DTYPES[dtype]
     if precision.invariant and (compile or not device.startswith("cpu")):
         raise ValueError(f"{dtype} is for a CPU and is not compiled; use bf16 with --device {device} or --compile.")
@@ -228,22 +227,37 @@ def load_text_lm(
     lm: TextLM = TextLM.from_folder(folder, getattr(torch, precision.dtype), device=place)
     if precision.blocks is None:
         return lm.prepare(keep_layers, compile=compile, invariant=precision.invariant)
+    lm.check_blocks(compile)
     source = hub.backbone_source() if backbone is None else None
-    return lm.prepare(keep_layers, blocks=hub.block_weights(folder, precision.blocks, source))
+    return lm.prepare(keep_layers=False, blocks=hub.block_weights(folder, precision.blocks, source))
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise ValueError for a name that no dtype has."""
+    if dtype not in (*DTYPES, AUTO):
+        raise ValueError(f"The dtype is {dtype!r}; use {', '.join((*DTYPES, AUTO))}.")
+
+
+def in_blocks(dtype: str) -> bool:
+    """Whether a name of ``--dtype`` is, or may be, one of weights in blocks."""
+    return dtype == AUTO or (dtype in DTYPES and DTYPES[dtype].blocks is not None)
 
 
 def chosen_dtype(dtype: str, backbone: str | None, device: str, compile: bool) -> str:
     """``dtype``, or what :data:`AUTO` stands for."""
     if dtype != AUTO:
         return dtype
+    from speech_mtp import hub
     from speech_mtp.nn.blocks import is_native
 
-    return "q4" if backbone is None and device == "cpu" and not compile and is_native() else "fp32"
+    if backbone is not None or device != "cpu" or compile or not is_native():
+        return "fp32"
+    return "q4" if hub.own_blocks(hub.find_backbone(), hub.backbone_source()) else "fp32"
 
 
 def is_invariant(dtype: object) -> bool:
     """Whether a name of ``--dtypes`` is one of invariant decoding."""
-    return dtype in DTYPES and DTYPES[str(dtype)].invariant
+    return dtype == AUTO or (dtype in DTYPES and DTYPES[str(dtype)].invariant)
 
 
 def load_head(name: str, lm: TextLM) -> MTPHead:

@@ -116,7 +116,7 @@ def _compared(lm: TextLM, exact: TextLM, ids: Sequence[int], length: int) -> Ten
         ours, theirs = scores.log_softmax(-1), true.log_softmax(-1)
         dearer = F.nll_loss(ours, tokens, reduction="sum") - F.nll_loss(theirs, tokens, reduction="sum")
         same, apart = (ours.argmax(-1) == theirs.argmax(-1)).sum(), (theirs.exp() * (theirs - ours)).sum()
-        found += torch.stack([same, torch.tensor(len(tokens)), apart, dearer]).double()
+        found += torch.tensor([float(same), len(tokens), float(apart), float(dearer)], dtype=torch.float64)
     return found
 
 

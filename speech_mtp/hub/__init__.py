@@ -7,7 +7,14 @@ not part of its checkpoint: it is found by fingerprint with :func:`resolve_backb
 from __future__ import annotations
 
 from speech_mtp.files import cache_folder
-from speech_mtp.hub.backbones import backbone_source, block_weights, convert_gguf, find_backbone, resolve_backbone
+from speech_mtp.hub.backbones import (
+    backbone_source,
+    block_weights,
+    convert_gguf,
+    find_backbone,
+    own_blocks,
+    resolve_backbone,
+)
 from speech_mtp.hub.finding import ASSETS, DEFAULT_MODEL, TOKENIZER, VOICES, find_model, known_models
 from speech_mtp.hub.heads import (
     DEFAULT_HEAD,
@@ -69,6 +76,7 @@ __all__ = [
     "load_speech_lm",
     "load_text_encoder",
     "load_voices",
+    "own_blocks",
     "quantise_state",
     "repack_head",
     "resolve_backbone",

@@ -9,8 +9,8 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from speech_mtp.hub.finding import DEFAULT_MODEL, HUB_ID, find_model
 from speech_mtp.hub.settings import DIRECT, model_settings
 from speech_mtp.lm.block_weights import BlocksOf
 from speech_mtp.lm.fingerprint import SOURCE, fingerprint_of, sha256
+from speech_mtp.nn.blocks import Blocks
 from speech_mtp.storage import WEIGHTS, new_folder
 
 
@@ -61,31 +62,51 @@ def resolve_backbone(
     )
 
 
+_LAYOUT = 1  # of the tiles in block files; another number makes them anew
+
+
 def block_weights(folder: Path, kind: str, source: Mapping[str, Any] | None = None) -> BlocksOf:
     """The weights of the model in ``folder`` in blocks of ``kind``; made once, into the user's cache.
 
     ``q4``: those of the GGUF file that the folder was converted from, as they are, where ``source`` (as for
     :func:`resolve_backbone`) leads to it; else rounded from the weights of the folder.
     """
-    from speech_mtp.lm import block_weights as making
+    from speech_mtp.lm.block_weights import among, of_folder
+
+    own = own_blocks(folder, source or {}) if kind == "q4" else None
+    return own or among(_kept(fingerprint_of(folder), f"{kind}-rounded", lambda: of_folder(folder, kind)))
+
+
+def own_blocks(folder: Path, source: Mapping[str, Any]) -> BlocksOf | None:
+    """The blocks of 4 bits in the GGUF file of ``source`` that ``folder`` was converted from; None where there is no
+    such file, or it cannot be read here."""
+    from speech_mtp.lm.block_weights import among, of_gguf
 
     fingerprint = fingerprint_of(folder)
-    path = cache_folder() / "blocks" / f"{fingerprint[:16]}-{kind}.safetensors"
-    if not path.is_file():
-        own = _gguf_of(fingerprint, source or {}) if kind == "q4" else None
-        making.save_blocks(making.of_folder(folder, kind) if own is None else making.of_gguf(own), path)
-    return making.among(making.load_blocks(path))
+    if not str(source.get("file", "")).endswith((".Q4_0.gguf", ".Q4_1.gguf")) or source.get("sha256") != fingerprint:
+        return None
+    if importlib.util.find_spec("gguf") is None:
+        return None
+    for find in (_in_package, _on_hub):
+        with suppress(OSError):
+            path = find(source)
+            return among(_kept(fingerprint, "q4-gguf", lambda path=path: of_gguf(path)))  # type: ignore[misc]
+    return None
 
 
-def _gguf_of(fingerprint: str, source: Mapping[str, Any]) -> Path | None:
-    """The file of ``source`` that is installed, if it is that of ``fingerprint`` and can be read here."""
-    if "file" not in source or importlib.util.find_spec("gguf") is None:
-        return None
-    try:
-        path = _in_package(source)
-    except OSError:
-        return None
-    return path if sha256(path) == fingerprint else None
+def _kept(fingerprint: str, name: str, make: Callable[[], dict[str, Blocks]]) -> dict[str, Blocks]:
+    """What is in the cache under this name, or what ``make`` makes. A cache that cannot be read or written is done
+    without."""
+    from speech_mtp.lm.block_weights import load_blocks, save_blocks
+
+    path = cache_folder() / "blocks" / f"{fingerprint[:16]}-{name}-{_LAYOUT}.safetensors"
+    if path.is_file():
+        with suppress(OSError):
+            return load_blocks(path)
+    made = make()
+    with suppress(OSError):
+        save_blocks(made, path)
+    return made
 
 
 def backbone_source(model: str | Path | None = None) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from speech_mtp import plugins
 from speech_mtp.codecs.base import Codec
 from speech_mtp.files import replacing
-from speech_mtp.hub.backbones import block_weights, resolve_backbone
+from speech_mtp.hub.backbones import own_blocks, resolve_backbone
 from speech_mtp.hub.finding import DEFAULT_MODEL, TOKENIZER, VOICES, find_model
 from speech_mtp.hub.parts import (
     load_codec,
@@ -159,16 +159,11 @@ def _talker_parts(folder: Path, config: dict[str, Any], backbone: str | None) ->
 def _open_reader(folder: Path, source: Mapping[str, Any], hidden_layer: int) -> TextReader:
     """What reads text with the language model in ``folder``; ``source["prefix"]`` opens its turns, if that is known."""
     if reads_alone(folder) and "prefix" in source:
-        blocks = block_weights(folder, "q4", source) if is_native() and _has_blocks(source) else None
+        blocks = own_blocks(folder, source) if is_native() else None
         return PackedBackbone(folder, source["sha256"], hidden_layer, source["prefix"], blocks)
     from speech_mtp.lm.backbone import Backbone
 
     return Backbone.from_folder(folder, torch.float32, source["sha256"], hidden_layer)
-
-
-def _has_blocks(source: Mapping[str, Any]) -> bool:
-    """Whether the language model comes from a file with weights in blocks, which are then taken as they are."""
-    return str(source.get("file", "")).endswith((".Q4_0.gguf", ".Q4_1.gguf"))
 
 
 def _direct_parts(folder: Path) -> tuple[TokenMaker, DirectLM]:

@@ -144,7 +144,10 @@ def save_blocks(blocks: Mapping[str, Blocks], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = {name: str(block.rows) for name, block in blocks.items()}
     with replacing(path) as temporary:
-        save_file({name: block.tiles for name, block in blocks.items()}, temporary, rows)
+        try:
+            save_file({name: block.tiles for name, block in blocks.items()}, temporary, rows)
+        except SafetensorError as error:  # a full disk among others
+            raise OSError(str(error)) from error
 
 
 def load_blocks(path: Path) -> dict[str, Blocks]:
@@ -153,5 +156,5 @@ def load_blocks(path: Path) -> dict[str, Blocks]:
         with safe_open(path, "pt") as file:
             rows = file.metadata() or {}
             return {name: Blocks(file.get_tensor(name), int(rows[name])) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, KeyError, ValueError) as error:
         raise OSError(f"{path} is damaged ({error}); remove it, it is made again.") from error

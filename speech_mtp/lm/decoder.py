@@ -145,23 +145,24 @@ class Decoder:
         # Norms and residuals: float32 on a CPU, where that costs nothing; the model's own dtype elsewhere.
         self.dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
         self.invariant = invariant or blocks is not None
-        self._blocks = blocks
+        self.in_blocks = blocks is not None
+        """Whether the weights of products are in blocks."""
         sizes = (c.hidden_size, c.intermediate_size, self.head_dim, c.num_attention_heads)
         fused = blocks is not None and is_native() and BlockLayers.fits(*sizes)
         self.cache_dtype = torch.float64 if self.invariant and not fused else self.dtype
         """Of keys, values and attention."""
         self.layers: list[_Layer] = []
         for i in range(len(decoder.layers)):
-            self.layers.append(self._layer(decoder.layers[i], f"model.layers.{i}"))
+            self.layers.append(self._layer(decoder.layers[i], f"model.layers.{i}", blocks))
             if not keep_layers:
                 decoder.layers[i] = nn.Identity()
         self.norm = Norm(decoder.norm, self.dtype)
         self.rotary = decoder.rotary_emb
         self._maths = _Maths(gated=_gated_alike) if self.invariant else _Maths()
-        self.fused = FusedLayers(self._in_blocks()) if fused else None
+        self.fused = FusedLayers(self._described()) if fused else None
         """All layers at once over a :class:`~speech_mtp.nn.kv_cache.KVCache`, where the kernels are there."""
 
-    def _in_blocks(self) -> BlockLayers:
+    def _described(self) -> BlockLayers:
         layers = []
         for layer in self.layers:
             products = (layer.qkv, layer.leave, layer.gate_up, layer.down)
@@ -176,11 +177,6 @@ class Decoder:
         return BlockLayers(
             layers, self.norm.weight, heads, kv_heads, self.head_dim, rates, self.norm.eps, qk_eps, scaling
         )
-
-    @property
-    def in_blocks(self) -> bool:
-        """Whether the weights of products are in blocks."""
-        return self._blocks is not None
 
     @staticmethod
     def check_invariance(model: Any) -> None:
@@ -238,10 +234,10 @@ class Decoder:
             and len({p.dtype for p in model.parameters()}) == 1
         )
 
-    def _layer(self, layer: Any, name: str) -> _Layer:
+    def _layer(self, layer: Any, name: str, blocks: BlocksOf | None) -> _Layer:
         attention = layer.self_attn
         qkv, leave, gate_up, down = (
-            self._joined(modules, [f"{name}.{part}.weight" for part in parts])
+            self._joined(modules, [f"{name}.{part}.weight" for part in parts], blocks)
             for modules, parts in zip(_products(layer), _PRODUCTS, strict=True)
         )
         q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
@@ -256,12 +252,12 @@ class Decoder:
             down,
         )
 
-    def _joined(self, modules: list[Any], names: list[str]) -> FastLinear:
+    def _joined(self, modules: list[Any], names: list[str], blocks: BlocksOf | None) -> FastLinear:
         """Linear layers of one input as one, outputs in order."""
         weights, biases = [module.weight.detach() for module in modules], [module.bias for module in modules]
         bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
-        if self._blocks is not None:
-            return BlockLinear(Blocks.join(list(map(self._blocks, names, weights))), bias)
+        if blocks is not None:
+            return BlockLinear(Blocks.join(list(map(blocks, names, weights))), bias)
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         joined = PackedLinear(weight, bias, self.invariant)
         if not joined.packed:  # the modules then read their weights where they now are

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,8 +73,19 @@ class FusedLayers:
 
     def __init__(self, layers: BlockLayers) -> None:
         self.layers = layers
-        self._described = (native.Layer * len(layers.layers))(*(layer.describe() for layer in layers.layers))
         self._angles = _Angles(layers.rates, layers.scaling)
+        self._described = self._describe()
+
+    def _describe(self) -> ctypes.Array[native.Layer]:
+        layers = self.layers.layers
+        return (native.Layer * len(layers))(*(layer.describe() for layer in layers))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_described"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._described = self._describe()
 
     def __call__(
         self, x: Tensor, index: Tensor, ancestors: Tensor | None, cache: KVCache, taps: tuple[int, ...]
@@ -101,16 +113,20 @@ class FusedLayers:
         """The same over ``keys, values [layers, rows, H, S, d]``, of whose rows ``rows_of [B]`` (None: each its own)
         hold ``lengths [B]`` valid entries."""
         known, (rows, nodes, dim) = self.layers, x.shape
+        if x.device.type != "cpu":
+            raise ValueError(f"Weights in blocks are for a CPU, not for inputs on {x.device}; load the model anew.")
+        if not all(-1 <= tap <= len(known.layers) for tap in taps):
+            raise ValueError(f"The taps are {taps}; they must be from -1 to {len(known.layers)}.")
         x = x.to(torch.float32, copy=True).contiguous()
         final, tapped = torch.empty_like(x), torch.empty(rows, nodes, len(taps), dim)
         if not x.numel():
             return tapped, final
-        assert keys.is_contiguous()
-        assert keys.dtype == torch.float32
-        size = keys.shape[3]
-        longest = int(lengths.max()) + nodes
-        assert longest <= size, f"the cache has {size} entries, not {longest}"
-        cos, sin = self._angles(longest)
+        size, longest = keys.shape[3], int(lengths.max()) + nodes
+        if not all(cache.is_contiguous() and cache.dtype == torch.float32 for cache in (keys, values)):
+            raise ValueError("The cache must lie in one piece, in float32.")
+        if longest > size or int(index.max()) >= max(longest, size):
+            raise ValueError(f"The cache has room for {size} entries, not for {longest}.")
+        cos, sin = self._angles(size)
         asked, library = torch.tensor(taps), native.load()
         assert library is not None
         held = (
@@ -138,12 +154,13 @@ class _Angles:
 
     def __init__(self, rates: Tensor, scaling: float) -> None:
         self._rates, self._scaling = rates.float(), scaling
-        self._cos = self._sin = torch.empty(0, len(rates))
+        self._made = torch.empty(2, 0, len(rates))
 
     def __call__(self, positions: int) -> tuple[Tensor, Tensor]:
         """Those of the first ``positions`` positions, or of more."""
-        if len(self._cos) < positions:
+        made = self._made
+        if made.shape[1] < positions:
             # As the models compute them: angles are products in float32.
-            angles = (torch.arange(2 * positions)[:, None].float() * self._rates).double()
-            self._cos, self._sin = ((f(angles) * self._scaling).float().contiguous() for f in (torch.cos, torch.sin))
-        return self._cos, self._sin
+            angles = (torch.arange(positions)[:, None].float() * self._rates).double()
+            made = self._made = (torch.stack([angles.cos(), angles.sin()]) * self._scaling).float().contiguous()
+        return made[0], made[1]

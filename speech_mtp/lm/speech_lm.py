@@ -77,7 +77,9 @@ class SpeechLM(GroupLM):
         if self.device.type == "cpu":
             self._fused = self.talker.in_blocks("q8")
         if self._fused is not None:
-            pack_linears(self.output, "q8")
+            for part in (self.output, self.fusion, self.window, self.timbre):
+                if part is not None:  # all of them: what is rounded to 8 bits must not differ in its last bit before
+                    pack_linears(part, "q8")
         return self
 
     def _check_ahead(self) -> None:
@@ -117,9 +119,15 @@ class SpeechLM(GroupLM):
         if self.prefix is not None:
             text = self.prefix(encoded) + self.timbre(timbre)[:, None]
             x, index, valid = behind_text(text, units.lengths, x, index, valid)
-        out = self.trunk_states(x, index, causal_mask(valid), taps=taps)
+        out = self._teacher_forced(x, index, causal_mask(valid), taps)
         start = x.shape[1] - speech.shape[1]
         return LMOutput(out.hidden[:, start:], final=out.top[:, start:], inputs=speech)
+
+    def _teacher_forced(self, x: Tensor, index: Tensor, mask: Tensor, taps: tuple[int, ...]) -> LMOutput:
+        """As it decodes: a prepared model by other weights than those it was trained with."""
+        if self._fused is None:
+            return self.trunk_states(x, index, mask, taps=taps)
+        return self.node_states(x, index, mask[:, 0], self.talker.open(x.shape[0], x.shape[1], x.device), taps)
 
     def trunk_states(
         self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None, taps: tuple[int, ...] = (-1,)

@@ -97,17 +97,16 @@ class TextLM(nn.Module, Trunk):
         cannot be invariant (:meth:`speech_mtp.lm.decoder.Decoder.check_invariance`), and for both at once.
         """
         own = Decoder.fits(self.model)
-        if blocks is not None and (compile or self.device.type != "cpu" or not own):
-            raise ValueError(
-                f"Weights in blocks are for Llama-like models on a CPU that are not compiled, not for a "
-                f"{self.model.config.model_type!r} model on {self.device.type}; use bf16."
-            )
+        if blocks is not None:
+            self.check_blocks(compile)
         if compile and not own:
             raise ValueError(f"{self.model.config.model_type!r} models cannot be compiled; leave compile out.")
         if compile and (invariant or self.invariant):
             raise ValueError("Compiled decoding is not invariant; ask for one of the two.")
         if invariant and not own:
             raise ValueError(f"{self.model.config.model_type!r} models cannot be decoded invariantly; use float32.")
+        if blocks is not None and self._decoder is not None:
+            raise ValueError("The model was prepared already; load it anew to put its weights into blocks.")
         if invariant and self._decoder is not None and not self.invariant:
             raise ValueError("The model was prepared for decoding that is not invariant; load it anew.")
         if self._decoder is None:
@@ -125,6 +124,14 @@ class TextLM(nn.Module, Trunk):
         recorded = graphs and self._decoder is not None and self.device.type == "cuda"
         self._graphs = GraphedForward(self._follow, CudaRecorder(self.device)) if recorded else None
         return self
+
+    def check_blocks(self, compile: bool = False) -> None:
+        """Raise ValueError for a model whose weights cannot be kept in blocks."""
+        if compile or self.device.type != "cpu" or not Decoder.fits(self.model):
+            raise ValueError(
+                f"Weights in blocks are for Llama-like models on a CPU that are not compiled, not for a "
+                f"{self.model.config.model_type!r} model on {self.device.type}; use bf16."
+            )
 
     @classmethod
     def from_folder(

@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
@@ -76,7 +77,7 @@ def load() -> ctypes.CDLL | None:
         return None
     try:
         return _with_threads() or _loaded(())
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home folder
         lines = str(getattr(error, "stderr", "") or error).strip().splitlines() or [type(error).__name__]
         warnings.warn(
             f"The fast kernels cannot be compiled here, torch computes instead: {lines[0]}", RuntimeWarning, 2
@@ -114,10 +115,17 @@ def _loaded(more: tuple[str, ...]) -> ctypes.CDLL | None:
         return None
     flags = (*_FLAGS, "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native", *more)
     made_of = SOURCE.read_bytes() + repr((compiler, flags, _processor())).encode()
-    path = cache_folder() / "native" / f"kernels-{hashlib.sha256(made_of).hexdigest()[:16]}.so"
-    if not path.is_file():
+    name = f"kernels-{hashlib.sha256(made_of).hexdigest()[:16]}.so"
+    path = cache_folder() / "native" / name
+    if path.is_file():
+        return ctypes.CDLL(str(path))
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _compile(compiler, flags, path)
+    except OSError:  # a cache that cannot be written: compiled for this process alone
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            _compile(compiler, flags, Path(folder) / name)
+            return ctypes.CDLL(str(Path(folder) / name))
     return ctypes.CDLL(str(path))
 
 

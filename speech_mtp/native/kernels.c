@@ -143,7 +143,14 @@ static void quantise_block(const float *x, int8_t *bytes, int16_t *words, float 
     for (int i = 0; i < 8; i++) largest = most[i] > largest ? most[i] : largest;
     float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;  // what is less counts as nothing
     int32_t total = 0;
-    i8 sums = {0};
+    i8 sums = {0}, fine = ~(i8){0};
+    for (int i = 0; i < 4; i++) fine &= v[i] - v[i] == v[i] - v[i];  // not of infinity, nor of what is no number
+    for (int i = 0; i < 8; i++)
+        if (!fine[i]) {
+            memset(bytes, 0, BLOCK), memset(words, 0, 2 * BLOCK);
+            *scale = *sum = NAN;
+            return;
+        }
     for (int i = 0; i < 4; i++) {
         f8 y = v[i] * inverse;
         i8 whole = __builtin_convertvector((y + 12582912.0f) - 12582912.0f, i8);  // half to even
@@ -173,7 +180,7 @@ static void quantise(const float *x, const Rows *rows, int64_t row, int64_t from
 #define EACH_ROW UNROLL for (int r = 0; r < count; r++)
 #define INLINE static inline __attribute__((always_inline))
 
-#if defined(__AVX512VNNI__) && defined(__AVX512F__)
+#if defined(__AVX512VNNI__) && defined(__AVX512F__) && defined(__AVX512BW__)
 #define LANES 16
 #define ROWS 8
 typedef f16 vf;
@@ -377,9 +384,9 @@ static void tiles_rows(
 
 // ---- threads --------------------------------------------------------------------------------------------------------
 // Work is done in stages, each of so many items, which threads take one by one. A stage is over when all its items are
-// done, whoever did them: a thread that the machine keeps waiting holds nobody up unless it has an item in hand. (With
-// barriers, which all must reach, two threads beside other busy processes took a second for what takes five
-// milliseconds.)
+// done, whoever did them: a thread that the machine keeps waiting holds nobody up unless it has an item in hand, and at
+// the end of a call, where all must come back. (With a barrier after every stage, two threads beside other busy
+// processes took a second for what takes five milliseconds.)
 typedef struct {
     int64_t next, done;
     char apart[48];  // stages of their own lines of the cache
@@ -814,6 +821,7 @@ int64_t smtp_choose(
                 float logit = own[i] / t;
                 if (expf(logit - most) >= share && logit > -INFINITY) found[count++] = (Candidate){logit, i};
             }
+            if (!count) continue;  // none may be drawn
             qsort(found, (size_t)count, sizeof(Candidate), falling);
             least = least_inside(found, count, top_k[r], top_p[r], most, total);
         }

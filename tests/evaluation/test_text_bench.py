@@ -265,6 +265,9 @@ class TestPeers:
             def __init__(self, **settings: object) -> None:
                 assert settings["n_ctx"] == 512
 
+            def reset(self) -> None:
+                clock[0] += 0.0
+
             def generate(self, tokens: list[int], **settings: object) -> Iterator[int]:
                 assert settings == {"top_k": 1, "temp": 0.0, "repeat_penalty": 1.0}
                 clock[0] += len(tokens)

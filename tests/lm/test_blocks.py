@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import json
+import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +175,37 @@ def test_what_has_no_blocks() -> None:
         TextLM(random_llama(31, 40, num_hidden_layers=1)).prepare(blocks=rounded("q8"))
 
 
+@needs_kernels
+def test_what_the_kernels_refuse() -> None:
+    lm = TextLM(make()).prepare(blocks=rounded("q8"))
+    assert lm.decoder is not None
+    assert lm.decoder.fused is not None
+    fused, cache, x = lm.decoder.fused, lm.open(1, 4).cache, torch.zeros(1, 2, 64)
+    index = torch.arange(2)[None]
+    for taps in ((-2,), (4,)):
+        with pytest.raises(ValueError, match="from -1 to 3"):
+            fused(x, index, None, cache, taps)
+    with pytest.raises(ValueError, match="room for 4 entries, not for 5"):
+        fused(torch.zeros(1, 5, 64), torch.arange(5)[None], None, cache, (-1,))
+    with pytest.raises(ValueError, match="for a CPU, not for inputs on meta"):
+        fused(x.to("meta"), index, None, cache, (-1,))
+    copied = copy.deepcopy(fused)
+    assert torch.equal(copied(x, index, None, cache, (-1,))[0], fused(x, index, None, cache, (-1,))[0])
+
+
+def test_blocks_are_not_kept_beside_what_is_made_of_them() -> None:
+    model = make()
+    weights = {f"{name}.weight": m.weight for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    made = {name: rounded("q8")(name, weight) for name, weight in weights.items()}
+    alive = [weakref.ref(block) for block in made.values()]
+    lm = TextLM(model).prepare(blocks=block_weights.among(made))
+    del made
+    gc.collect()
+    assert lm.decoder is not None
+    assert len(alive) == 22
+    assert not any(found() for found in alive)
+
+
 # -- where they come from ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
 def test_blocks_of_a_gguf_file_are_what_they_stand_for(kind: str) -> None:
@@ -257,8 +293,53 @@ def test_a_folder_is_rounded_once(tied: bool, tmp_path: Path, monkeypatch: pytes
         weight = model.get_parameter("model.embed_tokens.weight" if tied and name == OUTPUT else name)
         assert torch.equal(find(name, weight).tiles, rounded("q4")(name, weight).tiles)
     monkeypatch.setattr(block_weights, "of_folder", lambda *_: pytest.fail("made again"))
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "cache/blocks").iterdir()} == {0o666 & ~umask()}
     again = hub.block_weights(tmp_path / "model", "q4")
     assert torch.equal(again(name, weight).tiles, find(name, weight).tiles)
+
+
+def umask() -> int:
+    found = os.umask(0)
+    os.umask(found)
+    return found
+
+
+def test_a_damaged_file_of_the_cache_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPEECH_MTP_CACHE", str(tmp_path / "cache"))
+    model = random_llama(61, 64, 4, **SIZES)
+    model.save_pretrained(tmp_path / "model")
+    for _ in range(2):
+        assert hub.block_weights(tmp_path / "model", "q8")(OUTPUT, model.lm_head.weight).kind == "q8"
+        (path,) = (tmp_path / "cache/blocks").iterdir()
+        path.write_bytes(path.read_bytes()[:100])
+
+
+def test_the_files_own_blocks_and_rounded_ones_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked for first."""
+    gguf = pytest.importorskip("gguf")
+    monkeypatch.setenv("SPEECH_MTP_CACHE", str(tmp_path / "cache"))
+    model, path = random_llama(64, 64, 4, **SIZES), tmp_path / "package" / "tiny.Q4_1.gguf"
+    path.parent.mkdir()
+    write_gguf(gguf, model, path)
+    model.save_pretrained(tmp_path / "model")
+    digest = hub.backbones.sha256(path)
+    (tmp_path / "model" / "source.json").write_text(json.dumps({"sha256": digest}), encoding="utf-8")
+    monkeypatch.setattr(hub.backbones, "_in_package", lambda source: path)
+    source, name = {"file": path.name, "sha256": digest}, "model.layers.0.self_attn.q_proj.weight"
+    weight = model.get_parameter(name)
+    alone = hub.block_weights(tmp_path / "model", "q4")(name, weight)
+    own = hub.block_weights(tmp_path / "model", "q4", source)(name, weight)
+    assert torch.equal(own.tiles, of_gguf(path)[name].tiles)
+    assert torch.equal(alone.tiles, rounded("q4")(name, weight).tiles)
+    assert hub.backbones.own_blocks(tmp_path / "model", {**source, "sha256": "of another"}) is None
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "blocks").write_text("a file in the way of the folder", encoding="utf-8")
+    monkeypatch.setenv("SPEECH_MTP_CACHE", str(tmp_path))
+    model = random_llama(61, 64, 4, **SIZES)
+    model.save_pretrained(tmp_path / "model")
+    assert hub.block_weights(tmp_path / "model", "q8")(OUTPUT, model.lm_head.weight).shape == (61, 64)
 
 
 def test_block_files_that_do_not_fit(tmp_path: Path) -> None:
@@ -286,4 +367,6 @@ def test_decoding_needs_no_layers() -> None:
     """The layers are let go one by one, and decoding goes on."""
     lm = TextLM(make()).prepare(keep_layers=False, blocks=rounded("q8"))
     assert not len(lm.model.base_model.layers)
+    with pytest.raises(ValueError, match="prepared already; load it anew"):
+        lm.prepare(blocks=rounded("q8"))
     start(lm, [PROMPTS[0]], SAMPLINGS[0], None, 4).complete()

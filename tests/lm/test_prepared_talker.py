@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from speech_mtp.lm.speech_lm import SpeechLM
 from speech_mtp.nn.kv_cache import KVCache, ancestors_of
+from speech_mtp.nn.transformer import causal_mask
 from tests.nn.test_blocks import needs_kernels
 from tests.tiny import tiny_lm
 
@@ -73,3 +75,17 @@ def test_the_output_layer_is_prepared_too_and_the_weights_stay() -> None:
     for found, true in zip(prepared.output.score(hidden, tokens), plain.output.score(hidden, tokens), strict=True):
         assert 0 < float(((found - true).norm() / true.norm()).detach()) < 0.03
     assert prepared.fingerprint == plain.fingerprint
+
+
+@needs_kernels
+@pytest.mark.parametrize("layout", ["aligned", "prefix"])
+def test_teacher_forced_states_are_those_of_decoding(layout: str) -> None:
+    """A head is judged by the model that it drafts for."""
+    lm = tiny_lm(**SIZES, layout={"name": layout}).prepare()
+    plain = tiny_lm(**SIZES, layout={"name": layout})
+    x, index = inputs(2, 6), torch.arange(6).expand(2, -1)
+    valid = torch.tensor([[True] * 6, [True, True, False, True, True, True]])
+    found, true = (model._teacher_forced(x, index, causal_mask(valid), (-1,)).top for model in (lm, plain))
+    assert 0 < float(((found - true).norm() / true.norm()).detach()) < 0.03
+    alone = states(lm, lm.talker.open(1, 6, x.device), x[:1], torch.arange(6)[None] - 1)
+    assert torch.equal(found[0], alone[0, :, -1])

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import ctypes
+import platform
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from speech_mtp import native
 from speech_mtp.nn import blocks
 from speech_mtp.nn.blocks import KINDS, BlockLinear, Blocks, product
 
@@ -104,10 +110,43 @@ def test_extreme_numbers_do_not_overflow(kind: str) -> None:
     assert torch.equal(BlockLinear(weight)(x), product(x, weight))
 
 
-@pytest.mark.parametrize("native", [pytest.param(True, marks=needs_kernels), False], ids=["kernels", "torch"])
+@needs_kernels
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_row_is_the_same_alone_and_among_others(kind: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not native:
+def test_what_is_no_number_spoils_its_row_alone(kind: str, spoilt: float) -> None:
+    weight, x = Blocks.of(random(40, 96), kind), random(5, 96, 3)
+    x[2, 70] = spoilt
+    found, expected = BlockLinear(weight)(x), product(x, weight)
+    assert bool(found[2].isnan().all())
+    assert bool(expected[2].isnan().all())
+    rest = torch.tensor([0, 1, 3, 4])
+    assert torch.equal(found[rest], expected[rest])
+
+
+@needs_kernels
+def test_a_processor_without_vectors_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels compiled for the least that there is, against torch."""
+    flags = [flag for flag in native._FLAGS if flag != "-O3"]
+    machine = ["-march=x86-64"] if platform.machine() == "x86_64" else []
+    native._compile("gcc", (*flags, "-O1", *machine), tmp_path / "plain.so")
+    monkeypatch.setattr(native, "load", lambda: ctypes.CDLL(str(tmp_path / "plain.so")))
+    for kind in KINDS:
+        assert all(blocks._agrees(kind, rows) for rows in (1, 3, 4, 11))
+
+
+def test_a_copy_is_as_good() -> None:
+    linear, x = BlockLinear(Blocks.of(random(20, 64), "q8")), random(3, 64, 1)
+    assert torch.equal(copy.deepcopy(linear)(x), linear(x))
+    with pytest.raises(ValueError, match="for a CPU, not for inputs on meta"):
+        linear(x.to("meta"))
+    with pytest.raises(ValueError, match="not those of 40 rows"):
+        Blocks(Blocks.of(random(20, 64), "q8").tiles, 40)
+
+
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_kernels), False], ids=["kernels", "torch"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_is_the_same_alone_and_among_others(kind: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
         by_torch(monkeypatch)
     linear, x = BlockLinear(Blocks.of(random(48, 160), kind)), random(37, 160, 1)
     whole = linear(x)
@@ -121,9 +160,9 @@ def test_a_row_is_the_same_alone_and_among_others(kind: str, native: bool, monke
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("native", [pytest.param(True, marks=needs_kernels), False], ids=["kernels", "torch"])
-def test_shapes_and_kinds_of_inputs(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not native:
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_kernels), False], ids=["kernels", "torch"])
+def test_shapes_and_kinds_of_inputs(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
         by_torch(monkeypatch)
     linear = BlockLinear(Blocks.of(random(20, 64), "q8"))
     x = random(6, 64)

@@ -28,6 +28,13 @@ def test_it_is_compiled_once(
     assert capsys.readouterr().err.count("Compiling fast kernels") == 1
 
 
+@needs_kernels
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "native").write_text("a file in the way of the folder", encoding="utf-8")
+    fresh(monkeypatch, tmp_path)
+    assert native.load.__wrapped__() is not None
+
+
 def test_without_a_compiler_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh(monkeypatch, tmp_path)
     monkeypatch.setattr("shutil.which", lambda name: None)
@@ -43,6 +50,16 @@ def test_a_compiler_that_fails_is_named_in_a_warning(tmp_path: Path, monkeypatch
     with pytest.warns(RuntimeWarning, match="torch computes instead: no such target"):
         assert native.load.__wrapped__() is None
     assert not list((tmp_path / "native").iterdir())
+
+
+def test_without_a_home_folder_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(native, "cache_folder", nowhere)
+    monkeypatch.delenv(native.VARIABLE, raising=False)
+    with pytest.warns(RuntimeWarning, match="torch computes instead: Could not determine home"):
+        assert native.load.__wrapped__() is None
 
 
 def test_it_can_be_switched_off() -> None:
