@@ -669,63 +669,73 @@ static void place(const Forward *f, const Layer *layer, int64_t number, float *q
     }
 }
 
-// What lies between the products, for all nodes; `own` belongs to the threads, `each` bytes to one.
+// What lies between the products; `own` belongs to the threads, `each` bytes to one. The inputs of a product as whole
+// numbers are made once for all, or, where they are few, by every thread for itself, which saves threads from waiting
+// for one another.
 typedef struct {
-    Rows in, middle, deep;
+    Rows shared, *alone;
     float *wide, *qkv, *seen;
     char *own;
     int64_t each;
     Stage *stages;
 } Work;
 
-#define STAGES 10  // of a layer
-#define SEGMENTS 4  // of a row between gate and down
+#define STAGES 10  // of a layer, at most
+#define FEW 4
+
+typedef enum { ENTER, SEEN, MIDDLE, GATED } Source;
+
+// The inputs that node n has of a product.
+static void prepare(
+    const Forward *f, const Work *work, const Layer *layer, Source source, Rows *rows, int64_t n, float *scratch
+) {
+    const float *x = scratch;
+    if (source == SEEN) x = work->seen + n * f->heads * f->head_dim;
+    else if (source == GATED) {
+        const float *gate = work->wide + n * 2 * f->hidden;
+        swiglu(gate, gate + f->hidden, scratch, f->hidden);
+    } else rms(f->x + n * f->dim, source == ENTER ? layer->enter : layer->middle, f->dim, f->eps, scratch);
+    quantise(x, rows, n, 0, rows->inputs / BLOCK);
+}
+
+static Stage *product(
+    const Forward *f, const Work *work, const Layer *layer, Source source, const Linear *linear, float *out,
+    int64_t stride, int add, float *scratch, Stage *stage
+) {
+    int64_t count = f->rows * f->nodes, few = count <= FEW, made = 0;
+    Rows rows = few ? work->alone[omp_get_thread_num()] : work->shared;
+    rows.inputs = linear->inputs;
+    if (!few) {
+        EACH(n, count) prepare(f, work, layer, source, &rows, n, scratch);
+        DONE
+    }
+    EACH(item, pieces_of(linear, f->threads)) {
+        for (; few && made < count; made++) prepare(f, work, layer, source, &rows, made, scratch);
+        multiply(linear, &rows, count, out, stride, add, item, all);
+    }
+    DONE
+    return stage;
+}
 
 static void run(const Forward *f, const Work *work) {
-    int64_t count = f->rows * f->nodes, inner = f->heads * f->head_dim, width = inner + 2 * f->kv_heads * f->head_dim;
+    int64_t count = f->rows * f->nodes, width = (f->heads + 2 * f->kv_heads) * f->head_dim;
     int64_t *list = (int64_t *)(work->own + omp_get_thread_num() * work->each);
     float *scores = (float *)(list + f->entries), *scratch = scores + MOST * f->entries;
     const Cut cut = cut_of(f);
     Stage *stage = work->stages;
     for (int64_t i = 0; i < f->layers; i++) {
         const Layer *layer = f->layer + i;
+        stage = product(f, work, layer, ENTER, &layer->qkv, work->qkv, width, 0, scratch, stage);
         EACH(n, count) {
             keep_tap(f, i, n);
-            rms(f->x + n * f->dim, layer->enter, f->dim, f->eps, scratch);
-            quantise(scratch, &work->in, n, 0, f->dim / BLOCK);
+            place(f, layer, i, work->qkv, n);
         }
-        DONE
-        EACH(item, pieces_of(&layer->qkv, f->threads))
-            multiply(&layer->qkv, &work->in, count, work->qkv, width, 0, item, all);
-        DONE
-        EACH(n, count) place(f, layer, i, work->qkv, n);
         DONE
         EACH(item, cut.items) attend(f, &cut, i, work->qkv, work->seen, scores, list, item);
         DONE
-        EACH(n, count) quantise(work->seen + n * inner, &work->middle, n, 0, inner / BLOCK);
-        DONE
-        EACH(item, pieces_of(&layer->leave, f->threads))
-            multiply(&layer->leave, &work->middle, count, f->x, f->dim, 1, item, all);
-        DONE
-        EACH(n, count) {
-            rms(f->x + n * f->dim, layer->middle, f->dim, f->eps, scratch);
-            quantise(scratch, &work->in, n, 0, f->dim / BLOCK);
-        }
-        DONE
-        EACH(item, pieces_of(&layer->gate_up, f->threads))
-            multiply(&layer->gate_up, &work->in, count, work->wide, 2 * f->hidden, 0, item, all);
-        DONE
-        EACH(item, count * SEGMENTS) {
-            int64_t n = item / SEGMENTS, from, to;
-            share(f->hidden / BLOCK, item % SEGMENTS, SEGMENTS, &from, &to);
-            float *gate = work->wide + n * 2 * f->hidden;
-            swiglu(gate + from * BLOCK, gate + f->hidden + from * BLOCK, scratch + from * BLOCK, (to - from) * BLOCK);
-            quantise(scratch, &work->deep, n, from, to);
-        }
-        DONE
-        EACH(item, pieces_of(&layer->down, f->threads))
-            multiply(&layer->down, &work->deep, count, f->x, f->dim, 1, item, all);
-        DONE
+        stage = product(f, work, layer, SEEN, &layer->leave, f->x, f->dim, 1, scratch, stage);
+        stage = product(f, work, layer, MIDDLE, &layer->gate_up, work->wide, 2 * f->hidden, 0, scratch, stage);
+        stage = product(f, work, layer, GATED, &layer->down, f->x, f->dim, 1, scratch, stage);
     }
     EACH(n, count) {
         keep_tap(f, f->layers, n);
@@ -737,23 +747,28 @@ static void run(const Forward *f, const Work *work) {
 // 0, or 1 where there is no memory.
 int64_t smtp_forward(const Forward *f) {
     int64_t count = f->rows * f->nodes, inner = f->heads * f->head_dim, width = inner + 2 * f->kv_heads * f->head_dim;
-    int64_t widest = f->dim > f->hidden ? f->dim : f->hidden, failed = 0;
+    int64_t widest = f->dim > f->hidden ? f->dim : f->hidden, failed = 0, alone = count <= FEW ? f->threads : 0;
+    int64_t longest = widest > inner ? widest : inner;
     Work work = {
-        make_rows(f->dim, count), make_rows(inner, count), make_rows(f->hidden, count),
+        make_rows(longest, alone ? 0 : count), calloc((size_t)alone + 1, sizeof(Rows)),
         malloc((size_t)(count * 2 * f->hidden) * 4), malloc((size_t)(count * width) * 4),
         malloc((size_t)(count * inner) * 4), NULL, f->entries * (8 + 4 * MOST) + widest * 4,
         calloc((size_t)(f->layers * STAGES + 1), sizeof(Stage))
     };
     work.own = malloc((size_t)(f->threads * work.each));
-    if (!work.in.scale || !work.middle.scale || !work.deep.scale || !work.wide || !work.qkv || !work.seen ||
-        !work.stages || !work.own)
+    if (!work.shared.scale || !work.alone || !work.wide || !work.qkv || !work.seen || !work.stages || !work.own)
         failed = 1;
-    else {
+    for (int64_t t = 0; t < alone && !failed; t++) {
+        work.alone[t] = make_rows(longest, count);
+        failed = !work.alone[t].scale;
+    }
+    if (!failed) {
 #pragma omp parallel num_threads(f->threads)
         run(f, &work);
     }
-    free_rows(&work.in), free_rows(&work.middle), free_rows(&work.deep);
-    free(work.wide), free(work.qkv), free(work.seen), free(work.own), free(work.stages);
+    for (int64_t t = 0; t < alone && work.alone; t++) free_rows(work.alone + t);
+    free_rows(&work.shared);
+    free(work.alone), free(work.wide), free(work.qkv), free(work.seen), free(work.own), free(work.stages);
     return failed;
 }
 
