@@ -139,18 +139,22 @@ def test_a_prompt_read_whole_and_in_pieces(threads: int, native: bool, monkeypat
     assert torch.equal(*found)
 
 
-@NATIVE
+@needs_kernels
 @pytest.mark.parametrize(
     ("name", "rule"),
     [(None, "lookup"), ("medusa", "chain"), ("eagle", "tree"), ("hydra", "cascade"), ("leap", "leap")],
 )
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "top_p", "penalised"])
 def test_the_text_is_the_same_whatever_drafts_it(
-    name: str | None, rule: str, sampling: Sampling, native: bool, monkeypatch: pytest.MonkeyPatch
+    name: str | None, rule: str, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lm = prepared(native, monkeypatch)
-    head = None if name is None else make_head(name, lm).prepare("q8")
-    check_same_text(lm, head, rule, sampling)
+    lm = prepared(True, monkeypatch)
+    check_same_text(lm, None if name is None else make_head(name, lm).prepare("q8"), rule, sampling)
+
+
+def test_without_the_kernels_it_is_the_same_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = prepared(False, monkeypatch)
+    check_same_text(lm, make_head("eagle", lm).prepare("q8"), "tree", SAMPLINGS[1])
 
 
 @NATIVE
