@@ -43,7 +43,7 @@ Questions = Annotated[
 Out = Annotated[Path, typer.Option("--json", help="File for the report; beside it, measurements as .jsonl.")]
 Heads = Annotated[str, typer.Option(help="all or default of the packaged ones, or names and folders: a,b; none.")]
 Rules = Annotated[str, typer.Option(help="all, or names: chain,{name: tree, ...}.")]
-Dtypes = Annotated[str, typer.Option(help="Several of fp32, bf16, bf16-invariant: a,b.")]
+Dtypes = Annotated[str, typer.Option(help="Several of fp32, bf16, bf16-invariant, q4, int8: a,b.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="So many of the questions, the first ones.")]
 Tokens = Annotated[int, typer.Option(min=1, help="Of every answer.")]
 

@@ -27,6 +27,7 @@ from speech_mtp.cli.shared import (
     check_dtype,
     check_output,
     check_texts,
+    chosen_dtype,
     codec_of,
     in_blocks,
     listed,
@@ -363,6 +364,7 @@ def eval_text(
     between = Between(top, samples)
     for name in (dtype, against or dtype):
         check_dtype(name)
+    dtype = chosen_dtype(dtype, folder, device, compile=False)
     if ahead is not None and in_blocks(dtype):
         raise ValueError(f"--ahead asks the model's own layers, which {dtype} does without; use fp32 or bf16.")
     if ahead is None and between != Between():

@@ -239,8 +239,8 @@ def check_dtype(dtype: str) -> None:
 
 
 def in_blocks(dtype: str) -> bool:
-    """Whether a name of ``--dtype`` is, or may be, one of weights in blocks."""
-    return dtype == AUTO or (dtype in DTYPES and DTYPES[dtype].blocks is not None)
+    """Whether a name of ``--dtype`` is one of weights in blocks."""
+    return dtype in DTYPES and DTYPES[dtype].blocks is not None
 
 
 def chosen_dtype(dtype: str, backbone: str | None, device: str, compile: bool) -> str:

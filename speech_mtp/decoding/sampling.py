@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from speech_mtp import native
+from speech_mtp.nn.blocks import is_native
 from speech_mtp.types import RowSampling
 
 TARGET, ACCEPT, DRAFT = range(3)
@@ -116,7 +117,7 @@ def choose(logits: Tensor, rows: RowSampling, position: Tensor, channel: int) ->
     """
     if not rows.sampled:
         return best(logits)
-    if logits.device.type == "cpu" and logits.shape[-1] <= SMALL and native.load() is not None:
+    if logits.device.type == "cpu" and logits.shape[-1] <= SMALL and is_native():
         return _chosen(logits, rows, position, channel)
     logits = tempered(logits, rows)
     few = _few(logits, rows) if rows.filtered else None

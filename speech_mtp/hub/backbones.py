@@ -21,7 +21,7 @@ from speech_mtp.files import cache_folder
 from speech_mtp.hub import finding
 from speech_mtp.hub.finding import DEFAULT_MODEL, HUB_ID, find_model
 from speech_mtp.hub.settings import DIRECT, model_settings
-from speech_mtp.lm.block_weights import BlocksOf
+from speech_mtp.lm.block_weights import BlocksOf, among, load_blocks, of_folder, of_gguf, save_blocks
 from speech_mtp.lm.fingerprint import SOURCE, fingerprint_of, sha256
 from speech_mtp.nn.blocks import Blocks
 from speech_mtp.storage import WEIGHTS, new_folder
@@ -71,41 +71,47 @@ def block_weights(folder: Path, kind: str, source: Mapping[str, Any] | None = No
     ``q4``: those of the GGUF file that the folder was converted from, as they are, where ``source`` (as for
     :func:`resolve_backbone`) leads to it; else rounded from the weights of the folder.
     """
-    from speech_mtp.lm.block_weights import among, of_folder
-
     own = own_blocks(folder, source or {}) if kind == "q4" else None
-    return own or among(_kept(fingerprint_of(folder), f"{kind}-rounded", lambda: of_folder(folder, kind)))
+    if own is not None:
+        return own
+    made = _kept(fingerprint_of(folder), f"{kind}-rounded", lambda: of_folder(folder, kind))
+    assert made is not None
+    return among(made)
 
 
 def own_blocks(folder: Path, source: Mapping[str, Any]) -> BlocksOf | None:
     """The blocks of 4 bits in the GGUF file of ``source`` that ``folder`` was converted from; None where there is no
     such file, or it cannot be read here."""
-    from speech_mtp.lm.block_weights import among, of_gguf
-
     fingerprint = fingerprint_of(folder)
     if not str(source.get("file", "")).endswith((".Q4_0.gguf", ".Q4_1.gguf")) or source.get("sha256") != fingerprint:
         return None
+    made = _kept(fingerprint, "q4-gguf", lambda: _of_source(source))
+    return None if made is None else among(made)
+
+
+def _of_source(source: Mapping[str, Any]) -> dict[str, Blocks] | None:
+    """The blocks in the GGUF file of ``source``; None where it is not there or cannot be read."""
     if importlib.util.find_spec("gguf") is None:
         return None
     for find in (_in_package, _on_hub):
         with suppress(OSError):
             path = find(source)
-            return among(_kept(fingerprint, "q4-gguf", lambda path=path: of_gguf(path)))  # type: ignore[misc]
+            if sha256(path) == source["sha256"]:
+                return of_gguf(path)
     return None
 
 
-def _kept(fingerprint: str, name: str, make: Callable[[], dict[str, Blocks]]) -> dict[str, Blocks]:
+def _kept(fingerprint: str, name: str, make: Callable[[], dict[str, Blocks] | None]) -> dict[str, Blocks] | None:
     """What is in the cache under this name, or what ``make`` makes. A cache that cannot be read or written is done
     without."""
-    from speech_mtp.lm.block_weights import load_blocks, save_blocks
-
     path = cache_folder() / "blocks" / f"{fingerprint[:16]}-{name}-{_LAYOUT}.safetensors"
     if path.is_file():
         with suppress(OSError):
             return load_blocks(path)
     made = make()
     with suppress(OSError):
-        save_blocks(made, path)
+        if made is not None:
+            save_blocks(made, path)
     return made
 
 

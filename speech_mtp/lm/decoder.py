@@ -37,8 +37,9 @@ from torch import Tensor, nn
 from speech_mtp.lm.block_weights import BlocksOf
 from speech_mtp.lm.fused import BlockLayer, BlockLayers, FusedLayers
 from speech_mtp.nn.blocks import BlockLinear, Blocks, is_native
-from speech_mtp.nn.kv_cache import Attends
+from speech_mtp.nn.kv_cache import Attends, KVCache
 from speech_mtp.nn.packed import FastLinear, PackedLinear, is_invariant
+from speech_mtp.nn.row_pool import Chains
 from speech_mtp.nn.transformer import gated
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -128,6 +129,11 @@ def _products(layer: Any) -> list[list[Any]]:
     return [[reduce(getattr, name.split("."), layer) for name in names] for names in _PRODUCTS]
 
 
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of what may be seen (bool) as one that is added to scores."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
 class Decoder:
     """``model`` is a Hugging Face causal LM of :data:`FAMILIES`; its weights are copied where they are packed, and
     shared elsewhere. Without ``keep_layers`` every layer of ``model`` is let go as soon as its weights are here.
@@ -160,7 +166,7 @@ class Decoder:
         self.rotary = decoder.rotary_emb
         self._maths = _Maths(gated=_gated_alike) if self.invariant else _Maths()
         self.fused = FusedLayers(self._described()) if fused else None
-        """All layers at once over a :class:`~speech_mtp.nn.kv_cache.KVCache`, where the kernels are there."""
+        """All layers at once, where the kernels are there."""
 
     def _described(self) -> BlockLayers:
         layers = []
@@ -295,6 +301,26 @@ class Decoder:
         found[-1] = normed
         found[len(self.layers)] = x
         return torch.stack([found[tap] for tap in taps], 2), normed
+
+    def nodes(
+        self,
+        x: Tensor,
+        index: Tensor,
+        ancestors: Tensor | None,
+        cache: KVCache | Chains,
+        taps: tuple[int, ...] = (-1,),
+        seen: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The same of nodes that are written behind what is in ``cache``, each seeing that (its first ``seen`` entries)
+        and its ``ancestors [B, M, M]``; None: chains, behind an empty cache or in rows of a pool. In one call of the
+        compiled kernels where they are there."""
+        if self.fused is not None:
+            return self.fused(x, index, ancestors, cache, taps)
+        mask = None
+        if ancestors is not None and (index.numel() > 1 or x.device.type != "cpu"):  # one alone there sees all
+            assert isinstance(cache, KVCache), "chains see their own rows"
+            mask = additive(cache.mask(ancestors, seen), self.cache_dtype)
+        return self(x, index, mask, cache, taps)
 
     def _angles(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines ``[B, M, d]`` of the positions ``index [B, M]``."""

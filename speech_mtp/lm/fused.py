@@ -19,6 +19,7 @@ from torch import Tensor
 from speech_mtp import native
 from speech_mtp.nn.blocks import BLOCK, BlockLinear
 from speech_mtp.nn.kv_cache import KVCache
+from speech_mtp.nn.row_pool import Chains
 
 _WIDEST = 256  # numbers of a head
 
@@ -68,6 +69,16 @@ class BlockLayers:
         return whole and head_dim % 8 == 0 and head_dim <= _WIDEST
 
 
+@dataclass(frozen=True)
+class _Entries:
+    """``keys, values [layers, R, H, S, d]``; of its ``rows [B]`` (None: all in order) ``lengths [B]`` are valid."""
+
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
+    rows: Tensor | None = None
+
+
 class FusedLayers:
     """``layers`` on a CPU, over a cache in float32; for sizes that :meth:`BlockLayers.fits`."""
 
@@ -88,30 +99,30 @@ class FusedLayers:
         self._described = self._describe()
 
     def __call__(
-        self, x: Tensor, index: Tensor, ancestors: Tensor | None, cache: KVCache, taps: tuple[int, ...]
+        self, x: Tensor, index: Tensor, ancestors: Tensor | None, cache: KVCache | Chains, taps: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
         """``x [B, M, D]`` embeddings of nodes at positions ``index [B, M]``, written behind the valid entries of
-        ``cache``, which has room for them. A node sees those entries and its ``ancestors [B, M, M]``, itself among
-        them; None: the nodes up to itself.
+        ``cache``, which has room for them. A node sees those entries and its ``ancestors [B, M, M]``, itself and none
+        that comes after it among them; None: the nodes up to itself.
 
         Returns the states of ``taps`` ``[B, M, taps, D]`` (k: what enters layer k; the number of layers: what leaves
         the last; -1: after the final norm) and those after the final norm ``[B, M, D]``.
         """
-        return self.over(cache.keys, cache.values, cache.lengths, None, x, index, ancestors, taps)
+        if isinstance(cache, KVCache):
+            return self._over(_Entries(cache.keys, cache.values, cache.lengths), x, index, ancestors, taps)
+        pieces = zip(cache.rows, cache.starts, x.split(cache.counts, 1), index.split(cache.counts, 1), strict=True)
+        found = [
+            self._over(
+                _Entries(cache.keys, cache.values, torch.tensor([start]), torch.tensor([row])), part, at, None, taps
+            )
+            for row, start, part, at in pieces
+        ]
+        hidden, final = zip(*found, strict=True)
+        return torch.cat(hidden, 1), torch.cat(final, 1)
 
-    def over(
-        self,
-        keys: Tensor,
-        values: Tensor,
-        lengths: Tensor,
-        rows_of: Tensor | None,
-        x: Tensor,
-        index: Tensor,
-        ancestors: Tensor | None,
-        taps: tuple[int, ...],
+    def _over(
+        self, cache: _Entries, x: Tensor, index: Tensor, ancestors: Tensor | None, taps: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
-        """The same over ``keys, values [layers, rows, H, S, d]``, of whose rows ``rows_of [B]`` (None: each its own)
-        hold ``lengths [B]`` valid entries."""
         known, (rows, nodes, dim) = self.layers, x.shape
         if x.device.type != "cpu":
             raise ValueError(f"Weights in blocks are for a CPU, not for inputs on {x.device}; load the model anew.")
@@ -121,8 +132,8 @@ class FusedLayers:
         final, tapped = torch.empty_like(x), torch.empty(rows, nodes, len(taps), dim)
         if not x.numel():
             return tapped, final
-        size, longest = keys.shape[3], int(lengths.max()) + nodes
-        if not all(cache.is_contiguous() and cache.dtype == torch.float32 for cache in (keys, values)):
+        size, longest = cache.keys.shape[3], int(cache.lengths.max()) + nodes
+        if not all(kept.is_contiguous() and kept.dtype == torch.float32 for kept in (cache.keys, cache.values)):
             raise ValueError("The cache must lie in one piece, in float32.")
         if longest > size or int(index.max()) >= max(longest, size):
             raise ValueError(f"The cache has room for {size} entries, not for {longest}.")
@@ -130,14 +141,14 @@ class FusedLayers:
         asked, library = torch.tensor(taps), native.load()
         assert library is not None
         held = (
-            *(known.norm, cos, sin, index.contiguous(), lengths.contiguous(), rows_of),
+            *(known.norm, cos, sin, index.contiguous(), cache.lengths.contiguous(), cache.rows),
             None if ancestors is None else ancestors.contiguous(),
-            *(keys, values, x, final, asked, tapped),
+            *(cache.keys, cache.values, x, final, asked, tapped),
         )
         forward = native.Forward(
             *(len(known.layers), dim, known.heads, known.kv_heads, known.head_dim, known.layers[0].down.shape[1]),
-            *(rows, nodes, size, -(-longest // 8) * 8, len(taps), torch.get_num_threads(), keys.shape[1]),
-            *(known.eps, known.qk_eps, known.head_dim**-0.5, 0.0),
+            *(rows, nodes, size, -(-longest // 8) * 8, len(taps), torch.get_num_threads(), cache.keys.shape[1]),
+            *(known.eps, known.qk_eps, known.head_dim**-0.5),
             ctypes.addressof(self._described),
             *(None if tensor is None else tensor.data_ptr() for tensor in held),
         )

@@ -2,8 +2,8 @@
 
 It gives what :class:`speech_mtp.lm.backbone.Backbone` gives, up to rounding, without importing ``transformers``: the
 weights are read from safetensors in the dtype that they are stored in, and the layers are those of
-:class:`speech_mtp.lm.decoder.Decoder` in float32. It cannot be trained and writes no text. With
-weights in ``blocks`` (:mod:`speech_mtp.nn.blocks`) it reads faster.
+:class:`speech_mtp.lm.decoder.Decoder` in float32, or with weights in ``blocks`` (:mod:`speech_mtp.nn.blocks`), which is
+faster. It cannot be trained and writes no text.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from speech_mtp.lm.block_weights import BlocksOf
 from speech_mtp.lm.decoder import FAMILIES, Decoder
 from speech_mtp.lm.reader import TextReader
 from speech_mtp.lm.weight_files import WeightFiles
-from speech_mtp.nn.kv_cache import Attends, KVCache
+from speech_mtp.nn.kv_cache import KVCache
 from speech_mtp.nn.row_pool import Chains, RowPool
 
 PARTS = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
@@ -89,34 +89,19 @@ class PackedBackbone(TextReader):
         return len(self._decoder.layers), self._decoder.sizes[1], self._decoder.head_dim
 
     def _read_chains(self, chains: Chains, tokens: list[list[int]]) -> Sequence[Tensor]:
-        if self._decoder.fused is not None:
-            return [self._in_one_call(chains, row, torch.tensor([ids])) for row, ids in enumerate(tokens)]
         ids = torch.tensor([[token for row in tokens for token in row]])
         return self._states(ids, chains.places, chains)[0].split(chains.counts)
-
-    def _in_one_call(self, chains: Chains, row: int, ids: Tensor) -> Tensor:
-        """States ``[T, D]`` of the new tokens ``[1, T]`` of one of ``chains``."""
-        assert self._decoder.fused is not None
-        start, at = torch.tensor([chains.starts[row]]), torch.tensor([chains.rows[row]])
-        index = start + torch.arange(ids.shape[1])[None]
-        x = F.embedding(ids, self._embed).float()
-        states, _ = self._decoder.fused.over(chains.keys, chains.values, start, at, x, index, None, (self._tap,))
-        return states[0, :, 0]
 
     @torch.inference_mode()
     def _read_whole(self, ids: Tensor) -> Tensor:
         layers, heads, width = self._shape
         cache = KVCache.empty(layers, len(ids), heads, ids.shape[1], width, self.device, self._decoder.cache_dtype)
-        index = torch.arange(ids.shape[1]).expand(len(ids), -1)
-        if self._decoder.fused is not None:
-            x = F.embedding(ids, self._embed).float()
-            return self._decoder.fused(x, index, None, cache, (self._tap,))[0][:, :, 0]
-        return self._states(ids, index, cache)
+        return self._states(ids, torch.arange(ids.shape[1]).expand(len(ids), -1), cache)
 
-    def _states(self, ids: Tensor, index: Tensor, cache: Attends) -> Tensor:
+    def _states(self, ids: Tensor, index: Tensor, cache: KVCache | Chains) -> Tensor:
         """States ``[B, T, D]`` of tokens at positions ``index``, both ``[B, T]``."""
         x = F.embedding(ids, self._embed).float()
-        return self._decoder(x, index, None, cache, (self._tap,))[0][:, :, 0]
+        return self._decoder.nodes(x, index, None, cache, (self._tap,))[0][:, :, 0]
 
 
 def _skeleton(weights: WeightFiles, config: Any, count: int) -> Any:

@@ -13,7 +13,7 @@ from speech_mtp.lm.cache import KVCache
 from speech_mtp.lm.fused import BlockLayer, BlockLayers, FusedLayers
 from speech_mtp.nn.blocks import BlockLinear, Blocks, is_native
 from speech_mtp.nn.kv_cache import attention
-from speech_mtp.nn.transformer import gated, rotate
+from speech_mtp.nn.transformer import ROTARY_BASE, gated, rotary_rates, rotate
 from speech_mtp.types import LMOutput
 
 
@@ -69,7 +69,7 @@ class Talker(nn.Module):
         hidden, head_dim = blocks[0].down.in_features, self.dim // self.heads
         if not is_native() or not BlockLayers.fits(self.dim, hidden, head_dim, self.heads):
             return None
-        rates = 10_000.0 ** (-torch.arange(head_dim // 2).float() / (head_dim // 2))
+        rates = rotary_rates(head_dim // 2, ROTARY_BASE, self.norm.weight.device)
         layers = [block.in_blocks(kind) for block in blocks]
         norm, eps = self.norm.weight.detach().float(), torch.finfo(torch.float32).eps
         return FusedLayers(BlockLayers(layers, norm, self.heads, self.heads, head_dim, rates, eps))

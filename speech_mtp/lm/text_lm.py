@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from speech_mtp.lm.backbone import check_supported, load_causal_lm, trunk_sizes
 from speech_mtp.lm.block_weights import BlocksOf
 from speech_mtp.lm.cache import HuggingFaceCache, KVCache, ancestors_of, as_keyword
-from speech_mtp.lm.decoder import Decoder
+from speech_mtp.lm.decoder import Decoder, additive
 from speech_mtp.lm.fingerprint import fingerprint_of
 from speech_mtp.lm.graphs import MOST_NODES, CudaRecorder, GraphedForward
 from speech_mtp.lm.rows import Place, Rows, Trunk
@@ -206,11 +206,10 @@ class TextLM(nn.Module, Trunk):
 
         Errors as for :meth:`check_layers`."""
         self.check_layers()
-        additive = _additive(mask, x.dtype)
         out = self.model.base_model(
             inputs_embeds=x,
             position_ids=index,
-            attention_mask=additive,
+            attention_mask=additive(mask, x.dtype),
             use_cache=cache is not None,
             output_hidden_states=taps != (-1,),
             **as_keyword(self.model.base_model, None if cache is None else HuggingFaceCache(cache)),
@@ -325,17 +324,11 @@ class TextLM(nn.Module, Trunk):
             index = torch.arange(m, device=self.device).expand(b, -1)
         else:
             index = cache.lengths[:, None] + ancestors.sum(-1) - 1
-        if decoder is not None and decoder.fused is not None:
-            hidden, final = decoder.fused(x, index, ancestors, cache, taps)
-            return LMOutput(hidden.to(self.dtype), final=final.to(self.dtype))
         if decoder is None:
             if ancestors is None:
                 ancestors = torch.ones(m, m, dtype=torch.bool, device=self.device).tril().expand(b, -1, -1)
             return self.trunk_states(x, index, cache.mask(ancestors), cache, taps)
-        mask = None
-        if ancestors is not None and (tokens.numel() > 1 or self.device.type != "cpu"):  # one alone there sees all
-            mask = _additive(cache.mask(ancestors, seen), decoder.cache_dtype)
-        hidden, final = decoder(x, index, mask, cache, taps)
+        hidden, final = decoder.nodes(x, index, ancestors, cache, taps, seen)
         return LMOutput(hidden.to(self.dtype), final=final.to(self.dtype))
 
     def at_nodes(self, rows: TextRows, draft: Draft) -> TextPlace:
@@ -366,8 +359,3 @@ class TextLM(nn.Module, Trunk):
         rows.cache.make_room(more)
         if rows.tokens.shape[1] < rows.cache.size + 1:
             rows.tokens = F.pad(rows.tokens, (0, rows.cache.size + 1 - rows.tokens.shape[1]))
-
-
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask of what may be seen (bool) as one that is added to scores."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)

@@ -59,7 +59,7 @@ class Forward(ctypes.Structure):
                 *("rows", "nodes", "size", "entries", "taps", "threads", "cache_rows"),
             )
         ),
-        *((name, ctypes.c_float) for name in ("eps", "qk_eps", "scale", "unused")),
+        *((name, ctypes.c_float) for name in ("eps", "qk_eps", "scale")),
         *(
             (name, ctypes.c_void_p)
             for name in (

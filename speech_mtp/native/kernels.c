@@ -185,7 +185,14 @@ static void quantise(const float *x, const Rows *rows, int64_t row, int64_t from
 #define ROWS 8
 typedef f16 vf;
 typedef i16 vi;
+#else
+#define LANES 8
+#define ROWS 4
+typedef f8 vf;
+typedef i8 vi;
+#endif
 
+#if LANES == 16
 INLINE void block4(int count, const uint8_t *w, const int8_t *x, const int16_t *words, int64_t stride, vi *out) {
     (void)words;
     const __m512i mask = _mm512_set1_epi8(15);
@@ -223,11 +230,6 @@ INLINE void block8(int count, const uint8_t *w, const int8_t *x, const int16_t *
     EACH_ROW out[r] = (vi)_mm512_sub_epi32(acc[r], _mm512_slli_epi32(total[r], 7));
 }
 #elif defined(__AVX2__)
-#define LANES 8
-#define ROWS 4
-typedef f8 vf;
-typedef i8 vi;
-
 INLINE void block4(int count, const uint8_t *w, const int8_t *x, const int16_t *words, int64_t stride, vi *out) {
     (void)words;
     const __m256i mask = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
@@ -265,11 +267,6 @@ INLINE void block8(int count, const uint8_t *w, const int8_t *x, const int16_t *
     EACH_ROW out[r] = (vi)_mm256_permute4x64_epi64(_mm256_hadd_epi32(near[r], far[r]), 0xd8);
 }
 #else
-#define LANES 8
-#define ROWS 4
-typedef f8 vf;
-typedef i8 vi;
-
 INLINE void block4(int count, const uint8_t *w, const int8_t *x, const int16_t *words, int64_t stride, vi *out) {
     (void)words;
     for (int r = 0; r < count; r++)
@@ -479,7 +476,7 @@ typedef struct {
 
 typedef struct {
     int64_t layers, dim, heads, kv_heads, head_dim, hidden, rows, nodes, size, entries, taps, threads, cache_rows;
-    float eps, qk_eps, scale, unused;
+    float eps, qk_eps, scale;
     const Layer *layer;
     const float *norm;         // [dim]
     const float *cos, *sin;    // [positions, head_dim / 2]

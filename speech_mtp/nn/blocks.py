@@ -14,6 +14,7 @@ in torch, which takes their place where they cannot be had: decoding with these 
 from __future__ import annotations
 
 import ctypes
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -207,7 +208,7 @@ class BlockLinear:
 
 def _described(linear: BlockLinear) -> native.Linear:
     bias = None if linear.bias is None else linear.bias.data_ptr()
-    return native.Linear(int(linear.kind[1]), *linear.shape, linear.tiles.data_ptr(), bias)
+    return native.Linear(int(linear.kind.removeprefix("q")), *linear.shape, linear.tiles.data_ptr(), bias)
 
 
 class _TorchProduct:
@@ -240,10 +241,14 @@ def product(rows: Tensor, blocks: Blocks) -> Tensor:
 
 @cache
 def is_native() -> bool:
-    """Whether the compiled kernels are there and give what torch gives; tried once on small products."""
+    """Whether the compiled kernels are there and give what torch gives; tried once on small products. Kernels that give
+    something else are not used, and a RuntimeWarning says so."""
     if native.load() is None:
         return False
-    return all(_agrees(kind, rows) for kind in KINDS for rows in (1, 11))
+    if all(_agrees(kind, rows) for kind in KINDS for rows in (1, 11)):
+        return True
+    warnings.warn("The fast kernels give wrong numbers on this processor; torch computes instead.", RuntimeWarning, 2)
+    return False
 
 
 def _agrees(kind: str, rows: int) -> bool:

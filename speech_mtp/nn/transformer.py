@@ -28,17 +28,20 @@ from speech_mtp.nn.kv_cache import KVCache, attention
 from speech_mtp.nn.packed import FastLinear, can_pack, fast_linear
 from speech_mtp.nn.visibility import Mask
 
+ROTARY_BASE = 10_000.0
 
-def rotate(x: Tensor, index: Tensor, base: float = 10_000.0) -> Tensor:
+
+def rotate(x: Tensor, index: Tensor, base: float = ROTARY_BASE) -> Tensor:
     """Rotary position embedding (Su et al. 2021): ``x [B, H, T, d]``, ``index [B, T]``."""
-    angle = index[:, None, :, None].float() * _rates(x.shape[-1] // 2, base, x.device)
+    angle = index[:, None, :, None].float() * rotary_rates(x.shape[-1] // 2, base, x.device)
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
 @cache
-def _rates(half: int, base: float, device: torch.device) -> Tensor:
+def rotary_rates(half: int, base: float, device: torch.device) -> Tensor:
+    """How fast the angles of the ``half`` pairs of numbers of a head turn, ``[half]``."""
     with torch.inference_mode(False):  # kept for training too
         return base ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
 
@@ -78,7 +81,7 @@ class BlockShape:
     head_dim: int
     intermediate_size: int
     rms_norm_eps: float = 1e-5
-    rope_theta: float = 10_000.0
+    rope_theta: float = ROTARY_BASE
     dim_in: int | None = None
 
 

@@ -32,7 +32,7 @@ from speech_mtp.nn.blocks import KINDS, Blocks
 from speech_mtp.types import Sampling
 from tests.decoding.test_text_lossless import make_head
 from tests.llama import llama_config, random_llama
-from tests.lm.test_invariant import PROMPTS, SAMPLINGS, TAPS, chain, check_same_text, one_by_one, read, states
+from tests.lm.test_invariant import PROMPTS, SAMPLINGS, TAPS, chain, check_pieces, check_same_text, check_tree
 from tests.nn.test_blocks import needs_kernels
 
 SIZES = {"num_hidden_layers": 3, "intermediate_size": 96, "max_position_embeddings": 512}
@@ -109,34 +109,13 @@ def test_a_chain_and_its_nodes_one_by_one(name: str, width: int, native: bool, m
 
 @NATIVE
 def test_a_tree_in_a_batch_and_its_branches_one_by_one(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    lm = prepared(native, monkeypatch)
-    parents = torch.tensor([[-1, 0, 0, 0, 1, 1, 2, 4, 5, 7]])
-    tokens = torch.randint(61, (len(PROMPTS), parents.shape[1]), generator=torch.Generator().manual_seed(3))
-    tokens[:, 0] = torch.tensor([prompt[-1] for prompt in PROMPTS])
-    found = states(lm, read(lm, PROMPTS), tokens, parents.expand(len(PROMPTS), -1))
-    for row, prompt in enumerate(PROMPTS):
-        for leaf in (3, 6, 8, 9):
-            path = [leaf]
-            while path[0]:
-                path.insert(0, int(parents[0, path[0]]))
-            assert torch.equal(found[row, path], one_by_one(lm, prompt, tokens[row, path].tolist()))
+    check_tree(prepared(native, monkeypatch))
 
 
 @NATIVE
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_prompt_read_whole_and_in_pieces(threads: int, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    lm = prepared(native, monkeypatch)
-    prompt = torch.randint(61, (151,), generator=torch.Generator().manual_seed(6)).tolist()
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        whole, pieces = read(lm, [prompt]), read(lm, [prompt[:60]])
-        lm.read(pieces, [prompt[60:]])
-        tokens = torch.tensor([[prompt[-1], 6, 7]])
-        found = [states(lm, state, tokens, torch.tensor([[-1, 0, 1]])) for state in (whole, pieces)]
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(*found)
+    check_pieces(prepared(native, monkeypatch), threads)
 
 
 @needs_kernels
@@ -296,7 +275,7 @@ def test_a_folder_is_rounded_once(tied: bool, tmp_path: Path, monkeypatch: pytes
     for name in ("model.layers.2.mlp.down_proj.weight", OUTPUT):
         weight = model.get_parameter("model.embed_tokens.weight" if tied and name == OUTPUT else name)
         assert torch.equal(find(name, weight).tiles, rounded("q4")(name, weight).tiles)
-    monkeypatch.setattr(block_weights, "of_folder", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(hub.backbones, "of_folder", lambda *_: pytest.fail("made again"))
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "cache/blocks").iterdir()} == {0o666 & ~umask()}
     again = hub.block_weights(tmp_path / "model", "q4")
     assert torch.equal(again(name, weight).tiles, find(name, weight).tiles)
@@ -328,14 +307,19 @@ def test_the_files_own_blocks_and_rounded_ones_are_kept_apart(tmp_path: Path, mo
     model.save_pretrained(tmp_path / "model")
     digest = hub.backbones.sha256(path)
     (tmp_path / "model" / "source.json").write_text(json.dumps({"sha256": digest}), encoding="utf-8")
-    monkeypatch.setattr(hub.backbones, "_in_package", lambda source: path)
+    monkeypatch.setattr(hub.backbones, "_in_package", lambda source: found[0])
+    other = path.with_name("other.gguf")
+    other.write_bytes(path.read_bytes() + b"newer")
+    found = [other]
     source, name = {"file": path.name, "sha256": digest}, "model.layers.0.self_attn.q_proj.weight"
     weight = model.get_parameter(name)
     alone = hub.block_weights(tmp_path / "model", "q4")(name, weight)
+    assert hub.own_blocks(tmp_path / "model", source) is None, "another file under the same name"
+    found[0] = path
     own = hub.block_weights(tmp_path / "model", "q4", source)(name, weight)
     assert torch.equal(own.tiles, of_gguf(path)[name].tiles)
     assert torch.equal(alone.tiles, rounded("q4")(name, weight).tiles)
-    assert hub.backbones.own_blocks(tmp_path / "model", {**source, "sha256": "of another"}) is None
+    assert hub.own_blocks(tmp_path / "model", {**source, "sha256": "of another"}) is None
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

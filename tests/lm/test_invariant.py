@@ -92,6 +92,11 @@ def test_other_families(name: str) -> None:
 
 @needs_invariance
 def test_a_tree_in_a_batch_and_its_branches_one_by_one(lm: TextLM) -> None:
+    check_tree(lm)
+
+
+def check_tree(lm: TextLM) -> None:
+    """A node of a tree in a batch has the states that it has alone."""
     parents = torch.tensor([[-1, 0, 0, 0, 1, 1, 2, 4, 5, 7]])
     rng = torch.Generator().manual_seed(3)
     tokens = torch.randint(61, (len(PROMPTS), parents.shape[1]), generator=rng)
@@ -117,9 +122,14 @@ def test_a_later_turn_and_a_fresh_start(lm: TextLM) -> None:
 @needs_invariance
 def test_threads_that_share_a_long_prompt_do_not_show(lm: TextLM) -> None:
     """With five threads and this many rows, shares of an element-wise function end inside a vector."""
+    check_pieces(lm, threads=5)
+
+
+def check_pieces(lm: TextLM, threads: int) -> None:
+    """A prompt that is read whole and one that is read in pieces are gone on with alike."""
     prompt = torch.randint(61, (151,), generator=torch.Generator().manual_seed(6)).tolist()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(5)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         whole = read(lm, [prompt])
         pieces = read(lm, [prompt[:60]])
@@ -127,7 +137,7 @@ def test_threads_that_share_a_long_prompt_do_not_show(lm: TextLM) -> None:
         tokens = torch.tensor([[prompt[-1], 6, 7]])
         found = [states(lm, state, tokens, torch.tensor([[-1, 0, 1]])) for state in (whole, pieces)]
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
     assert torch.equal(*found)
 
 

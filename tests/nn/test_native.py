@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +11,29 @@ from pathlib import Path
 import pytest
 
 from speech_mtp import native
+from speech_mtp.nn import blocks
+from speech_mtp.nn.blocks import is_native
 from tests.nn.test_blocks import needs_kernels
 
 
 def fresh(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setenv("SPEECH_MTP_CACHE", str(cache))
     monkeypatch.delenv(native.VARIABLE, raising=False)
+
+
+@pytest.mark.skipif(
+    shutil.which("gcc") is None or os.environ.get(native.VARIABLE) == "0", reason="there is no compiler, or none wanted"
+)
+def test_where_there_is_a_compiler_the_kernels_are_there_and_right() -> None:
+    """Else all that needs them would be skipped, and nobody would notice."""
+    assert is_native()
+
+
+def test_kernels_that_give_wrong_numbers_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "load", lambda: object())
+    monkeypatch.setattr(blocks, "_agrees", lambda kind, rows: (kind, rows) != ("q8", 11))
+    with pytest.warns(RuntimeWarning, match="wrong numbers on this processor"):
+        assert not is_native.__wrapped__()
 
 
 @needs_kernels
