@@ -1,6 +1,6 @@
 """CMU PocketSphinx: hidden Markov models and a trigram, with the English model of its package, on the CPU.
 
-It makes ten times the errors of Whisper, and shares nothing with it: neither data nor features nor kind of model. That
+It makes many more errors than Whisper, and shares nothing with it: neither data nor features nor kind of model. That
 makes it a second judge of speech, whatever codecs and talkers have learnt from the first.
 """
 

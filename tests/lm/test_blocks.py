@@ -42,7 +42,7 @@ NATIVE = pytest.mark.parametrize("native", [pytest.param(True, marks=needs_kerne
 def make(name: str = "llama") -> Any:
     """A random model; with biases (qwen2), with norms of queries and keys (qwen3)."""
     if name == "llama":
-        return random_llama(61, 64, 4, **SIZES)
+        return uneven(random_llama(61, 64, 4, **SIZES))
     kinds = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
     sizes = llama_config(61, 64, head_dim=16, **SIZES).to_dict()
     kept = {key: value for key, value in sizes.items() if key not in ("model_type", "architectures", "pretraining_tp")}
@@ -52,7 +52,15 @@ def make(name: str = "llama") -> Any:
     for parameter, value in made.named_parameters():
         if parameter.endswith("bias"):
             torch.nn.init.normal_(value)
-    return made
+    return uneven(made)
+
+
+def uneven(model: Any) -> Any:
+    """``model`` with norms that are not all one, so that none can stand in for another."""
+    for parameter, value in model.named_parameters():
+        if "norm" in parameter:
+            torch.nn.init.uniform_(value, 0.8, 1.2)
+    return model
 
 
 def prepared(native: bool, monkeypatch: pytest.MonkeyPatch, name: str = "llama", kind: str = "q8") -> TextLM:
