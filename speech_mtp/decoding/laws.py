@@ -16,6 +16,7 @@ from torch import Tensor
 
 from speech_mtp.decoding import sampling as noise
 from speech_mtp.heads.base import MTPHead
+from speech_mtp.lm.fused_depth import GroupDraws
 from speech_mtp.lm.group_lm import GroupLM, SpeechPlace, SpeechRows
 from speech_mtp.types import Draft, LMOutput, RowSampling, Status
 
@@ -159,30 +160,51 @@ class SpeechLaw(Law):
 
         def pick(channel: int, logits: Tensor) -> Tensor:
             masked = self.masked(rows, flat, m, channel, logits)
-            return noise.choose(masked, settings(channel), flat.position, channel)
+            return noise.choose(masked, settings[self.kind_of(channel)], flat.position, channel)
 
-        settings = self.settings(rows, m)
-        choice = self.lm.output.sample(out.top.flatten(0, 1), pick).view(b, m, -1)
+        settings, hidden = self.settings(rows, m), out.top.flatten(0, 1)
+        at_once = self.lm.draws_groups
+        if at_once is None:
+            choice = self.lm.output.sample(hidden, pick)
+        else:
+            choice = at_once(hidden, self._draws(rows, flat, m, settings))
+        choice = choice.view(b, m, -1)
         return lambda nodes, depth: choice.gather(1, nodes[:, None, None].expand(-1, 1, choice.shape[-1]))[:, 0]
 
-    def settings(self, rows: SpeechRows, count: int) -> Callable[[int], RowSampling]:
-        """By channel, the settings of every row ``count`` times."""
-        streams = len(self.lm.config.codebook_sizes)
+    def _draws(self, rows: SpeechRows, flat: SpeechPlace, count: int, settings: list[RowSampling]) -> GroupDraws:
+        stuck, lowered = noise.repeats(flat.recent, rows.sampling.repeated(count))
+        channels = range(self.lm.layout.num_channels)
+        guarded, kinds = [self._is_guarded(c) for c in channels], [self.kind_of(c) for c in channels]
+        allowed = self._allowed(rows, flat, count)
+        return GroupDraws(allowed, stuck, lowered, guarded, settings, kinds, flat.position, noise.TARGET)
+
+    def kind_of(self, channel: int) -> int:
+        """0 for the control channel, else 1 + its codebook."""
+        return 0 if channel == 0 else 1 + (channel - 1) % len(self.lm.config.codebook_sizes)
+
+    def _is_guarded(self, channel: int) -> bool:
+        """Whether the channel is of content codes."""
+        return self.kind_of(channel) == 1
+
+    def settings(self, rows: SpeechRows, count: int) -> list[RowSampling]:
+        """By kind of channel, the settings of every row ``count`` times."""
+        kinds = 1 + len(self.lm.config.codebook_sizes)
         if not rows.sampling.by_kind:
-            same = rows.sampling.repeated(count)
-            return lambda channel: same
-        kinds = [rows.sampling.of_kind(kind).repeated(count) for kind in range(1 + streams)]
-        return lambda channel: kinds[0 if channel == 0 else 1 + (channel - 1) % streams]
+            return [rows.sampling.repeated(count)] * kinds
+        return [rows.sampling.of_kind(kind).repeated(count) for kind in range(kinds)]
 
     def masked(self, rows: SpeechRows, place: SpeechPlace, count: int, channel: int, logits: Tensor) -> Tensor:
         """Logits ``[B * count, V_c]`` of nodes at ``place``, ``count`` of every row, with masks and guards."""
         if channel == 0:
-            units, complete = (x.repeat_interleave(count) for x in (rows.num_units, rows.complete))
-            mask = self.lm.layout.control_mask(place.pointer, units, complete, place.stalled)
-            return logits.masked_fill(~mask, float("-inf"))
-        if (channel - 1) % len(self.lm.config.codebook_sizes) == 0:
+            return logits.masked_fill(~self._allowed(rows, place, count), float("-inf"))
+        if self._is_guarded(channel):
             return noise.guard_repeats(logits, place.recent, rows.sampling.repeated(count))
         return logits
+
+    def _allowed(self, rows: SpeechRows, place: SpeechPlace, count: int) -> Tensor:
+        """Which control tokens ``[B * count, V_0]`` the layout allows at ``place``."""
+        units, complete = (x.repeat_interleave(count) for x in (rows.num_units, rows.complete))
+        return self.lm.layout.control_mask(place.pointer, units, complete, place.stalled)
 
     def status(self, rows: SpeechRows, place: SpeechPlace) -> Tensor:
         units, complete, characters = (
@@ -228,8 +250,8 @@ class SpeechLaw(Law):
 
         def pick(channel: int, logits: Tensor) -> Tensor:
             wanted = [rank[channel] if channel < 2 else 0 for rank in ranks]
-            masked = self.masked(rows, place, count, channel, logits)
-            ids, chance = noise.likeliest(masked, settings(channel), place.position, channel, max(wanted) + 1)
+            masked, mine = self.masked(rows, place, count, channel, logits), settings[self.kind_of(channel)]
+            ids, chance = noise.likeliest(masked, mine, place.position, channel, max(wanted) + 1)
             at = torch.tensor(wanted, device=ids.device).repeat(b * n)[:, None].clamp(max=ids.shape[-1] - 1)
             total.add_(chance.gather(1, at)[:, 0])
             return ids.gather(1, at)[:, 0]

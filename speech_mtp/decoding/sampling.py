@@ -215,13 +215,22 @@ def best(logits: Tensor) -> Tensor:
 def guard_repeats(logits: Tensor, recent: Tensor, rows: RowSampling) -> Tensor:
     """Lower the logit of a token that filled the row's whole window of ``recent [R, W]`` (-1: nothing yet) by its
     repeat penalty."""
+    if not min(rows.most_repeat_window, recent.shape[1]):
+        return logits
+    stuck, lowered = repeats(recent, rows)
+    return logits - torch.zeros_like(logits).scatter(1, stuck[:, None], lowered[:, None].to(logits.dtype))
+
+
+def repeats(recent: Tensor, rows: RowSampling) -> tuple[Tensor, Tensor]:
+    """The newest token of each row ``[R]`` in ``recent [R, W]`` (-1: nothing yet; here 0), and its repeat penalty
+    ``[R]`` where it filled the row's whole window, else 0."""
     width = min(rows.most_repeat_window, recent.shape[1])
     if not width:
-        return logits
+        none = torch.zeros(len(recent), device=recent.device)
+        return none.long(), none
     last = recent[:, -width:]
     age = torch.arange(width, 0, -1, device=recent.device)
     newest = last[:, -1:]
     same = (last == newest) | (age > rows.repeat_window[:, None])
     stuck = same.all(1) & (newest[:, 0] >= 0) & (rows.repeat_window > 0) & (rows.repeat_window <= recent.shape[1])
-    penalty = torch.zeros_like(logits).scatter(1, newest.clamp(min=0), rows.repeat_penalty[:, None].to(logits.dtype))
-    return logits - penalty * stuck[:, None]
+    return newest[:, 0].clamp(min=0), rows.repeat_penalty * stuck

@@ -45,7 +45,7 @@ from speech_mtp.nn.transformer import gated
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """``config.model_type`` of the families with this decoder: RMS norms, rotary positions, SwiGLU."""
 
-_ROPES = ("default", "linear", "llama3")  # others change with the length of the text
+_ROPES = ("default", "linear", "llama3", "yarn")  # others change with the length of the text
 
 
 class Norm:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from speech_mtp.layouts.base import Layout
 from speech_mtp.lm.cache import KVCache
 from speech_mtp.lm.fingerprint import digest_of
+from speech_mtp.lm.fused_depth import FusedDepth
 from speech_mtp.lm.output import OutputLayer
 from speech_mtp.lm.rows import Place, Rows, Trunk, side_by_side
 from speech_mtp.types import MOST_REPEATS, Draft, LMOutput, Positions, RowSampling, Sampling, TextUnits
@@ -78,6 +79,8 @@ class GroupLM(nn.Module, Trunk):
     output: OutputLayer
     reads_states = True
     """Whether the hidden states of text units are used; False for the backbone itself."""
+    draws_groups: FusedDepth | None = None
+    """What draws whole groups at once in place of ``output``, in a prepared model."""
 
     @property
     def loss_names(self) -> tuple[str, ...]:

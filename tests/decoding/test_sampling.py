@@ -42,6 +42,18 @@ def test_the_same_tokens(size: int, settings: dict[str, Any], monkeypatch: pytes
 
 
 @needs_kernels
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_the_same_tokens_where_all_are_nearly_as_likely(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Top-k leaves a small part of the whole then, and tokens near the border of top-p are often drawn."""
+    rows = RowSampling([Sampling(seed=seed, **settings) for seed in range(600)], torch.device("cpu"))
+    logits = torch.randn(600, 300, generator=torch.Generator().manual_seed(2))
+    ours, theirs = both(monkeypatch, logits, rows, torch.arange(600))
+    assert ours == theirs
+
+
+@needs_kernels
 def test_rows_with_settings_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = RowSampling([Sampling(seed=9, **settings) for settings in SETTINGS] * 20, torch.device("cpu"))
     logits = torch.randn(len(SETTINGS) * 20, 300, generator=torch.Generator().manual_seed(1))

@@ -24,6 +24,7 @@ from tests.decoding.test_engine import chi_square
 from tests.lm.test_direct import direct_lm
 from tests.lm.test_direct import maker as token_maker
 from tests.lm.tiny import Letters, tiny_backbone
+from tests.nn.test_blocks import needs_kernels
 from tests.tiny import tiny_lm
 
 TEXTS = ["the quick brown fox jumps over the lazy dog.", "hello.", "good morning, it is good"]
@@ -48,6 +49,8 @@ def model(kind: str) -> tuple[GroupLM, Callable[[list[str]], TextUnits]]:
         lm = tiny_lm((3, 2), frames_per_group=1, layout=layout, output="known")
         lm.output.know(torch.tensor([[0, 0], [1, 0], [1, 1], [2, 1]]))
         return lm, MAKER.make
+    if kind == "prepared":  # groups are drawn at once, where there are kernels
+        return tiny_lm((3, 2), scale=4.0, frames_per_group=1, layout=layout, dim=64, hidden=96).prepare(), MAKER.make
     return tiny_lm((3, 2), scale=2.0, frames_per_group=1, layout=layout), MAKER.make
 
 
@@ -86,9 +89,14 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["aligned", "direct"])
+@pytest.mark.parametrize(
+    ("kind", "head", "rule"),
+    [
+        *((kind, head, rule) for kind in ("aligned", "direct") for head, rule in PAIRS),
+        *(("prepared", head, rule) for head, rule in (("eagle3", "tree"), ("medusa", "chain"))),
+    ],
+)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize(("head", "rule"), PAIRS)
 def test_the_codes_are_those_of_plain_decoding(kind: str, sampling: str, head: str, rule: str) -> None:
     lm, make = model(kind)
     units, settings = make(TEXTS), SAMPLINGS[sampling]
@@ -100,6 +108,35 @@ def test_the_codes_are_those_of_plain_decoding(kind: str, sampling: str, head: s
     if sampling != "greedy":  # an untrained head and a greedy trunk may never agree
         assert sum(run.statistics.kept) > 0, "no draft was right"
         assert run.statistics.forwards < before.statistics.forwards
+
+
+@needs_kernels
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_groups_drawn_at_once_are_those_drawn_channel_by_channel(
+    sampling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for a sum that the last bit decides: with all masks, guards and settings of the rows."""
+    lm, make = model("prepared")
+    at_once, drawn = lm.draws_groups, []
+    assert at_once is not None
+    run = engine.start(lm, make(TEXTS), TIMBRE, SAMPLINGS[sampling], None, torch.tensor(SEEDS))
+    original = run.law.chooser
+
+    def both(rows: Any, draft: Draft, out: Any) -> Any:
+        with monkeypatch.context() as without:
+            without.setattr(lm, "draws_groups", None)
+            by_channel = original(rows, draft, out)
+        found = original(rows, draft, out)
+        first = torch.zeros(len(SEEDS), dtype=torch.long)
+        drawn.append((found(first, 0) == by_channel(first, 0)).all(1))
+        return found
+
+    monkeypatch.setattr(run.law, "chooser", both)
+    while run.advance() is not None and run.steps < 40:
+        pass
+    same = torch.stack(drawn)
+    assert same.numel() >= 60
+    assert float(same.float().mean()) > 0.97
 
 
 def test_every_kind_of_channel_has_its_temperature() -> None:
@@ -116,7 +153,8 @@ def test_every_kind_of_channel_has_its_temperature() -> None:
     grouped = tiny_lm((3, 2), frames_per_group=2)
     run = engine.start(grouped, MAKER.make([TEXTS[0]]), TIMBRE[:1], Sampling(stream_temperatures=(0.1, 0.2, 0.3)))
     of_channel = run.law.settings(run.rows, 1)
-    assert [float(of_channel(c).temperature) for c in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.2, 0.3])
+    kinds = [run.law.kind_of(c) for c in range(5)]
+    assert [float(of_channel[kind].temperature) for kind in kinds] == pytest.approx([0.1, 0.2, 0.3, 0.2, 0.3])
     settings = RowSampling([cold, Sampling(temperature=0.5)])
     assert settings.of_kind(2).temperature.tolist() == pytest.approx([0.0, 0.5])
     assert settings.repeated(2).of_kind(1).temperature.tolist() == pytest.approx([0.0, 0.0, 0.5, 0.5])

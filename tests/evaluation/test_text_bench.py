@@ -259,6 +259,7 @@ class TestPeers:
         with pytest.raises(MissingExtra, match="llama-cpp-python"):
             llama_cpp(lm, tmp_path / "m.gguf")
         end, clock = lm.tokenizer.eos_token_id, [0.0]
+        forgotten: list[bool] = []
         monkeypatch.setattr(watch_module, "now", lambda device: clock[0])
 
         class Llama:
@@ -266,9 +267,10 @@ class TestPeers:
                 assert settings["n_ctx"] == 512
 
             def reset(self) -> None:
-                clock[0] += 0.0
+                forgotten.append(True)
 
             def generate(self, tokens: list[int], **settings: object) -> Iterator[int]:
+                assert forgotten.pop()  # or it would keep what a prompt shares with the one before
                 assert settings == {"top_k": 1, "temp": 0.0, "repeat_penalty": 1.0}
                 clock[0] += len(tokens)
                 for token in (*tokens, end, 9, 9):

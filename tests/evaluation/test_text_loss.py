@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import LlamaForCausalLM
 
-from speech_mtp.evaluation.text_loss import document_nats, text_loss, windows
+from speech_mtp.evaluation.text_loss import document_nats, fidelity, text_loss, windows
 from speech_mtp.lm.document_ids import Encoder
+from speech_mtp.lm.text_lm import TextLM
 from tests.cli.running import run
+from tests.lm.tiny import tiny_config, tiny_tokenizer
 from tests.text_tiny import tiny_folder, tiny_text_lm
 
 
@@ -39,6 +42,24 @@ def test_nats_are_those_of_the_model_itself() -> None:
             cut += F.cross_entropy(scores[fresh - begin - 1 : -1], torch.tensor(ids[fresh:end]), reduction="sum").item()
     assert document_nats(lm, ids, 16) == pytest.approx(cut, rel=1e-5)
     assert cut != pytest.approx(whole, rel=1e-5)
+
+
+def test_fidelity_is_by_hand() -> None:
+    """Divergence of the model from the exact one, not the other way round."""
+    ids = torch.randint(300, (30,), generator=torch.Generator().manual_seed(0)).tolist()
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        found.append(TextLM(LlamaForCausalLM(tiny_config()), tiny_tokenizer(), "tiny"))
+    with torch.no_grad():
+        ours, theirs = (lm.model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1) for lm in found)
+    at = torch.arange(29), torch.tensor(ids[1:])
+    report = fidelity(*found, [ids], 64)
+    assert report["kl"]["value"] == pytest.approx(float((theirs.exp() * (theirs - ours)).sum() / 29), rel=1e-4)
+    assert report["same_choice"]["value"] == pytest.approx(float((ours.argmax(-1) == theirs.argmax(-1)).float().mean()))
+    dearer = float((theirs[at] - ours[at]).mean())
+    assert report["perplexity_ratio"]["value"] == pytest.approx(math.exp(dearer), rel=1e-4)
+    assert fidelity(found[0], found[0], [ids], 64)["same_choice"]["value"] == 1
 
 
 def test_bits_are_counted_a_byte_of_text() -> None:

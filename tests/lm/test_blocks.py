@@ -40,9 +40,12 @@ NATIVE = pytest.mark.parametrize("native", [pytest.param(True, marks=needs_kerne
 
 
 def make(name: str = "llama") -> Any:
-    """A random model; with biases (qwen2), with norms of queries and keys (qwen3)."""
+    """A random model; with biases (qwen2), with norms of queries and keys (qwen3), with scaled angles (yarn)."""
     if name == "llama":
         return uneven(random_llama(61, 64, 4, **SIZES))
+    if name == "yarn":
+        rope = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+        return uneven(random_llama(61, 64, 4, **SIZES, rope_parameters=rope))
     kinds = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
     sizes = llama_config(61, 64, head_dim=16, **SIZES).to_dict()
     kept = {key: value for key, value in sizes.items() if key not in ("model_type", "architectures", "pretraining_tp")}
@@ -99,7 +102,7 @@ def test_states_are_near_those_of_the_rounded_weights(
 
 
 @needs_kernels
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "yarn"])
 def test_all_layers_at_once_and_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same products, so the states are equal but for numbers that fall to the other side of a rounding."""
     fused, plain = prepared(True, monkeypatch, name), prepared(False, monkeypatch, name)

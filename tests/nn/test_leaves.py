@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speech_mtp.nn.conv import CausalConv, Film
+from speech_mtp.nn.conv import CausalConv, Film, depthwise
 from speech_mtp.nn.critics import SpectrogramCritics, critic_loss, generator_loss
 from speech_mtp.nn.fsq import FSQ
 from speech_mtp.nn.source import pulse_train
@@ -36,6 +36,26 @@ def test_fsq_passes_the_gradient_and_refuses_one_level() -> None:
     assert (z.grad > 0).all()
     with pytest.raises(ValueError, match="at least 2"):
         FSQ((5, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bias", [True, False])
+def test_depthwise_is_the_convolution_of_torch(dtype: torch.dtype, bias: bool) -> None:
+    conv = torch.nn.Conv1d(6, 6, 5, groups=6, bias=bias, dtype=dtype)
+    x = torch.randn(2, 11, 6, dtype=dtype)
+    with torch.no_grad():
+        expected = conv(x.transpose(1, 2)).transpose(1, 2)
+        assert torch.allclose(depthwise(x, conv.weight, conv.bias), expected, atol=1e-6)
+
+
+def test_a_causal_convolution_learns_and_hears_the_same() -> None:
+    layer = CausalConv(6, 6, 3, groups=6)
+    x, lengths = torch.randn(1, 9, 6), torch.tensor([9])
+    y, _ = layer(x, layer.fresh(1, x.device), lengths)
+    y.square().sum().backward()
+    assert layer.conv.weight.grad is not None
+    with torch.no_grad():
+        assert torch.allclose(layer(x, layer.fresh(1, x.device), lengths)[0], y, atol=1e-6)
 
 
 def test_pulses_are_the_sum_of_their_harmonics() -> None:
