@@ -19,6 +19,7 @@ from pydantic import Field
 from speech_mtp.corpus.manifest import read_lines
 from speech_mtp.corpus.selfwrite import Drawing, chat_tokens, sample_answers, write_batches
 from speech_mtp.decoding.static_batch import StaticBatch
+from speech_mtp.decoding.text import Answer as Turn
 from speech_mtp.decoding.text import start as start_text
 from speech_mtp.lm.chat import openings
 from speech_mtp.lm.text_lm import TextLM
@@ -40,10 +41,13 @@ class InventConfig(Drawing):
 
 class AnswerConfig(Drawing):
     """How answers are drawn: greedily, unless there is a temperature; then every ``sample_every``-th batch is drawn and
-    the others are greedy. Longer prompts than the maximum are left out. After ``max_time_s`` no batch is begun."""
+    the others are greedy. Longer prompts than the maximum are left out. After ``max_time_s`` no batch is begun. On a
+    CPU ``at_once`` prompts of a batch are answered together, and the next takes the place of one that has ended (0:
+    the whole batch together)."""
 
     max_prompt_tokens: int = Field(default=256, ge=1)
     batch: int = Field(default=32, ge=1)
+    at_once: int = Field(default=0, ge=0)
     max_new_tokens: int = Field(default=192, ge=1)
     temperature: float = Field(default=0.0, ge=0)
     top_k: int = Field(default=0, ge=0)
@@ -119,8 +123,7 @@ def write_answers(lm: TextLM, prompts: Sequence[str], path: Path, config: Answer
         rows = [ids[prompt] for prompt in batch]
         sampling = _seeded(lm, config.sampling(start), rows, config.seed + start)
         if many is None:
-            seeds = sampling.seed
-            said = start_text(lm, rows, sampling.settings[0], None, config.max_new_tokens, seeds=seeds).complete()
+            said = _in_turn(lm, rows, sampling, config.at_once or len(rows), config.max_new_tokens)
         else:
             said = many.answer(rows, sampling)
         return [{"prompt_ids": row, "answer_ids": new} for row, new in zip(rows, said, strict=True)]
@@ -147,6 +150,30 @@ def _many_at_once(lm: TextLM, batch: int, prompt: int, answer: int) -> StaticBat
     if lm.device.type != "cuda" or lm.decoder is None:
         return None
     return StaticBatch(lm, batch, prompt, answer)
+
+
+def _in_turn(
+    lm: TextLM, prompts: Sequence[Sequence[int]], sampling: RowSampling, at_once: int, max_new_tokens: int
+) -> list[list[int]]:
+    """Answers to ``prompts``, each with its settings of ``sampling``; ``at_once`` of them are decoded together, and the
+    next takes the place of one that has ended."""
+    seeds = sampling.seed[:at_once]
+    run = start_text(lm, prompts[:at_once], sampling.settings[0], None, max_new_tokens, seeds=seeds)
+    said: list[list[int]] = [[] for _ in prompts]
+    number: dict[int, int] = {b: b for b in range(len(run.finish))}  # of the prompt that a place answers
+    waiting = iter(range(len(number), len(prompts)))
+    while number:
+        run.advance()
+        for b in [b for b in number if run.finish[b] is not None]:
+            said[number.pop(b)] = run.tokens[b]
+            run.leave(b)
+            if (one := next(waiting, None)) is not None:
+                row = run.opened(sampling.settings[one])
+                run.told(row, prompts[one])
+                number[run.enter(row, Turn(max_new_tokens), prompts[one])] = one
+        if number and run.is_sparse:
+            number = dict(enumerate(number[b] for b in run.gather()))
+    return said
 
 
 def _seeded(lm: TextLM, sampling: Sampling, rows: Sequence[Any], first: int) -> RowSampling:

@@ -277,7 +277,11 @@ def _text_lm(stage: AnswersRun | TextMTPRun) -> TextLM:
 
 
 def _answers(stage: AnswersRun) -> dict[str, Any]:
-    lm = _text_lm(stage)
+    lm, kind = _text_lm(stage), {"q4": "q4", "int8": "q8"}.get(stage.dtype)
+    if kind is not None:
+        lm.check_blocks(compile=False)
+        folder = hub.resolve_backbone(stage.backbone["sha256"], stage.backbone, None)
+        lm.prepare(blocks=hub.block_weights(folder, kind, stage.backbone))
     if lm.device.type == "cuda":  # elsewhere prompts are invented by the model's own layers
         lm.prepare()
     prompts = [text for path in stage.prompts for text in answers.read_prompts(path, stage.field)]

@@ -67,9 +67,11 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, model: Any, te
         write_answers(lm, PROMPTS[::-1], whole, config)
 
 
-def test_greedy_answers_are_what_the_model_says_alone(tmp_path: Path, model: Any) -> None:
+@pytest.mark.parametrize("at_once", [0, 1, 2, 9])
+def test_greedy_answers_are_what_the_model_says_alone(tmp_path: Path, model: Any, at_once: int) -> None:
     path = tmp_path / "answers.jsonl"
-    write_answers(TextLM(model, TOKENIZER), PROMPTS, path, AnswerConfig(batch=5, max_new_tokens=6))
+    config = AnswerConfig(batch=5, max_new_tokens=6, at_once=at_once)
+    write_answers(TextLM(model, TOKENIZER), PROMPTS, path, config)
     lines = list(read_lines(path))
     assert [line["prompt"] for line in lines] == PROMPTS
     for line in lines:
@@ -77,6 +79,20 @@ def test_greedy_answers_are_what_the_model_says_alone(tmp_path: Path, model: Any
         ids = torch.tensor([line["prompt_ids"]])
         alone = model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=END, pad_token_id=END)
         assert line["answer_ids"] == alone[0, ids.shape[1] :].tolist()
+
+
+def test_who_answers_together_changes_nothing(tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows end at different times, and others take their places."""
+    said, lm = [], TextLM(model, TOKENIZER)
+    monkeypatch.setattr(TextLM, "ends", frozenset(range(0, lm.vocab_size, 5)))
+    prompts = [f"{prompt} {i}" for i in range(4) for prompt in PROMPTS]
+    for at_once in (0, 3, 8):
+        path = tmp_path / f"{at_once}.jsonl"
+        config = AnswerConfig(temperature=1.0, max_new_tokens=12, batch=20, at_once=at_once)
+        assert write_answers(lm, prompts, path, config) == 20
+        said.append(path.read_text())
+    assert said[0] == said[1] == said[2]
+    assert len({len(line["answer_ids"]) for line in read_lines(path)}) > 2
 
 
 def test_the_end_is_kept_and_nothing_after_it(tmp_path: Path, ending: Any) -> None:
