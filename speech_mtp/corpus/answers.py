@@ -156,24 +156,25 @@ def _in_turn(
     lm: TextLM, prompts: Sequence[Sequence[int]], sampling: RowSampling, at_once: int, max_new_tokens: int
 ) -> list[list[int]]:
     """Answers to ``prompts``, each with its settings of ``sampling``; ``at_once`` of them are decoded together, and the
-    next takes the place of one that has ended."""
-    seeds = sampling.seed[:at_once]
-    run = start_text(lm, prompts[:at_once], sampling.settings[0], None, max_new_tokens, seeds=seeds)
+    next takes the place of one that has ended. Prompts are read one by one: together, the short ones would be as long
+    as the longest."""
+    run = start_text(lm, prompts[:1], sampling.settings[0], None, max_new_tokens, seeds=sampling.seed[:1])
     said: list[list[int]] = [[] for _ in prompts]
-    number: dict[int, int] = {b: b for b in range(len(run.finish))}  # of the prompt that a place answers
-    waiting = iter(range(len(number), len(prompts)))
-    while number:
+    number = {0: 0}  # of the prompt that a place answers
+    waiting = iter(range(1, len(prompts)))
+    while True:
+        while len(number) < at_once and (one := next(waiting, None)) is not None:
+            row = run.opened(sampling.settings[one])
+            run.told(row, prompts[one])
+            number[run.enter(row, Turn(max_new_tokens), prompts[one])] = one
+        if not number:
+            return said
         run.advance()
         for b in [b for b in number if run.finish[b] is not None]:
             said[number.pop(b)] = run.tokens[b]
             run.leave(b)
-            if (one := next(waiting, None)) is not None:
-                row = run.opened(sampling.settings[one])
-                run.told(row, prompts[one])
-                number[run.enter(row, Turn(max_new_tokens), prompts[one])] = one
         if number and run.is_sparse:
             number = dict(enumerate(number[b] for b in run.gather()))
-    return said
 
 
 def _seeded(lm: TextLM, sampling: Sampling, rows: Sequence[Any], first: int) -> RowSampling:
