@@ -202,9 +202,14 @@ class TextLM(nn.Module, Trunk):
     def trunk_states(
         self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None, taps: tuple[int, ...] = (-1,)
     ) -> LMOutput:
-        """The model's own decoder: ``x [B, T, D]``, ``index [B, T]``, ``mask [B, 1, T, S]`` bool (True: may look).
+        """The model's own decoder: ``x [B, T, D]``, ``index [B, T]``, ``mask [B, 1, T, S]`` bool (True: may look). A
+        model with weights in blocks gives, without a cache, the states that it decodes with, and no gradients.
 
         Errors as for :meth:`check_layers`."""
+        if cache is None and self._decoder is not None and self._decoder.in_blocks:
+            fresh = self.open(*x.shape[:2]).cache
+            hidden, final = self._decoder.nodes(x.detach(), index, mask[:, 0], fresh, taps, x.shape[1])
+            return LMOutput(hidden, final=final)
         self.check_layers()
         out = self.model.base_model(
             inputs_embeds=x,

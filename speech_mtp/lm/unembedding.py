@@ -40,7 +40,7 @@ class Unembedding(OutputLayer):
         layer = self._layer[0]
         return BlockLinear(blocks(OUTPUT, layer.weight), getattr(layer, "bias", None))
 
-    def replace(self, layer: FastLinear) -> None:
+    def replace(self, layer: FastLinear | nn.Module) -> None:
         """Multiply by ``layer`` from now on."""
         self._layer = (layer,)
 

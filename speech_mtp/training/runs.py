@@ -276,12 +276,19 @@ def _text_lm(stage: AnswersRun | TextMTPRun) -> TextLM:
     return TextLM.from_folder(folder, dtype, stage.backbone["sha256"]).to(stage.torch_device())
 
 
+def _into_blocks(lm: TextLM, stage: AnswersRun | TextMTPRun, keep_layers: bool) -> None:
+    """Put the weights of ``lm`` into blocks, if the recipe's ``dtype`` says so; :meth:`TextLM.prepare`."""
+    kind = {"q4": "q4", "int8": "q8"}.get(stage.dtype)
+    if kind is None:
+        return
+    lm.check_blocks(compile=False)
+    folder = hub.resolve_backbone(stage.backbone["sha256"], stage.backbone, None)
+    lm.prepare(keep_layers, blocks=hub.block_weights(folder, kind, stage.backbone))
+
+
 def _answers(stage: AnswersRun) -> dict[str, Any]:
-    lm, kind = _text_lm(stage), {"q4": "q4", "int8": "q8"}.get(stage.dtype)
-    if kind is not None:
-        lm.check_blocks(compile=False)
-        folder = hub.resolve_backbone(stage.backbone["sha256"], stage.backbone, None)
-        lm.prepare(blocks=hub.block_weights(folder, kind, stage.backbone))
+    lm = _text_lm(stage)
+    _into_blocks(lm, stage, keep_layers=True)
     if lm.device.type == "cuda":  # elsewhere prompts are invented by the model's own layers
         lm.prepare()
     prompts = [text for path in stage.prompts for text in answers.read_prompts(path, stage.field)]
@@ -302,6 +309,8 @@ def _answers(stage: AnswersRun) -> dict[str, Any]:
 def _text_mtp(stage: TextMTPRun) -> dict[str, Any]:
     if stage.dtype == "bf16" and not stage.task.amp:
         raise ValueError("A backbone in bf16 needs mixed precision; set task.amp to true, or dtype to fp32.")
+    if stage.dtype in ("q4", "int8") and stage.task.lora:
+        raise ValueError(f"Adapters are trained with the backbone's own layers, which {stage.dtype} does without.")
     workers, lm = Workers(), _text_lm(stage)
     said = answers.read_answers(stage.answers)
     told, _ = split(said, stage.task.data.dev_every)
@@ -309,6 +318,8 @@ def _text_mtp(stage: TextMTPRun) -> dict[str, Any]:
     if stage.start is not None:
         for name, head in heads.items():
             _start_from(head, hub.load_head(stage.start / name, lm), str(stage.start / name))
+    _into_blocks(lm, stage, keep_layers=False)
+    lm.output.replace(lm.model.get_output_embeddings())  # in floats, whatever the layers are in: gradients pass it
     task = TextMTPTask(lm, heads, stage.heads, said, stage.task, workers)
     return _finish(task, stage, workers)
 

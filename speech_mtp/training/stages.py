@@ -241,13 +241,14 @@ class TextMTPRun(Stage):
     """Train ``heads`` on ``answers``, files that the stage of that name wrote with the same ``backbone``.
 
     The result is a folder per head in ``out/export``. ``start`` is such an export, whose heads of the same names the
-    training starts from. ``dtype`` is that of the backbone's weights (bf16 needs ``task.amp``).
+    training starts from. ``dtype`` is that of the backbone's weights (bf16 needs ``task.amp``; ``q4`` and ``int8``
+    give the states that a CPU decodes with, faster than fp32).
     """
 
     kind: Literal["text_mtp"]
     answers: list[Path]
     backbone: dict[str, Any]
-    dtype: Literal["fp32", "bf16"] = "fp32"
+    dtype: Literal["fp32", "bf16", "q4", "int8"] = "fp32"
     heads: dict[str, HeadSettings] = Field(min_length=1)
     start: Path | None = None
     task: TextMTPTaskConfig = TextMTPTaskConfig()

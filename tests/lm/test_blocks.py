@@ -148,6 +148,21 @@ def test_without_the_kernels_it_is_the_same_too(monkeypatch: pytest.MonkeyPatch)
 
 
 @NATIVE
+def test_states_of_packed_documents_are_those_of_each_alone(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two documents in a row, which do not see each other."""
+    lm = prepared(native, monkeypatch)
+    one, two = torch.tensor([PROMPTS[0]]), torch.tensor([PROMPTS[1][:9]])
+    counts = one.shape[1], two.shape[1]
+    segment = torch.tensor([0] * counts[0] + [1] * counts[1])
+    index = torch.cat([torch.arange(count) for count in counts])[None]
+    mask = (segment[:, None] == segment) & torch.ones(len(segment), len(segment), dtype=torch.bool).tril()
+    with torch.inference_mode():
+        packed = lm.trunk_states(lm.embed(torch.cat([one, two], 1)), index, mask[None, None], None, TAPS).hidden
+        alone = [lm(ids, torch.tensor([ids.shape[1]]), TAPS).hidden for ids in (one, two)]
+    assert torch.equal(packed, torch.cat(alone, 1))
+
+
+@NATIVE
 def test_teacher_forced_states_are_those_of_decoding(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     lm, texts = prepared(native, monkeypatch), [PROMPTS[0], PROMPTS[1][:5]]
     padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(text) for text in texts], batch_first=True)

@@ -35,6 +35,8 @@ from speech_mtp.training.runs import run
 from speech_mtp.training.stages import TrainConfig
 from speech_mtp.training.text_mtp import HeadSettings, TextMTPTask, TextMTPTaskConfig, build_head
 from speech_mtp.types import LMOutput
+from tests.llama import random_llama
+from tests.lm.tiny import CHAT, tiny_tokenizer
 from tests.training.test_resume import ROOT, curve, kill_after_a_checkpoint, one_thread  # noqa: F401
 from tests.training.tiny_text import counting_answers, tiny_text_lm
 
@@ -466,3 +468,48 @@ def test_the_stages_end_in_heads_that_load(tmp_path: Path, backbone: dict[str, A
         assert torch.equal(ours, theirs)
     with pytest.raises(ValueError, match=r"set task\.amp to true"):
         run(TrainConfig.model_validate({"run": {**stage, "dtype": "bf16"}}))
+    with pytest.raises(ValueError, match="Adapters are trained with the backbone's own layers, which q4"):
+        run(TrainConfig.model_validate({"run": {**stage, "dtype": "q4", "task": {**stage["task"], "lora": {}}}}))
+
+
+def test_answers_and_heads_of_a_trunk_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All heads learn, those that share the trunk's output layer too, from the states that decoding has."""
+    monkeypatch.setenv("SPEECH_MTP_CACHE", str(tmp_path / "cache"))
+    tokenizer = tiny_tokenizer(CHAT)
+    model = random_llama(300, 64, num_hidden_layers=3, max_position_embeddings=512, eos_token_id=tokenizer.eos_token_id)
+    model.save_pretrained(tmp_path / "backbone")
+    tokenizer.save_pretrained(tmp_path / "backbone")
+    lm = TextLM.from_folder(tmp_path / "backbone")
+    common = {"backbone": {"sha256": lm.fingerprint, "folder": str(tmp_path / "backbone")}, "dtype": "q4"}
+    monkeypatch.setattr(hub, "resolve_backbone", lambda *_: tmp_path / "backbone")
+    (tmp_path / "p.jsonl").write_text("".join(f'{{"prompt": "hello {i}"}}\n' for i in range(12)))
+    answers = {"kind": "answers", "out": tmp_path / "said", "prompts": [tmp_path / "p.jsonl"]}
+    answers["answer"] = {"max_new_tokens": 16, "batch": 6, "at_once": 4}
+    found = run(TrainConfig.model_validate({"run": {**answers, **common}}))
+    assert found["new"] == 12
+    states: list[str] = []
+    original = TextLM.trunk_states
+
+    def trunk_states(self: TextLM, *given: Any) -> Any:
+        states.append(str(self.head_blocks))
+        return original(self, *given)
+
+    monkeypatch.setattr(TextLM, "trunk_states", trunk_states)
+    heads = {"a": {"head": {"name": "eagle3", "private": False, "depth": 2}}, "b": {"head": {"name": "medusa"}}}
+    stage = {
+        "kind": "text_mtp",
+        "out": tmp_path / "heads",
+        "answers": [found["out"]],
+        "heads": heads,
+        "task": {"data": {"batch": 4, "length": 64, "dev_every": 4}},
+        "loop": {"steps": 12, "learning_rate": 1e-2},
+        **common,
+    }
+    scores = run(TrainConfig.model_validate({"run": stage}))
+    assert set(states) == {"q8"}
+    logged = [json.loads(line) for line in (tmp_path / "heads" / "log.jsonl").read_text().splitlines()]
+    assert scores.keys() >= {"a/tokens_per_forward", "b/tokens_per_forward"}
+    for name in heads:
+        norms = [line[f"norm/{name}"] for line in logged if f"norm/{name}" in line]
+        assert norms
+        assert min(norms) > 0
