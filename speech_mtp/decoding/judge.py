@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from speech_mtp.decoding import acceptance
@@ -59,5 +60,8 @@ class Acceptance:
 
 
 def ended(rows: Any, draft: Draft, law: Law) -> Tensor:
-    """The nodes ``[B, M]`` behind which nothing may follow."""
+    """The nodes ``[B, M]`` behind which nothing may follow. Of a draft of one node none is drafted behind it: there the
+    answer is no."""
+    if draft.parents.shape[1] == 1:
+        return torch.zeros_like(draft.parents, dtype=torch.bool)
     return law.status(rows, law.lm.placed(rows, draft).place) != int(Status.GOING)

@@ -117,12 +117,16 @@ class Trunk(ABC):
     def commit(self, rows: Any, draft: Draft, verdict: Verdict, active: Tensor) -> Emitted:
         """Keep the accepted nodes and take ``verdict.next`` as the newest position of the rows ``active [B]``; what is
         new in each."""
-        place = self.placed(rows, draft).place
-        final = self.advanced(rows, place.at(verdict.stop[:, None]).only(0), verdict.next)
-        after = following(verdict)
-        tokens = torch.cat([draft.tokens, verdict.next[:, None]], 1)
-        tokens = tokens.gather(1, after[..., None].expand(-1, -1, tokens.shape[-1]))
-        places = place.map(final, by=lambda nodes, one: torch.cat([nodes, one[:, None]], 1)).at(after)
+        place, tokens = self.placed(rows, draft).place, verdict.next[:, None]
+        if draft.parents.shape[1] == 1:  # plain decoding: the sure position alone is new
+            final = self.advanced(rows, place.only(0), verdict.next)
+            places = final.map(by=lambda one: one[:, None])
+        else:
+            final = self.advanced(rows, place.at(verdict.stop[:, None]).only(0), verdict.next)
+            after = following(verdict)
+            tokens = torch.cat([draft.tokens, tokens], 1)
+            tokens = tokens.gather(1, after[..., None].expand(-1, -1, tokens.shape[-1]))
+            places = place.map(final, by=lambda nodes, one: torch.cat([nodes, one[:, None]], 1)).at(after)
         new = Emitted(tokens, places, verdict.length * active)
         rows.cache.commit(verdict.path, new.lengths)
         rows.last = torch.where(active[:, None], verdict.next, rows.last)

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speech_mtp import native
+from speech_mtp.nn.pages import settled
 
 BLOCK = 32
 KINDS = ("q4", "q8")
@@ -167,7 +168,7 @@ class BlockLinear:
     def __init__(self, blocks: Blocks, bias: Tensor | None = None) -> None:
         self.shape, self.kind = blocks.shape, blocks.kind
         self.bias = None if bias is None else bias.detach().float().contiguous()
-        self.tiles = blocks.tiles.contiguous()
+        self.tiles = settled(blocks.tiles) if is_native() else blocks.tiles.contiguous()
         self._by_torch = None if is_native() else _TorchProduct(blocks)
         self.described = _described(self)
         """What the compiled kernels are told of it; good as long as this object lives."""
@@ -178,7 +179,8 @@ class BlockLinear:
         return self._by_torch is None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "described"}
+        kept = {name: value for name, value in vars(self).items() if name != "described"}
+        return {**kept, "tiles": self.tiles.clone()}  # by itself: it lies in a chunk with others
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

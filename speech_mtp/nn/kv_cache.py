@@ -211,6 +211,8 @@ class KVCache:
 def ancestors_of(parents: Tensor) -> Tensor:
     """``parents [B, M]`` -> ``[B, M, M]`` bool: node i sees itself and every node on its way to the root."""
     m = parents.shape[1]
+    if m == 1:
+        return torch.ones_like(parents, dtype=torch.bool)[:, None]
     order = torch.arange(m, device=parents.device)
     reach = ((parents[..., None] == order) | (order[:, None] == order)).float()
     steps = 1
