@@ -122,10 +122,13 @@ def write_answers(lm: TextLM, prompts: Sequence[str], path: Path, config: Answer
     def answer(batch: list[str], start: int) -> list[dict[str, Any]]:
         rows = [ids[prompt] for prompt in batch]
         sampling = _seeded(lm, config.sampling(start), rows, config.seed + start)
-        if many is None:
+        if many is not None:
+            said = many.answer(rows, sampling)
+        elif lm.device.type == "cpu":
             said = _in_turn(lm, rows, sampling, config.at_once or len(rows), config.max_new_tokens)
         else:
-            said = many.answer(rows, sampling)
+            seeds = sampling.seed
+            said = start_text(lm, rows, sampling.settings[0], None, config.max_new_tokens, seeds=seeds).complete()
         return [{"prompt_ids": row, "answer_ids": new} for row, new in zip(rows, said, strict=True)]
 
     return write_batches(path, short, config.batch, answer, config.max_time_s)
@@ -159,6 +162,8 @@ def _in_turn(
     next takes the place of one that has ended. Prompts are read one by one: together, the short ones would be as long
     as the longest."""
     run = start_text(lm, prompts[:1], sampling.settings[0], None, max_new_tokens, seeds=sampling.seed[:1])
+    for prompt in prompts:
+        run.check_room(Turn(max_new_tokens), len(prompt))
     said: list[list[int]] = [[] for _ in prompts]
     number = {0: 0}  # of the prompt that a place answers
     waiting = iter(range(1, len(prompts)))

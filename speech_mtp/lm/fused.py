@@ -128,6 +128,9 @@ class FusedLayers:
             raise ValueError(f"Weights in blocks are for a CPU, not for inputs on {x.device}; load the model anew.")
         if not all(-1 <= tap <= len(known.layers) for tap in taps):
             raise ValueError(f"The taps are {taps}; they must be from -1 to {len(known.layers)}.")
+        seen = (rows, nodes, nodes) if ancestors is None else tuple(ancestors.shape)
+        if tuple(index.shape) != (rows, nodes) or seen != (rows, nodes, nodes):
+            raise ValueError(f"{rows} rows of {nodes} nodes have positions {tuple(index.shape)} and see {seen}.")
         x = x.to(torch.float32, copy=True).contiguous()
         final, tapped = torch.empty_like(x), torch.empty(rows, nodes, len(taps), dim)
         if not x.numel():

@@ -203,12 +203,19 @@ class TextLM(nn.Module, Trunk):
         self, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache | None = None, taps: tuple[int, ...] = (-1,)
     ) -> LMOutput:
         """The model's own decoder: ``x [B, T, D]``, ``index [B, T]``, ``mask [B, 1, T, S]`` bool (True: may look). A
-        model with weights in blocks gives, without a cache, the states that it decodes with, and no gradients.
+        model with weights in blocks gives, without a cache, the states that it decodes with, and no gradients; there
+        every position must see itself and none after it (ValueError).
 
         Errors as for :meth:`check_layers`."""
         if cache is None and self._decoder is not None and self._decoder.in_blocks:
-            fresh = self.open(*x.shape[:2]).cache
-            hidden, final = self._decoder.nodes(x.detach(), index, mask[:, 0], fresh, taps, x.shape[1])
+            b, t = x.shape[:2]
+            sees = mask[:, 0].expand(b, t, t)
+            if not sees.diagonal(dim1=1, dim2=2).all() or sees.triu(1).any():
+                raise ValueError("With weights in blocks a position must see itself, and none that comes after it.")
+            with torch.autocast(x.device.type, enabled=False):
+                hidden, final = self._decoder.nodes(
+                    x.detach(), index.expand(b, t), sees, self.open(b, t).cache, taps, t
+                )
             return LMOutput(hidden, final=final)
         self.check_layers()
         out = self.model.base_model(

@@ -843,8 +843,8 @@ static int64_t choose_one(
 ) {
     const uint64_t golden = 0x9E3779B97F4A7C15u;
     int64_t token = 0;
-    for (int64_t i = 1; i < size; i++)
-        if (logits[i] > logits[token]) token = i;
+    for (int64_t i = 1; i < size; i++)  // what is no number counts as the largest, as torch has it
+        if (logits[i] > logits[token] || (logits[i] != logits[i] && logits[token] == logits[token])) token = i;
     if (!(draw.temperature > 0)) return token;
 
     float t = draw.temperature, most = logits[token] / t, total = 0, least = -INFINITY;

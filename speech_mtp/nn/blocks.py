@@ -225,6 +225,7 @@ class _TorchProduct:
         self._quants = blocks.quants.unflatten(1, (-1, BLOCK))
         self._scale, self._least = blocks.scale.float(), None if blocks.least is None else blocks.least.float()
 
+    @torch.autocast("cpu", enabled=False)  # whole numbers are exact in float32, not in what autocast would take
     def __call__(self, rows: Tensor) -> Tensor:
         at_once = max(1, _CHUNK // len(self._quants))
         pieces = [self._few(piece) for piece in rows.split(at_once)]

@@ -38,7 +38,11 @@ class CausalConv(nn.Module):
     def forward(self, x: Tensor, cache: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """``x [B, F, dim_in]`` -> ``[B, F, dim_out]`` and the new cache."""
         joined = torch.cat([cache.to(x.dtype), x], dim=1)
-        if self.conv.groups == self.dim_in and x.device.type == "cpu" and not torch.is_grad_enabled():
+        if (
+            self.conv.groups == self.dim_in == self.conv.out_channels
+            and x.device.type == "cpu"
+            and not torch.is_grad_enabled()
+        ):
             y = depthwise(joined, self.conv.weight, self.conv.bias)
         else:
             y = self.conv(joined.transpose(1, 2)).transpose(1, 2)

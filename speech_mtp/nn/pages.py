@@ -23,22 +23,29 @@ _rest = torch.empty(0, dtype=torch.uint8)  # of the newest chunk
 
 def settled(x: Tensor) -> Tensor:
     """A copy of the bytes ``x`` (uint8, on a CPU) in large pages, one behind the other; ``x`` itself, in one piece,
-    where there are none. A chunk of memory is freed when nothing in it is used any more."""
+    where there are none. A chunk of memory is freed when nothing in it is used any more; the newest is kept while it
+    has room left."""
     global _rest
     if not x.numel():
         return x
-    with _lock:
-        if len(_rest) < x.numel():
-            found = _chunk(max(CHUNK, x.numel()))
+    size = -(-x.numel() // ALIGNED) * ALIGNED
+    with _lock, torch.inference_mode(False):  # others may write into the chunk in another mode
+        if size > len(_rest):
+            found = _chunk(max(CHUNK, size))
             if found is None:
                 return x.contiguous()
-            _rest = found
-        place, _rest = _rest[: x.numel()], _rest[-(-x.numel() // ALIGNED) * ALIGNED :]
-    return place.view(x.shape).copy_(x)
+            place, rest = found[:size], found[size:]
+            if len(rest) > len(_rest):
+                _rest = rest
+        else:
+            place, _rest = _rest[:size], _rest[size:]
+        if not len(_rest):
+            _rest = torch.empty(0, dtype=torch.uint8)  # a view of nothing would hold the chunk
+        return place[: x.numel()].view(x.shape).copy_(x)
 
 
 def _chunk(size: int) -> Tensor | None:
-    """At least ``size`` bytes that begin with a page; None where the system does not take the wish for large ones."""
+    """``size`` bytes that begin with a page; None where the system does not take the wish for large ones."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
     try:

@@ -95,6 +95,15 @@ def test_who_answers_together_changes_nothing(tmp_path: Path, model: Any, monkey
     assert len({len(line["answer_ids"]) for line in read_lines(path)}) > 2
 
 
+@pytest.mark.parametrize("longest_first", [True, False])
+def test_what_does_not_fit_into_the_context_is_refused(tmp_path: Path, model: Any, longest_first: bool) -> None:
+    lm, prompts = TextLM(model, TOKENIZER), ["quick", "quick brown fox " * 20]
+    room = lm.max_positions - len(chat_tokens(TOKENIZER, prompts[1])) + 1
+    config = AnswerConfig(batch=2, max_new_tokens=room, max_prompt_tokens=10_000)
+    with pytest.raises(ValueError, match=f"the model reads {lm.max_positions}"):
+        write_answers(lm, prompts[:: -1 if longest_first else 1], tmp_path / "a.jsonl", config)
+
+
 def test_the_end_is_kept_and_nothing_after_it(tmp_path: Path, ending: Any) -> None:
     path = tmp_path / "answers.jsonl"
     write_answers(TextLM(ending, TOKENIZER), PROMPTS, path, AnswerConfig(temperature=1.0, max_new_tokens=40))

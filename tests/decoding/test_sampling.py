@@ -69,3 +69,5 @@ def test_the_first_of_equals_and_numbers_that_are_no_choice(monkeypatch: pytest.
     logits[1:, 33] = 0.5
     rows = RowSampling([Sampling(**s) for s in (SETTINGS[0], SETTINGS[1], SETTINGS[2])], torch.device("cpu"))
     assert both(monkeypatch, logits, rows, torch.arange(3)) == [[0, 33, 33]] * 2
+    logits[0] = torch.where(torch.arange(70) < 5, float("-inf"), torch.nan)
+    assert both(monkeypatch, logits[:1], rows.select(torch.tensor([0])), torch.arange(1)) == [[5]] * 2

@@ -160,6 +160,17 @@ def test_states_of_packed_documents_are_those_of_each_alone(native: bool, monkey
         packed = lm.trunk_states(lm.embed(torch.cat([one, two], 1)), index, mask[None, None], None, TAPS).hidden
         alone = [lm(ids, torch.tensor([ids.shape[1]]), TAPS).hidden for ids in (one, two)]
     assert torch.equal(packed, torch.cat(alone, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        again = lm.trunk_states(lm.embed(torch.cat([one, two], 1)), index, mask[None, None], None, TAPS).hidden
+    assert torch.equal(again, packed)
+    twice = lm.embed(torch.cat([one, two], 1)).expand(2, -1, -1)
+    rows = lm.trunk_states(twice, index, mask[None, None], None, TAPS).hidden
+    assert torch.equal(rows, packed.expand_as(rows))
+    blind = mask.clone()
+    blind[2] = False
+    for wrong in (blind, torch.ones_like(mask)):
+        with pytest.raises(ValueError, match="must see itself, and none that comes after it"):
+            lm.trunk_states(twice, index, wrong[None, None], None, TAPS)
 
 
 @NATIVE

@@ -115,6 +115,14 @@ def test_a_row_is_the_same_alone_and_among_others(threads: int, monkeypatch: pyt
 
 
 @needs_kernels
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_states_that_are_no_numbers_draw_nothing_forbidden(settings: list[Sampling]) -> None:
+    lm = prepared()
+    found = fused(lm)(hidden() * torch.nan, draws(lm, settings))
+    assert (found[:, 0] == 1).all()  # the first that is allowed
+
+
+@needs_kernels
 def test_no_rows_and_another_device() -> None:
     lm = prepared()
     assert fused(lm)(hidden(0), draws(lm, SETTINGS["warm"], 0)).shape == (0, 5)
