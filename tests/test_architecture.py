@@ -132,7 +132,7 @@ def test_the_contract_names_the_layers_of_the_architecture() -> None:
         ["lm", "heads"],
         ["voices"],
         ["codecs", "layouts"],
-        ["types", "plugins", "files", "progress", "storage", "threads", "audio", "native", "text", "nn"],
+        ["types", "dtypes", "plugins", "files", "progress", "storage", "threads", "audio", "native", "text", "nn"],
     ]
     assert layers["exhaustive"] is True
 

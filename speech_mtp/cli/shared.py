@@ -7,11 +7,13 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from speech_mtp.dtypes import DTYPES
 
 if TYPE_CHECKING:
     from speech_mtp.heads.base import MTPHead
@@ -167,25 +169,6 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
 
 
 # -- text models ------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Precision:
-    """What a name of ``--dtype`` means: torch's name of the dtype, whether decoding is invariant, and in what blocks
-    (:mod:`speech_mtp.nn.blocks`) the weights of products are kept."""
-
-    dtype: str
-    invariant: bool = False
-    blocks: str | None = None
-
-
-DTYPES = {
-    "fp32": Precision("float32"),
-    "bf16": Precision("bfloat16"),
-    "bf16-invariant": Precision("bfloat16", invariant=True),
-    "q4": Precision("float32", invariant=True, blocks="q4"),
-    "int8": Precision("float32", invariant=True, blocks="q8"),
-}
-"""The text of the last three is the same whatever drafts it. ``bf16-invariant`` is slower and its cache has twice the
-size; ``q4`` and ``int8`` keep weights in 4 and 8 bits, which is faster."""
 AUTO = "auto"
 """``q4`` for the packaged model, whose own file has these blocks, where the kernels can be compiled; else ``fp32``."""
 TextBackbone = Annotated[
@@ -227,9 +210,8 @@ def load_text_lm(
     lm: TextLM = TextLM.from_folder(folder, getattr(torch, precision.dtype), device=place)
     if precision.blocks is None:
         return lm.prepare(keep_layers, compile=compile, invariant=precision.invariant)
-    lm.check_blocks(compile)
     source = hub.backbone_source() if backbone is None else None
-    return lm.prepare(keep_layers=False, blocks=hub.block_weights(folder, precision.blocks, source))
+    return hub.into_blocks(lm, folder, precision.blocks, source, compile=compile)
 
 
 def check_dtype(dtype: str) -> None:

@@ -41,9 +41,9 @@ class InventConfig(Drawing):
 
 class AnswerConfig(Drawing):
     """How answers are drawn: greedily, unless there is a temperature; then every ``sample_every``-th batch is drawn and
-    the others are greedy. Longer prompts than the maximum are left out. After ``max_time_s`` no batch is begun. On a
-    CPU ``at_once`` prompts of a batch are answered together, and the next takes the place of one that has ended (0:
-    the whole batch together)."""
+    the others are greedy. Longer prompts than the maximum are left out. After ``max_time_s`` no batch is begun. With
+    ``at_once`` so many prompts of a batch are answered together, and the next takes the place of one that has ended
+    (0: the whole batch together; not where a GPU answers thousands at once)."""
 
     max_prompt_tokens: int = Field(default=256, ge=1)
     batch: int = Field(default=32, ge=1)
@@ -124,8 +124,8 @@ def write_answers(lm: TextLM, prompts: Sequence[str], path: Path, config: Answer
         sampling = _seeded(lm, config.sampling(start), rows, config.seed + start)
         if many is not None:
             said = many.answer(rows, sampling)
-        elif lm.device.type == "cpu":
-            said = _in_turn(lm, rows, sampling, config.at_once or len(rows), config.max_new_tokens)
+        elif config.at_once:
+            said = _in_turn(lm, rows, sampling, config.at_once, config.max_new_tokens)
         else:
             seeds = sampling.seed
             said = start_text(lm, rows, sampling.settings[0], None, config.max_new_tokens, seeds=seeds).complete()

@@ -160,7 +160,7 @@ class SpeechLaw(Law):
 
         def pick(channel: int, logits: Tensor) -> Tensor:
             masked = self.masked(rows, flat, m, channel, logits)
-            return noise.choose(masked, settings[self.kind_of(channel)], flat.position, channel)
+            return noise.choose(masked, settings[self.lm.kind_of(channel)], flat.position, channel)
 
         settings, hidden = self.settings(rows, m), out.top.flatten(0, 1)
         at_once = self.lm.draws_groups
@@ -174,17 +174,13 @@ class SpeechLaw(Law):
     def _draws(self, rows: SpeechRows, flat: SpeechPlace, count: int, settings: list[RowSampling]) -> GroupDraws:
         stuck, lowered = noise.repeats(flat.recent, rows.sampling.repeated(count))
         channels = range(self.lm.layout.num_channels)
-        guarded, kinds = [self._is_guarded(c) for c in channels], [self.kind_of(c) for c in channels]
+        guarded, kinds = [self._is_guarded(c) for c in channels], [self.lm.kind_of(c) for c in channels]
         allowed = self._allowed(rows, flat, count)
         return GroupDraws(allowed, stuck, lowered, guarded, settings, kinds, flat.position, noise.TARGET)
 
-    def kind_of(self, channel: int) -> int:
-        """0 for the control channel, else 1 + its codebook."""
-        return 0 if channel == 0 else 1 + (channel - 1) % len(self.lm.config.codebook_sizes)
-
     def _is_guarded(self, channel: int) -> bool:
         """Whether the channel is of content codes."""
-        return self.kind_of(channel) == 1
+        return self.lm.kind_of(channel) == 1
 
     def settings(self, rows: SpeechRows, count: int) -> list[RowSampling]:
         """By kind of channel, the settings of every row ``count`` times."""
@@ -250,7 +246,7 @@ class SpeechLaw(Law):
 
         def pick(channel: int, logits: Tensor) -> Tensor:
             wanted = [rank[channel] if channel < 2 else 0 for rank in ranks]
-            masked, mine = self.masked(rows, place, count, channel, logits), settings[self.kind_of(channel)]
+            masked, mine = self.masked(rows, place, count, channel, logits), settings[self.lm.kind_of(channel)]
             ids, chance = noise.likeliest(masked, mine, place.position, channel, max(wanted) + 1)
             at = torch.tensor(wanted, device=ids.device).repeat(b * n)[:, None].clamp(max=ids.shape[-1] - 1)
             total.add_(chance.gather(1, at)[:, 0])

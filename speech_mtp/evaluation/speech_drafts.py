@@ -81,7 +81,7 @@ def _right(lm: GroupLM, told: Told, states: Tensor, group: Tensor, place: Speech
     right = []
     for c, score in enumerate(lm.output.score(states, group)):
         masked = law.masked(told.rows, flat, n, c, score[0])
-        right.append(noise.choose(masked, settings[law.kind_of(c)], flat.position, c) == group[0, :, c])
+        right.append(noise.choose(masked, settings[lm.kind_of(c)], flat.position, c) == group[0, :, c])
     return torch.stack(right, -1)
 
 

@@ -12,6 +12,7 @@ from speech_mtp.hub.backbones import (
     block_weights,
     convert_gguf,
     find_backbone,
+    into_blocks,
     own_blocks,
     resolve_backbone,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "find_backbone",
     "find_head",
     "find_model",
+    "into_blocks",
     "known_heads",
     "known_models",
     "load",

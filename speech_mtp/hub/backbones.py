@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +25,9 @@ from speech_mtp.lm.block_weights import BlocksOf, among, load_blocks, of_folder,
 from speech_mtp.lm.fingerprint import SOURCE, fingerprint_of, sha256
 from speech_mtp.nn.blocks import Blocks
 from speech_mtp.storage import WEIGHTS, new_folder
+
+if TYPE_CHECKING:  # it imports ``transformers``, which takes a second
+    from speech_mtp.lm.text_lm import TextLM
 
 
 def resolve_backbone(
@@ -77,6 +80,20 @@ def block_weights(folder: Path, kind: str, source: Mapping[str, Any] | None = No
     made = _kept(fingerprint_of(folder), f"{kind}-rounded", lambda: of_folder(folder, kind))
     assert made is not None
     return among(made)
+
+
+def into_blocks(
+    lm: TextLM,
+    folder: Path,
+    kind: str,
+    source: Mapping[str, Any] | None = None,
+    keep_layers: bool = False,
+    compile: bool = False,
+) -> TextLM:
+    """``lm``, which was loaded from ``folder``, prepared with its :func:`block_weights`. Errors as for
+    :meth:`TextLM.prepare`, before blocks are made."""
+    lm.check_blocks(compile)
+    return lm.prepare(keep_layers, blocks=block_weights(folder, kind, source))
 
 
 def own_blocks(folder: Path, source: Mapping[str, Any]) -> BlocksOf | None:

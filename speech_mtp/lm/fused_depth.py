@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 from speech_mtp import native
 from speech_mtp.lm.output import Depth
-from speech_mtp.nn.blocks import BlockLinear
+from speech_mtp.nn.blocks import BlockLinear, threads_for
 from speech_mtp.types import RowSampling
-
-_ALONE = 1 << 21  # products of a channel that more threads do not make faster
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class GroupDraws:
     settings: Sequence[RowSampling]
     kinds: Sequence[int]
     position: Tensor
-    purpose: int = 0
+    purpose: int
 
 
 @dataclass(frozen=True)
@@ -101,10 +99,9 @@ class FusedDepth:
         described = (native.Channel * channels)(*(one.describe(kind, guarded) for one, kind, guarded in about))
         (width, dim), narrow = self._channels[0].up.shape, self._channels[0].project
         assert narrow is not None
-        much = rows * width * max(dim, self._largest) > _ALONE
         depth = native.Depth(
             *(channels, rows, dim, width, narrow.shape[1]),
-            *(torch.get_num_threads() if much else 1, draws.purpose),
+            *(threads_for(rows * width * max(dim, self._largest)), draws.purpose),
             self._eps,
             ctypes.addressof(described),
             *(tensor.data_ptr() for tensor in held),

@@ -85,8 +85,12 @@ class GroupLM(nn.Module, Trunk):
     @property
     def loss_names(self) -> tuple[str, ...]:
         """Of every channel the loss term that it counts in: ``control``, then the streams, frame by frame."""
-        streams = len(self.config.codebook_sizes)
-        return ("control", *(f"stream{c % streams}" for c in range(self.layout.num_channels - 1)))
+        kinds = map(self.kind_of, range(1, self.layout.num_channels))
+        return ("control", *(f"stream{kind - 1}" for kind in kinds))
+
+    def kind_of(self, channel: int) -> int:
+        """0 for the control channel, else 1 + its stream."""
+        return 0 if channel == 0 else 1 + (channel - 1) % len(self.config.codebook_sizes)
 
     def to_config(self) -> dict[str, object]:
         return asdict(self.config)

@@ -240,10 +240,8 @@ class TextLM(nn.Module, Trunk):
             )
 
     def forward(self, tokens: Tensor, lengths: Tensor, taps: tuple[int, ...] = (-1,)) -> LMOutput:
-        """Teacher-forced states of right-padded ``tokens [B, T]``, for training: ``[B, T, taps, D]``. A model with
-        weights in blocks gives those that it decodes with, and no gradients. Errors as for :meth:`check_layers`."""
-        if self._decoder is not None and self._decoder.in_blocks:
-            return self._forward(self.open(*tokens.shape).cache, tokens, None, taps, tokens.shape[1])
+        """Teacher-forced states of right-padded ``tokens [B, T]``, for training: ``[B, T, taps, D]``, as those of
+        :meth:`trunk_states`."""
         index = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
         valid = index < lengths[:, None]
         return self.trunk_states(self.embed(tokens), index, causal_mask(valid), None, taps)

@@ -129,6 +129,9 @@ static inline f8 exp8(f8 x) {
     return (f8)((i8)out & ~gone);
 }
 
+// x / (1 + exp(-x))
+static inline f8 silu8(f8 x) { return x / (exp8(-x) + 1.0f); }
+
 // ---- inputs ---------------------------------------------------------------------------------------------------------
 static void quantise_block(const float *x, int8_t *bytes, int32_t *total, float *scale, float *sum) {
     f8 most = all8(0.0f);
@@ -607,10 +610,7 @@ static void look(
 }
 
 static void swiglu(const float *gate, const float *up, float *out, int64_t count) {
-    for (int64_t i = 0; i < count; i += 8) {
-        f8 g = load8(gate + i);
-        store8(out + i, g / (exp8(-g) + 1.0f) * load8(up + i));
-    }
+    for (int64_t i = 0; i < count; i += 8) store8(out + i, silu8(load8(gate + i)) * load8(up + i));
 }
 
 static inline int64_t cache_offset(const Forward *f, int64_t layer, int64_t row, int64_t head) {
@@ -962,10 +962,7 @@ int64_t smtp_depth(const Depth *d) {
                 DONE
                 in.inputs = d->width;
                 EACH(n, d->rows) {
-                    for (int64_t i = 0; i < d->width; i += 8) {
-                        f8 v = load8(wide + n * d->width + i);
-                        store8(scratch + i, v / (exp8(-v) + 1.0f));
-                    }
+                    for (int64_t i = 0; i < d->width; i += 8) store8(scratch + i, silu8(load8(wide + n * d->width + i)));
                     quantise(scratch, &in, n, 0, d->width / BLOCK);
                 }
                 DONE

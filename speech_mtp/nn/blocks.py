@@ -168,8 +168,9 @@ class BlockLinear:
     def __init__(self, blocks: Blocks, bias: Tensor | None = None) -> None:
         self.shape, self.kind = blocks.shape, blocks.kind
         self.bias = None if bias is None else bias.detach().float().contiguous()
-        self.tiles = settled(blocks.tiles) if is_native() else blocks.tiles.contiguous()
-        self._by_torch = None if is_native() else _TorchProduct(blocks)
+        compiled = is_native()
+        self.tiles = settled(blocks.tiles) if compiled else blocks.tiles.contiguous()
+        self._by_torch = None if compiled else _TorchProduct(blocks)
         self.described = _described(self)
         """What the compiled kernels are told of it; good as long as this object lives."""
 
@@ -207,10 +208,15 @@ class BlockLinear:
             ctypes.c_void_p(rows.data_ptr()),
             ctypes.c_int64(len(rows)),
             ctypes.c_void_p(out.data_ptr()),
-            ctypes.c_int64(torch.get_num_threads() if len(rows) * self.shape[0] * self.shape[1] > _ALONE else 1),
+            ctypes.c_int64(threads_for(len(rows) * self.shape[0] * self.shape[1])),
         ):
             raise MemoryError(f"There is no memory for {len(rows)} rows of {self.shape[1]} numbers.")
         return out
+
+
+def threads_for(products: int) -> int:
+    """How many of torch's threads share so many products of a call."""
+    return torch.get_num_threads() if products > _ALONE else 1
 
 
 def _described(linear: BlockLinear) -> native.Linear:

@@ -32,6 +32,7 @@ from speech_mtp.corpus.direct import Speech, read_sentences, speak
 from speech_mtp.corpus.features import Features
 from speech_mtp.corpus.frame_phonemes import FramePhonemes
 from speech_mtp.corpus.store import AudioStore, store_manifest
+from speech_mtp.dtypes import DTYPES
 from speech_mtp.files import check_inputs_of
 from speech_mtp.lm.backbone import Backbone, load_causal_lm, load_tokenizer
 from speech_mtp.lm.direct import DirectConfig, DirectLM
@@ -272,18 +273,16 @@ def _text_encoder(stage: TextEncoderRun) -> dict[str, Any]:
 
 def _text_lm(stage: AnswersRun | TextMTPRun) -> TextLM:
     folder = hub.resolve_backbone(stage.backbone["sha256"], stage.backbone, None)
-    dtype = torch.bfloat16 if stage.dtype == "bf16" else torch.float32
+    dtype = getattr(torch, DTYPES[stage.dtype].dtype)
     return TextLM.from_folder(folder, dtype, stage.backbone["sha256"]).to(stage.torch_device())
 
 
 def _into_blocks(lm: TextLM, stage: AnswersRun | TextMTPRun, keep_layers: bool) -> None:
-    """Put the weights of ``lm`` into blocks, if the recipe's ``dtype`` says so; :meth:`TextLM.prepare`."""
-    kind = {"q4": "q4", "int8": "q8"}.get(stage.dtype)
-    if kind is None:
-        return
-    lm.check_blocks(compile=False)
-    folder = hub.resolve_backbone(stage.backbone["sha256"], stage.backbone, None)
-    lm.prepare(keep_layers, blocks=hub.block_weights(folder, kind, stage.backbone))
+    """Put the weights of ``lm`` into blocks, if the recipe's ``dtype`` says so."""
+    kind = DTYPES[stage.dtype].blocks
+    if kind is not None:
+        folder = hub.resolve_backbone(stage.backbone["sha256"], stage.backbone, None)
+        hub.into_blocks(lm, folder, kind, stage.backbone, keep_layers)
 
 
 def _answers(stage: AnswersRun) -> dict[str, Any]:
@@ -309,7 +308,7 @@ def _answers(stage: AnswersRun) -> dict[str, Any]:
 def _text_mtp(stage: TextMTPRun) -> dict[str, Any]:
     if stage.dtype == "bf16" and not stage.task.amp:
         raise ValueError("A backbone in bf16 needs mixed precision; set task.amp to true, or dtype to fp32.")
-    if stage.dtype in ("q4", "int8") and stage.task.lora:
+    if DTYPES[stage.dtype].blocks is not None and stage.task.lora:
         raise ValueError(f"Adapters are trained with the backbone's own layers, which {stage.dtype} does without.")
     workers, lm = Workers(), _text_lm(stage)
     said = answers.read_answers(stage.answers)

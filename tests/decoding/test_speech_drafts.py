@@ -153,7 +153,7 @@ def test_every_kind_of_channel_has_its_temperature() -> None:
     grouped = tiny_lm((3, 2), frames_per_group=2)
     run = engine.start(grouped, MAKER.make([TEXTS[0]]), TIMBRE[:1], Sampling(stream_temperatures=(0.1, 0.2, 0.3)))
     of_channel = run.law.settings(run.rows, 1)
-    kinds = [run.law.kind_of(c) for c in range(5)]
+    kinds = [grouped.kind_of(c) for c in range(5)]
     assert [float(of_channel[kind].temperature) for kind in kinds] == pytest.approx([0.1, 0.2, 0.3, 0.2, 0.3])
     settings = RowSampling([cold, Sampling(temperature=0.5)])
     assert settings.of_kind(2).temperature.tolist() == pytest.approx([0.0, 0.5])

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from speech_mtp.decoding import sampling as noise
-from speech_mtp.lm import fused_depth
 from speech_mtp.lm.fused_depth import FusedDepth, GroupDraws
 from speech_mtp.lm.speech_lm import SpeechLM
+from speech_mtp.nn import blocks
 from speech_mtp.types import RowSampling, Sampling
 from tests.nn.test_blocks import needs_kernels
 from tests.tiny import tiny_lm
@@ -95,7 +95,7 @@ def test_what_is_stuck_is_drawn_no_more() -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_row_is_the_same_alone_and_among_others(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     lm, before = prepared(), torch.get_num_threads()
-    monkeypatch.setattr(fused_depth, "_ALONE", 0)
+    monkeypatch.setattr(blocks, "_ALONE", 0)
     x, given = hidden(), draws(lm, SETTINGS["of their own"])
     try:
         torch.set_num_threads(threads)

@@ -48,8 +48,9 @@ def test_depthwise_is_the_convolution_of_torch(dtype: torch.dtype, bias: bool) -
         assert torch.allclose(depthwise(x, conv.weight, conv.bias), expected, atol=1e-6)
 
 
-def test_a_causal_convolution_learns_and_hears_the_same() -> None:
-    layer = CausalConv(6, 6, 3, groups=6)
+@pytest.mark.parametrize(("dim_out", "groups"), [(6, 6), (12, 6), (6, 1)])
+def test_a_causal_convolution_learns_and_hears_the_same(dim_out: int, groups: int) -> None:
+    layer = CausalConv(6, dim_out, 3, groups=groups)
     x, lengths = torch.randn(1, 9, 6), torch.tensor([9])
     y, _ = layer(x, layer.fresh(1, x.device), lengths)
     y.square().sum().backward()
