@@ -12,6 +12,7 @@ from speech_mtp.nn.blocks import BLOCK, BlockLinear, Blocks
 
 _ROWS = 8  # what the layout is chosen for: a draft is a handful of nodes
 _SMALL, _LARGE = 24, 256  # rows of the blocks of an invariant product
+_TILE = 16  # rows of the only block of an invariant product where a few rows are summed otherwise than many
 
 
 @cache
@@ -45,7 +46,8 @@ class PackedLinear:
 
     How many rows there are may decide in what order each is summed. ``invariant`` multiplies rows in blocks of the
     sizes that :func:`is_invariant` tries and no others, and a row that comes alone twice, so that what a row gives does
-    not depend on how many there are.
+    not depend on how many there are. Where the processor sums those otherwise than each other (AMX does), all blocks
+    have 16 rows, the last one filled with zeros: there they cost what a single row costs, and long prompts cost more.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, invariant: bool = False) -> None:
@@ -55,26 +57,32 @@ class PackedLinear:
         self.bias = None if bias is None else bias.detach()
         self.packed = weight.device.type == "cpu" and can_pack(weight.dtype)
         self._weight = _pack(weight.contiguous()) if self.packed else weight
+        self.filled = invariant and not _sizes_agree(*self.shape, self.dtype, False)
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
         if not self.invariant:
             return self._product(x)
         rows = x.reshape(-1, x.shape[-1])
-        blocks = rows.split(self._blocks(len(rows)))
-        made = [self._product(b.expand(2, -1) if len(b) == 1 else b)[: len(b)] for b in blocks]
+        made = [self._product(self._block(b))[: len(b)] for b in rows.split(self._blocks(len(rows)))]
         return (made[0] if len(made) == 1 else torch.cat(made)).view(*x.shape[:-1], self.shape[0])
 
     @property
     def largest(self) -> int:
         """Rows of the largest block of an invariant product; many rows of a wide one take too long to try."""
-        return _LARGE if self.shape[0] <= 16_384 else _SMALL
+        return _TILE if self.filled else _LARGE if self.shape[0] <= 16_384 else _SMALL
 
     def _blocks(self, rows: int) -> list[int]:
         """The sizes of the blocks of ``rows`` rows: the largest, as many of the small size as fit, the rest."""
         large, rest = divmod(rows, self.largest)
-        small, rest = divmod(rest, _SMALL)
+        small, rest = divmod(rest, min(self.largest, _SMALL))
         return [self.largest] * large + [_SMALL] * small + ([rest] if rest or not rows else [])
+
+    def _block(self, rows: Tensor) -> Tensor:
+        """The rows that are multiplied for a block of ``rows``."""
+        if self.filled:
+            return F.pad(rows, (0, 0, 0, _TILE - len(rows)))
+        return rows.expand(2, -1) if len(rows) == 1 else rows
 
     def _product(self, x: Tensor) -> Tensor:
         if self.packed:
@@ -87,10 +95,22 @@ FastLinear = PackedLinear | BlockLinear
 
 
 def is_invariant(linear: PackedLinear) -> bool:
-    """Whether random rows give the very same numbers in blocks of every size that an invariant product has."""
-    x = torch.randn(linear.largest, linear.shape[1], generator=torch.Generator().manual_seed(0)).to(linear.dtype)
-    whole, sizes = linear(x), range(1, _SMALL + 1)
-    return all(torch.equal(torch.cat([linear(piece) for piece in x.split(size)]), whole) for size in sizes)
+    """Whether products of this size give the very same rows in blocks of every size that an invariant product has."""
+    return _sizes_agree(*linear.shape, linear.dtype, linear.filled)
+
+
+@cache
+def _sizes_agree(outputs: int, inputs: int, dtype: torch.dtype, filled: bool) -> bool:
+    """Tried once, on sums that would be zero if they were exact: what is left of them is how they were rounded, which
+    another order of summation changes."""
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(outputs, -(-inputs // 2), generator=rng).repeat(1, 2)[:, :inputs]
+    linear = PackedLinear(weight.to(dtype))
+    linear.invariant, linear.filled = True, filled
+    x = torch.randn(max(linear.largest, 2 * _SMALL), -(-inputs // 2), generator=rng)
+    x = torch.cat([x, -x], -1)[:, :inputs].to(dtype)
+    whole = linear(x)
+    return all(torch.equal(torch.cat([linear(p) for p in x.split(size)]), whole) for size in range(1, _SMALL + 1))
 
 
 def fast_linear(weight: Tensor, bias: Tensor | None = None, blocks: str | None = None) -> FastLinear:

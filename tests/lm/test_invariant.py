@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +16,7 @@ from speech_mtp.decoding.base import DecodingRule
 from speech_mtp.decoding.text import TextRun, start
 from speech_mtp.heads.base import MTPHead
 from speech_mtp.lm.text_lm import TextLM, TextRows
+from speech_mtp.nn import packed
 from speech_mtp.nn.packed import PackedLinear, is_invariant
 from speech_mtp.types import Draft, Sampling, Verdict
 from tests.decoding.test_text_lossless import make_head
@@ -168,31 +173,45 @@ def check_same_text(lm: TextLM, head: MTPHead | None, rule: str, sampling: Sampl
     assert said(slice(1, 2), catalogue.build(rule, head)).tokens == expected[1:2]
 
 
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The rows of every product from now on."""
-    rows: list[int] = []
+    counted: list[int] = []
+
+    def counting(rows: int, exact: Tensor) -> Tensor:
+        counted.append(rows)
+        return exact
+
+    yield from another_product(monkeypatch, counting, counted)
+
+
+def another_product(monkeypatch: pytest.MonkeyPatch, change: Callable[[int, Tensor], Tensor], given: Any) -> Any:
+    """A processor whose products are ``change(rows, product)``, until the test is over."""
     product = PackedLinear._product
 
-    def counting(linear: PackedLinear, x: Tensor) -> Tensor:
-        rows.append(x.numel() // x.shape[-1])
-        return product(linear, x)
+    def patched(linear: PackedLinear, x: Tensor) -> Tensor:
+        return change(x.numel() // x.shape[-1], product(linear, x))
 
-    monkeypatch.setattr(PackedLinear, "_product", counting)
-    return rows
+    monkeypatch.setattr(PackedLinear, "_product", patched)
+    packed._sizes_agree.cache_clear()
+    yield given
+    packed._sizes_agree.cache_clear()
 
 
 @needs_invariance
-def test_no_product_sees_a_single_row(lm: TextLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = counted(monkeypatch)
+def test_no_product_sees_a_single_row(lm: TextLM, rows: list[int]) -> None:
     start(lm, [[3]], Sampling(temperature=0), None, 2).complete()
-    assert set(rows) == {2}
+    assert rows
+    assert set(rows) <= {2, 16}
 
 
 @needs_invariance
-def test_prompts_of_any_length_are_products_of_tried_sizes(lm: TextLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = counted(monkeypatch)
+@pytest.mark.parametrize("filled", [False, True])
+def test_prompts_of_any_length_are_products_of_tried_sizes(rows: list[int], filled: bool) -> None:
     for wide in (384, 20_000):
         linear = PackedLinear(torch.ones(wide, 32, dtype=torch.bfloat16), invariant=True)
+        linear.filled = filled
+        packed._sizes_agree.cache_clear()
         rows.clear()
         is_invariant(linear)
         tried = set(rows)
@@ -214,13 +233,35 @@ def test_a_long_prompt_whole_and_in_pieces(lm: TextLM) -> None:
     assert torch.equal(*found)
 
 
-def test_a_product_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    product = PackedLinear._product
+@pytest.fixture
+def few_and_many(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A processor that sums three rows or more otherwise than two."""
+    yield from another_product(monkeypatch, lambda rows, exact: exact + (rows > 2), None)
 
-    def uneven(linear: PackedLinear, x: Tensor) -> Tensor:
-        return product(linear, x) + x.flatten(0, -2).shape[0] % 2
 
-    monkeypatch.setattr(PackedLinear, "_product", uneven)
+@pytest.mark.usefixtures("few_and_many")
+def test_blocks_are_filled_where_a_few_rows_are_not_summed_as_many_are() -> None:
+    weight = torch.randn(48, 96, generator=torch.Generator().manual_seed(1)).bfloat16()
+    assert not PackedLinear(weight).filled
+    linear = PackedLinear(weight, invariant=True)
+    assert linear.filled
+    assert is_invariant(linear)
+    x = torch.randn(57, 96, generator=torch.Generator().manual_seed(2)).bfloat16()
+    whole = linear(x)
+    torch.testing.assert_close(whole, x @ weight.mT + 1)
+    for size in (1, 2, 15, 16, 17, 40):
+        assert torch.equal(torch.cat([linear(piece) for piece in x.split(size)]), whole), size
+
+
+@pytest.fixture
+def uneven(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A processor that never computes the same twice."""
+    calls = count()
+    yield from another_product(monkeypatch, lambda _, exact: exact + next(calls), None)
+
+
+@pytest.mark.usefixtures("uneven")
+def test_a_product_is_tried() -> None:
     assert not is_invariant(PackedLinear(torch.ones(48, 96, dtype=torch.bfloat16), invariant=True))
     model = TextLM(random_llama(61, 32, 4).bfloat16())
     with pytest.raises(ValueError, match="On this processor a product depends on the number of rows"):
