@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -31,13 +31,29 @@ ROOM = 64
 """Entries per row that a new cache has room for; it grows."""
 
 
-class Place(NamedTuple):
-    """Where new entries stand: ``at [B, T]`` their numbers in the text, ``mask [B, 1, T, S]`` which entries of
-    ``cache`` each sees, itself included. They are written behind those that ``cache`` counts as valid."""
+@dataclass(frozen=True)
+class Place:
+    """Where new entries stand: ``at [B, T]`` their numbers in the text. They see the valid entries of ``committed``
+    and, of those behind these, ``ancestors [B, T, M + T]``: M that have been drafted, then themselves. None: there are
+    no M, and each sees those before it."""
 
     at: Tensor
-    mask: Tensor
-    cache: KVCache
+    ancestors: Tensor | None
+    committed: KVCache
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """``[B, 1, T, S]`` bool: which entries of the cache each sees."""
+        past = causal(self.at[..., None])[1][:, 0].expand(len(self.at), -1, -1)
+        sees = past if self.ancestors is None else self.ancestors
+        return self.committed.mask(sees, _seen(self.committed, sees.shape[2]))
+
+    @cached_property
+    def cache(self) -> KVCache:
+        """The cache as it is written to: behind what it counts as valid."""
+        drafted = 0 if self.ancestors is None else self.ancestors.shape[2] - self.at.shape[1]
+        kept = self.committed
+        return KVCache(kept.keys, kept.values, kept.lengths + drafted) if drafted else kept
 
 
 @dataclass(kw_only=True)
@@ -132,14 +148,12 @@ class SequentialHead(MTPHead):
         assert isinstance(state, SequentialState)
         super().read(state, hidden, x, lengths)
         state.nodes, state.ancestors = state.nodes[:, :0], state.ancestors[:, :0, :0]
-        b, t = x.shape[:2]
+        t = x.shape[1]
         if not t:
             return
         cache = state.cache
         cache.make_room(t)
-        at, past = causal(hidden)
-        mask = cache.mask(past[:, 0].expand(b, -1, -1), _seen(cache, t))
-        place = Place(cache.lengths[:, None] + at, mask, cache)
+        place = Place(cache.lengths[:, None] + torch.arange(t, device=x.device), None, cache)
         state.newest = newest_of(self.enter(state, self.mix(hidden), x, place), lengths, state.newest)
         cache.advance(lengths, t)
 
@@ -156,9 +170,8 @@ class SequentialHead(MTPHead):
         state.ancestors = _grown(state.ancestors, parents)
         cache = state.cache
         cache.make_room(m + n)
-        at = cache.lengths[:, None] + state.ancestors[:, m:].sum(-1) - 1
-        behind = KVCache(cache.keys, cache.values, cache.lengths + m)
-        place = Place(at, cache.mask(state.ancestors, _seen(cache, m + n))[:, :, m:], behind)
+        sees = state.ancestors[:, m:]
+        place = Place(cache.lengths[:, None] + sees.sum(-1) - 1, sees, cache)
         known = torch.cat([state.newest[:, None], state.nodes], 1)
         above = known.gather(1, (parents + 1)[..., None, None].expand(-1, -1, *known.shape[2:]))
         y = self.extend(state, above, x, place)
@@ -214,10 +227,14 @@ class RecursiveHead(SequentialHead):
             yield hidden if wanted is None else hidden.new_zeros(x.shape).index_put((wanted,), hidden[real])
 
     def enter(self, state: SequentialState, hidden: Tensor, x: Tensor, place: Place) -> Tensor:
-        return self.step(hidden, x, *place)[:, :, None]
+        return self.step_at(hidden, x, place)[:, :, None]
 
     def extend(self, state: SequentialState, above: Tensor, x: Tensor, place: Place) -> Tensor:
-        return self.step(above[:, :, 0], x, *place)[:, :, None]
+        return self.step_at(above[:, :, 0], x, place)[:, :, None]
+
+    def step_at(self, hidden: Tensor, x: Tensor, place: Place) -> Tensor:
+        """:meth:`step` in decoding."""
+        return self.step(hidden, x, place.at, place.mask, place.cache)
 
 
 class _Trace(KVCache):

@@ -9,13 +9,17 @@ The published training unrolls 7 steps (the paper says 5) and weighs step k (fro
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
-from speech_mtp.heads._sequential import RecursiveHead
+from speech_mtp.heads._sequential import Place, RecursiveHead
 from speech_mtp.heads.base import PrivateUnembedding, TrunkShape
+from speech_mtp.nn.blocks import BlockLinear, is_native
+from speech_mtp.nn.fused import BlockLayer, BlockLayers, FusedLayers
 from speech_mtp.nn.kv_cache import KVCache
-from speech_mtp.nn.transformer import Attention, SwiGLU
+from speech_mtp.nn.transformer import Attention, SwiGLU, rotary_rates
 
 
 class WideLayer(nn.Module):
@@ -30,6 +34,16 @@ class WideLayer(nn.Module):
         self.self_attn = Attention(shape.block(2 * shape.dim))
         self.post_attention_layernorm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
         self.mlp = SwiGLU(shape.dim, intermediate_size)
+
+    def in_blocks(self) -> BlockLayer | None:
+        """The layer for the compiled kernels, once it is packed; None where its weights are not in blocks."""
+        products = (*self.self_attn.products, *self.mlp.products)
+        if self.norm_before_residual or not all(isinstance(product, BlockLinear) for product in products):
+            return None
+        qkv, leave, gate_up, down = products
+        norms = (self.hidden_norm, self.post_attention_layernorm, self.input_layernorm)
+        enter, middle, side = (norm.weight.detach().float() for norm in norms)
+        return BlockLayer(enter, qkv, None, None, leave, middle, gate_up, down, side)
 
     def forward(self, hidden: Tensor, x: Tensor, index: Tensor, mask: Tensor, cache: KVCache) -> Tensor:
         normed = self.hidden_norm(hidden)
@@ -65,6 +79,24 @@ class Eagle3(RecursiveHead):
         self.norm = nn.RMSNorm(shape.dim, eps=shape.rms_norm_eps)
         if private:
             self.private = PrivateUnembedding(1, shape.dim, self.num_tokens)
+        self._fused: FusedLayers | None = None
+
+    def prepare(self, blocks: str | None = None) -> Self:
+        super().prepare(blocks)
+        shape, layer = self.shape, self.layer.in_blocks()
+        sizes = (shape.dim, self.intermediate_size, shape.head_dim, shape.num_heads)
+        if layer is not None and is_native() and BlockLayers.fits(*sizes):
+            rates = rotary_rates(shape.head_dim // 2, shape.rope_theta, layer.enter.device)
+            norm, eps = self.norm.weight.detach().float(), shape.rms_norm_eps
+            heads = (shape.num_heads, shape.num_kv_heads, shape.head_dim)
+            self._fused = FusedLayers(BlockLayers([layer], norm, *heads, rates, eps))
+        return self
+
+    def step_at(self, hidden: Tensor, x: Tensor, place: Place) -> Tensor:
+        if self._fused is None or place.committed.keys.dtype != torch.float32:
+            return super().step_at(hidden, x, place)
+        leaving, _ = self._fused(hidden, place.at, place.ancestors, place.committed, (1,), side=x)
+        return leaving[:, :, 0].to(hidden.dtype)
 
     def readable(self, output: Tensor) -> Tensor:
         out: Tensor = self.norm(output)

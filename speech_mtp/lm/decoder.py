@@ -18,7 +18,7 @@ read with a prompt, so that greedy text in bfloat16 does not depend on what draf
   their shares meet, the library computes single numbers by another routine than whole vectors.
 
 With weights in *blocks* (:mod:`speech_mtp.nn.blocks`) products are invariant as they are, and where the compiled
-kernels are there, one call of them computes all layers (:mod:`speech_mtp.lm.fused`), invariant as well. Else attention
+kernels are there, one call of them computes all layers (:mod:`speech_mtp.nn.fused`), invariant as well. Else attention
 and angles are those of invariant decoding.
 """
 
@@ -35,8 +35,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtp.lm.block_weights import BlocksOf
-from speech_mtp.lm.fused import BlockLayer, BlockLayers, FusedLayers
 from speech_mtp.nn.blocks import BlockLinear, Blocks, is_native
+from speech_mtp.nn.fused import BlockLayer, BlockLayers, FusedLayers
 from speech_mtp.nn.kv_cache import Attends, KVCache
 from speech_mtp.nn.packed import FastLinear, PackedLinear, is_invariant
 from speech_mtp.nn.row_pool import Chains

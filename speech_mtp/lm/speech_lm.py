@@ -18,11 +18,11 @@ from speech_mtp.layouts.aligned import Aligned
 from speech_mtp.layouts.base import Layout
 from speech_mtp.lm.cache import KVCache
 from speech_mtp.lm.embeddings import EncodedUnits, GroupFusion, UnitEncoder, Window
-from speech_mtp.lm.fused import FusedLayers
 from speech_mtp.lm.fused_depth import FusedDepth
 from speech_mtp.lm.group_lm import GroupLM, GroupLMConfig, SpeechPlace, SpeechRows, behind_text
 from speech_mtp.lm.outputs import build_output
 from speech_mtp.lm.talker import Talker
+from speech_mtp.nn.fused import FusedLayers
 from speech_mtp.nn.packed import pack_linears
 from speech_mtp.nn.row_values import put
 from speech_mtp.nn.transformer import causal_mask

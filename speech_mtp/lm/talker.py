@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from speech_mtp.lm.cache import KVCache
-from speech_mtp.lm.fused import BlockLayer, BlockLayers, FusedLayers
 from speech_mtp.nn.blocks import BlockLinear, Blocks, is_native
+from speech_mtp.nn.fused import BlockLayer, BlockLayers, FusedLayers
 from speech_mtp.nn.kv_cache import attention
 from speech_mtp.nn.transformer import ROTARY_BASE, gated, rotary_rates, rotate
 from speech_mtp.types import LMOutput

@@ -43,7 +43,7 @@ class Layer(ctypes.Structure):
     """``Layer`` of ``kernels.c``."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("enter", "middle", "q_norm", "k_norm")),
+        *((name, ctypes.c_void_p) for name in ("side", "enter", "middle", "q_norm", "k_norm")),
         *((name, Linear) for name in ("qkv", "leave", "gate_up", "down")),
     )
 
@@ -56,7 +56,7 @@ class Forward(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in (
                 *("layers", "dim", "heads", "kv_heads", "head_dim", "hidden"),
-                *("rows", "nodes", "size", "entries", "taps", "threads", "cache_rows"),
+                *("rows", "nodes", "behind", "size", "entries", "taps", "threads", "cache_rows"),
             )
         ),
         *((name, ctypes.c_float) for name in ("eps", "qk_eps", "scale")),
@@ -64,7 +64,7 @@ class Forward(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in (
                 *("layer", "norm", "cos", "sin", "index", "lengths", "at", "ancestors"),
-                *("keys", "values", "x", "final", "tap", "tapped"),
+                *("keys", "values", "side", "x", "final", "tap", "tapped"),
             )
         ),
     )

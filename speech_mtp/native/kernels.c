@@ -555,13 +555,15 @@ int64_t smtp_linear(const Linear *linear, const float *x, int64_t count, float *
 }
 
 // ---- the decoder ----------------------------------------------------------------------------------------------------
+// A layer with the norm `side` is twice as wide where it begins: it reads the normed vectors `side` of the forward, then
+// the normed stream.
 typedef struct {
-    const float *enter, *middle, *q_norm, *k_norm;
+    const float *side, *enter, *middle, *q_norm, *k_norm;
     Linear qkv, leave, gate_up, down;
 } Layer;
 
 typedef struct {
-    int64_t layers, dim, heads, kv_heads, head_dim, hidden, rows, nodes, size, entries, taps, threads, cache_rows;
+    int64_t layers, dim, heads, kv_heads, head_dim, hidden, rows, nodes, behind, size, entries, taps, threads, cache_rows;
     float eps, qk_eps, scale;
     const Layer *layer;
     const float *norm;         // [dim]
@@ -569,8 +571,10 @@ typedef struct {
     const int64_t *index;      // [rows, nodes]: positions
     const int64_t *lengths;    // [rows]: valid entries of the cache
     const int64_t *at;         // [rows]: which row of the cache each has; NULL: its own number
-    const uint8_t *ancestors;  // [rows, nodes, nodes]: what a node sees of the nodes; NULL: those up to itself
+    const uint8_t *ancestors;  // [rows, nodes, behind + nodes]: what a node sees of the `behind` entries after the valid
+                               // ones and of the nodes, which come after those; NULL: all up to itself
     float *keys, *values;      // [layers, cache_rows, kv_heads, size, head_dim]
+    const float *side;         // [rows, nodes, dim], for layers that read it
     float *x;                  // [rows, nodes, dim]: the embeddings, then what comes after the last layer
     float *final;              // [rows, nodes, dim]: after the final norm
     const int64_t *tap;        // [taps]: the layers before which the stream is kept (layers: after the last)
@@ -709,13 +713,13 @@ static void attend(
     const int64_t *at = NULL;
     Query queries[MOST];
     for (int64_t node = first; node < last; node++) {
-        int64_t n = row * f->nodes + node, count = length;
-        if (!f->ancestors) count += node + 1;
+        int64_t n = row * f->nodes + node, count = length, more = f->behind + f->nodes;
+        if (!f->ancestors) count += f->behind + node + 1;
         else {
-            const uint8_t *sees = f->ancestors + n * f->nodes;
-            for (int64_t m = 0; m < f->nodes; m++)
+            const uint8_t *sees = f->ancestors + n * more;
+            for (int64_t m = 0; m < more; m++)
                 if (sees[m]) list[count++] = length + m;
-            if (count != length + node + 1) {  // no chain up to here
+            if (count != length + f->behind + node + 1) {  // no chain up to here
                 for (int64_t s = 0; s < length; s++) list[s] = s;
                 at = list;
             }
@@ -733,7 +737,7 @@ static void attend(
 // Queries and keys of node n in place: norms, rotation; keys and values into the cache.
 static void place(const Forward *f, const Layer *layer, int64_t number, float *qkv, int64_t n) {
     int64_t dim = f->head_dim, width = (f->heads + 2 * f->kv_heads) * dim, half = dim / 2;
-    int64_t row = n / f->nodes, slot = f->lengths[row] + n % f->nodes;
+    int64_t row = n / f->nodes, slot = f->lengths[row] + f->behind + n % f->nodes;
     const float *cos = f->cos + f->index[n] * half, *sin = f->sin + f->index[n] * half;
     float *own = qkv + n * width;
     for (int64_t h = 0; h < f->heads + f->kv_heads; h++) {
@@ -774,7 +778,11 @@ static void prepare(
     else if (source == GATED) {
         const float *gate = work->wide + n * 2 * f->hidden;
         swiglu(gate, gate + f->hidden, scratch, f->hidden);
-    } else rms(f->x + n * f->dim, source == ENTER ? layer->enter : layer->middle, f->dim, f->eps, scratch);
+    } else {
+        int64_t wide = source == ENTER && layer->side ? f->dim : 0;
+        if (wide) rms(f->side + n * f->dim, layer->side, f->dim, f->eps, scratch);
+        rms(f->x + n * f->dim, source == ENTER ? layer->enter : layer->middle, f->dim, f->eps, scratch + wide);
+    }
     quantise(x, rows, n, 0, rows->inputs / BLOCK);
 }
 
@@ -827,7 +835,8 @@ static void run(const Forward *f, const Work *work) {
 // 0, or 1 where there is no memory.
 int64_t smtp_forward(const Forward *f) {
     int64_t count = f->rows * f->nodes, inner = f->heads * f->head_dim, width = inner + 2 * f->kv_heads * f->head_dim;
-    int64_t widest = f->dim > f->hidden ? f->dim : f->hidden, failed = 0, alone = count <= FEW ? f->threads : 0;
+    int64_t begin = f->side ? 2 * f->dim : f->dim, widest = begin > f->hidden ? begin : f->hidden;
+    int64_t failed = 0, alone = count <= FEW ? f->threads : 0;
     int64_t longest = widest > inner ? widest : inner;
     Work work = {
         make_rows(longest, alone ? 0 : count), calloc((size_t)alone + 1, sizeof(Rows)),

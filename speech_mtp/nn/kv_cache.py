@@ -146,11 +146,12 @@ class KVCache:
         return self._place[2]
 
     def mask(self, ancestors: Tensor, seen: int | None = None) -> Tensor:
-        """Which of the first ``seen`` entries a draft node sees: ``ancestors [B, M, M]`` -> ``[B, 1, M, S]`` bool."""
-        m = ancestors.shape[1]
+        """Which of the first ``seen`` entries a draft node sees: ``ancestors [B, M, N]``, of the N entries behind the
+        valid ones -> ``[B, 1, M, S]`` bool."""
+        m, n = ancestors.shape[1:]
         slots = torch.arange(self.size if seen is None else seen, device=ancestors.device)
         visible = (slots < self.lengths[:, None])[:, None].expand(-1, m, -1).clone()
-        at = (self.lengths[:, None] + torch.arange(m, device=ancestors.device))[:, None].expand(-1, m, -1)
+        at = (self.lengths[:, None] + torch.arange(n, device=ancestors.device))[:, None].expand(-1, m, -1)
         return visible.scatter(2, at, ancestors)[:, None]
 
     def behind(self, count: int) -> tuple[Tensor, Tensor]:

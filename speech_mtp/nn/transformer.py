@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -105,6 +106,11 @@ class Attention(nn.Module):
         if packs(weights[0]):
             self._joined = fast_linear(torch.cat(weights), None, blocks)
 
+    @property
+    def products(self) -> tuple[Any, Any]:
+        """What multiplies once all is packed: queries, keys and values at once; what leaves."""
+        return self._joined, self.o_proj.forward
+
     def heads(self, x: Tensor) -> Tensor:
         """``[B, T, H * d]`` -> ``[B, H, T, d]``."""
         return x.unflatten(-1, (-1, self.shape.head_dim)).transpose(1, 2)
@@ -161,6 +167,11 @@ class SwiGLU(nn.Module):
         training."""
         if packs(self.gate_proj.weight):
             self._joined = fast_linear(torch.cat([self.gate_proj.weight, self.up_proj.weight]), None, blocks)
+
+    @property
+    def products(self) -> tuple[Any, Any]:
+        """What multiplies once all is packed: gate and up at once; down."""
+        return self._joined, self.down_proj.forward
 
     def forward(self, x: Tensor) -> Tensor:
         if self._joined is not None:

@@ -1,9 +1,9 @@
 """All layers of a decoder in one call of the compiled kernels: weights in blocks, everything else in float32.
 
-What :class:`speech_mtp.lm.decoder.Decoder` and :class:`speech_mtp.lm.talker.Talker` do layer by layer, ``smtp_forward``
-of ``native/kernels.c`` does with one team of threads. A node's numbers do not depend on which others it is computed
-with: products are invariant (:mod:`speech_mtp.nn.blocks`), and attention adds up the entries that a node sees in their
-order, however they lie in the cache.
+What :class:`speech_mtp.lm.decoder.Decoder`, :class:`speech_mtp.lm.talker.Talker` and EAGLE-3's layer do operation by
+operation, ``smtp_forward`` of ``native/kernels.c`` does with one team of threads. A node's numbers do not depend on
+which others it is computed with: products are invariant (:mod:`speech_mtp.nn.blocks`), and attention adds up the
+entries that a node sees in their order, however they lie in the cache.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _WIDEST = 256  # numbers of a head
 
 @dataclass(frozen=True)
 class BlockLayer:
-    """Weights of a layer in the order of use: norms in float32 (those of queries and keys may be missing), products."""
+    """Weights of a layer in the order of use: norms in float32 (those of queries and keys may be missing), products.
+
+    With a norm ``side`` the layer is twice as wide where it begins: ``qkv`` reads vectors of their own, normed by it,
+    and after them the normed stream."""
 
     enter: Tensor
     qkv: BlockLinear
@@ -36,10 +39,11 @@ class BlockLayer:
     middle: Tensor
     gate_up: BlockLinear
     down: BlockLinear
+    side: Tensor | None = None
 
     def describe(self) -> native.Layer:
         """What the kernels are told of it."""
-        norms = (self.enter, self.middle, self.q_norm, self.k_norm)
+        norms = (self.side, self.enter, self.middle, self.q_norm, self.k_norm)
         products = (self.qkv, self.leave, self.gate_up, self.down)
         return native.Layer(
             *(None if norm is None else norm.data_ptr() for norm in norms), *(product.described for product in products)
@@ -99,17 +103,25 @@ class FusedLayers:
         self._described = self._describe()
 
     def __call__(
-        self, x: Tensor, index: Tensor, ancestors: Tensor | None, cache: KVCache | Chains, taps: tuple[int, ...]
+        self,
+        x: Tensor,
+        index: Tensor,
+        ancestors: Tensor | None,
+        cache: KVCache | Chains,
+        taps: tuple[int, ...],
+        side: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """``x [B, M, D]`` embeddings of nodes at positions ``index [B, M]``, written behind the valid entries of
         ``cache``, which has room for them. A node sees those entries and its ``ancestors [B, M, M]``, itself and none
-        that comes after it among them; None: the nodes up to itself.
+        that comes after it among them; None: the nodes up to itself. ``ancestors [B, M, K + M]``: K entries that an
+        earlier call has written there stay, and the nodes come after them. ``side [B, M, D]`` is for layers that read
+        vectors of their own.
 
         Returns the states of ``taps`` ``[B, M, taps, D]`` (k: what enters layer k; the number of layers: what leaves
         the last; -1: after the final norm) and those after the final norm ``[B, M, D]``.
         """
         if isinstance(cache, KVCache):
-            return self._over(_Entries(cache.keys, cache.values, cache.lengths), x, index, ancestors, taps)
+            return self._over(_Entries(cache.keys, cache.values, cache.lengths), x, index, ancestors, taps, side)
         pieces = zip(cache.rows, cache.starts, x.split(cache.counts, 1), index.split(cache.counts, 1), strict=True)
         found = [
             self._over(
@@ -121,7 +133,13 @@ class FusedLayers:
         return torch.cat(hidden, 1), torch.cat(final, 1)
 
     def _over(
-        self, cache: _Entries, x: Tensor, index: Tensor, ancestors: Tensor | None, taps: tuple[int, ...]
+        self,
+        cache: _Entries,
+        x: Tensor,
+        index: Tensor,
+        ancestors: Tensor | None,
+        taps: tuple[int, ...],
+        side: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         known, (rows, nodes, dim) = self.layers, x.shape
         if x.device.type != "cpu":
@@ -129,13 +147,18 @@ class FusedLayers:
         if not all(-1 <= tap <= len(known.layers) for tap in taps):
             raise ValueError(f"The taps are {taps}; they must be from -1 to {len(known.layers)}.")
         seen = (rows, nodes, nodes) if ancestors is None else tuple(ancestors.shape)
-        if tuple(index.shape) != (rows, nodes) or seen != (rows, nodes, nodes):
+        behind = seen[-1] - nodes
+        if tuple(index.shape) != (rows, nodes) or seen != (rows, nodes, behind + nodes) or behind < 0:
             raise ValueError(f"{rows} rows of {nodes} nodes have positions {tuple(index.shape)} and see {seen}.")
+        if any((layer.side is None) != (side is None) for layer in known.layers) or (
+            side is not None and side.shape != x.shape
+        ):
+            raise ValueError("Vectors at the side are for layers that read them, as many as there are nodes.")
         x = x.to(torch.float32, copy=True).contiguous()
         final, tapped = torch.empty_like(x), torch.empty(rows, nodes, len(taps), dim)
         if not x.numel():
             return tapped, final
-        size, longest = cache.keys.shape[3], int(cache.lengths.max()) + nodes
+        size, longest = cache.keys.shape[3], int(cache.lengths.max()) + behind + nodes
         if not all(kept.is_contiguous() and kept.dtype == torch.float32 for kept in (cache.keys, cache.values)):
             raise ValueError("The cache must lie in one piece, in float32.")
         if longest > size or int(index.max()) >= max(longest, size):
@@ -146,11 +169,12 @@ class FusedLayers:
         held = (
             *(known.norm, cos, sin, index.contiguous(), cache.lengths.contiguous(), cache.rows),
             None if ancestors is None else ancestors.contiguous(),
-            *(cache.keys, cache.values, x, final, asked, tapped),
+            *(cache.keys, cache.values, None if side is None else side.to(torch.float32).contiguous()),
+            *(x, final, asked, tapped),
         )
         forward = native.Forward(
             *(len(known.layers), dim, known.heads, known.kv_heads, known.head_dim, known.layers[0].down.shape[1]),
-            *(rows, nodes, size, -(-longest // 8) * 8, len(taps), torch.get_num_threads(), cache.keys.shape[1]),
+            *(rows, nodes, behind, size, -(-longest // 8) * 8, len(taps), torch.get_num_threads(), cache.keys.shape[1]),
             *(known.eps, known.qk_eps, known.head_dim**-0.5),
             ctypes.addressof(self._described),
             *(None if tensor is None else tensor.data_ptr() for tensor in held),
