@@ -83,6 +83,7 @@ class Eagle3(RecursiveHead):
 
     def prepare(self, blocks: str | None = None) -> Self:
         super().prepare(blocks)
+        self._fused = None
         shape, layer = self.shape, self.layer.in_blocks()
         sizes = (shape.dim, self.intermediate_size, shape.head_dim, shape.num_heads)
         if layer is not None and is_native() and BlockLayers.fits(*sizes):

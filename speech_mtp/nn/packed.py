@@ -13,6 +13,7 @@ from speech_mtp.nn.blocks import BLOCK, BlockLinear, Blocks
 _ROWS = 8  # what the layout is chosen for: a draft is a handful of nodes
 _SMALL, _LARGE = 24, 256  # rows of the blocks of an invariant product
 _TILE = 16  # rows of the only block of an invariant product where a few rows are summed otherwise than many
+_TRIED = 20_480  # outputs that stand for more
 
 
 @cache
@@ -47,7 +48,8 @@ class PackedLinear:
     How many rows there are may decide in what order each is summed. ``invariant`` multiplies rows in blocks of the
     sizes that :func:`is_invariant` tries and no others, and a row that comes alone twice, so that what a row gives does
     not depend on how many there are. Where the processor sums those otherwise than each other (AMX does), all blocks
-    have 16 rows, the last one filled with zeros: there they cost what a single row costs, and long prompts cost more.
+    have 16 rows, the last one filled with zeros: there they cost what a single row costs, and 256 rows six times as
+    much as in one piece.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, invariant: bool = False) -> None:
@@ -57,7 +59,7 @@ class PackedLinear:
         self.bias = None if bias is None else bias.detach()
         self.packed = weight.device.type == "cpu" and can_pack(weight.dtype)
         self._weight = _pack(weight.contiguous()) if self.packed else weight
-        self.filled = invariant and not _sizes_agree(*self.shape, self.dtype, False)
+        self.filled = invariant and not _sizes_agree(*_tried(self.shape), self.dtype, False, torch.get_num_threads())
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
@@ -95,20 +97,27 @@ FastLinear = PackedLinear | BlockLinear
 
 
 def is_invariant(linear: PackedLinear) -> bool:
-    """Whether products of this size give the very same rows in blocks of every size that an invariant product has."""
-    return _sizes_agree(*linear.shape, linear.dtype, linear.filled)
+    """Whether products of this size on the CPU, by as many threads as there are, give the very same rows in blocks of
+    every size that an invariant product has."""
+    return _sizes_agree(*_tried(linear.shape), linear.dtype, linear.filled, torch.get_num_threads())
+
+
+def _tried(shape: tuple[int, int]) -> tuple[int, int]:
+    """The outputs and inputs of the product that is tried in place of one of ``shape``."""
+    return min(shape[0], _TRIED), shape[1]
 
 
 @cache
-def _sizes_agree(outputs: int, inputs: int, dtype: torch.dtype, filled: bool) -> bool:
-    """Tried once, on sums that would be zero if they were exact: what is left of them is how they were rounded, which
-    another order of summation changes."""
+def _sizes_agree(outputs: int, inputs: int, dtype: torch.dtype, filled: bool, threads: int) -> bool:
+    """Tried once for so many ``threads``, on sums that would be zero if they were exact: what is left of them is how
+    they were rounded, which another order of summation changes."""
     rng = torch.Generator().manual_seed(0)
-    weight = torch.randn(outputs, -(-inputs // 2), generator=rng).repeat(1, 2)[:, :inputs]
-    linear = PackedLinear(weight.to(dtype))
+    half, odd = divmod(inputs, 2)
+    weight = torch.randn(outputs, half, generator=rng, dtype=dtype)
+    linear = PackedLinear(F.pad(torch.cat([weight, weight], 1), (0, odd)))
     linear.invariant, linear.filled = True, filled
-    x = torch.randn(max(linear.largest, 2 * _SMALL), -(-inputs // 2), generator=rng)
-    x = torch.cat([x, -x], -1)[:, :inputs].to(dtype)
+    x = torch.randn(max(linear.largest, 2 * _SMALL), half, generator=rng, dtype=dtype)
+    x = F.pad(torch.cat([x, -x], 1), (0, odd))
     whole = linear(x)
     return all(torch.equal(torch.cat([linear(p) for p in x.split(size)]), whole) for size in range(1, _SMALL + 1))
 

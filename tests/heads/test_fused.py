@@ -57,10 +57,12 @@ def grown(head: Any, state: SequentialState) -> list[Tensor]:
 
 
 @torch.no_grad()
-def test_it_computes_what_the_layer_computes() -> None:
-    head = head_of()
-    assert head._fused is not None
+def test_it_computes_what_the_layer_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, calls = head_of(), []
+    over = FusedLayers._over
+    monkeypatch.setattr(FusedLayers, "_over", lambda *given: calls.append(1) or over(*given))
     fused = grown(head, opened(head))
+    assert len(calls) == 2 + len(PARENTS)
     head._fused = None
     for one, other in zip(fused, grown(head, opened(head)), strict=True):
         # A last bit may round an input of a product to the next of 255 numbers.
@@ -107,6 +109,10 @@ def test_other_layers_stay_as_they_are() -> None:
     floats = plugins.build("heads", {"name": "eagle3", "private": False}, shape=SHAPE)
     floats.bind(Binding(nn.Embedding(VOCAB, DIM), None, None, nn.RMSNorm(DIM)))
     assert floats.prepare()._fused is None
+    again = head_of()
+    for layer in again.modules():  # as if it were loaded anew
+        vars(layer).pop("forward", None)
+    assert again.prepare()._fused is None
 
 
 @torch.no_grad()

@@ -253,6 +253,28 @@ def test_blocks_are_filled_where_a_few_rows_are_not_summed_as_many_are() -> None
         assert torch.equal(torch.cat([linear(piece) for piece in x.split(size)]), whole), size
 
 
+def test_every_number_of_threads_is_tried(rows: list[int]) -> None:
+    linear = PackedLinear(torch.ones(48, 97, dtype=torch.bfloat16))
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for tried in (True, False):  # the second time it is known
+                rows.clear()
+                is_invariant(linear)
+                assert bool(rows) == tried
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_wide_product_stands_for_wider_ones(rows: list[int]) -> None:
+    is_invariant(PackedLinear(torch.ones(50_000, 32, dtype=torch.bfloat16)))
+    assert rows
+    rows.clear()
+    is_invariant(PackedLinear(torch.ones(60_000, 32, dtype=torch.bfloat16)))
+    assert not rows
+
+
 @pytest.fixture
 def uneven(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A processor that never computes the same twice."""
