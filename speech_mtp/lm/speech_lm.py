@@ -114,7 +114,8 @@ class SpeechLM(GroupLM):
     def forward(
         self, positions: Positions, units: TextUnits, timbre: Tensor, taps: tuple[int, ...] = (-1,)
     ) -> LMOutput:
-        encoded = self.units(units)
+        # Prepared, as it decodes: text that is read whole differs in its last bit, which rounding to 8 bits can show.
+        encoded = self.units(units) if self._fused is None else self.units.in_blocks(units)
         x = speech = self.embed(positions.tokens, encoded, units.lengths, timbre, positions.pointer)
         valid = positions.kind != Kind.PAD
         index = positions.index

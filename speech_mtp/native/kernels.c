@@ -262,7 +262,7 @@ INLINE whole four_of(const int8_t *x) {
 #ifdef DOT4
 // DOT4 takes some five cycles, and each waits for the one before it, so few rows have several sums each.
 #define CHAINS (count == 1 ? 4 : count == 2 ? 2 : 1)
-#define EACH_CHAIN UNROLL for (int c = 0; c < CHAINS; c++)
+#define EACH_CHAIN for (int c = 0; c < CHAINS; c++)
 
 INLINE vi joined(const whole *sums, int chains) {
     vi out = (vi)sums[0];

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from speech_mtp.lm.embeddings import UnitEncoder
 from speech_mtp.lm.speech_lm import SpeechLM
 from speech_mtp.nn.kv_cache import KVCache, ancestors_of
 from speech_mtp.nn.transformer import causal_mask
+from speech_mtp.types import Kind, Positions
+from tests.lm.test_encoded_units import random_units
 from tests.nn.test_blocks import needs_kernels
 from tests.tiny import tiny_lm
 
@@ -89,3 +94,20 @@ def test_teacher_forced_states_are_those_of_decoding(layout: str) -> None:
     assert 0 < float(((found - true).norm() / true.norm()).detach()) < 0.03
     alone = states(lm, lm.talker.open(1, 6, x.device), x[:1], torch.arange(6)[None] - 1)
     assert torch.equal(found[0], alone[0, :, -1])
+
+
+@needs_kernels
+def test_teacher_forced_text_is_read_as_in_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block by block: text that is read whole may differ in its last bit, and that in what is rounded to 8 bits."""
+    lm, plain = talkers()
+    units = replace(random_units(40, 9), hidden=torch.randn(1, 9, 16), phoneme=torch.arange(40)[None] % 30)
+    kinds, at = torch.full((1, 7), int(Kind.SPEECH)), torch.arange(7)[None]
+    positions = Positions(lm.layout.nothing(7)[None], kinds, at, torch.zeros_like(at), at)
+    timbre = torch.zeros(1, lm.config.voice_dim)
+    in_blocks = lm(positions, units, timbre).top
+    whole, read = [], UnitEncoder.forward
+    monkeypatch.setattr(UnitEncoder, "forward", lambda encoder, text: whole.append(1) or read(encoder, text))
+    assert torch.equal(lm(positions, units, timbre).top, in_blocks)
+    assert not whole
+    plain(positions, units, timbre)  # whose gradients need it, and which is faster so
+    assert whole

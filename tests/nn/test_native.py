@@ -21,6 +21,13 @@ def fresh(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.delenv(native.VARIABLE, raising=False)
 
 
+def small_source(monkeypatch: pytest.MonkeyPatch, folder: Path, body: str) -> None:
+    """The kernels are a single function from now on, which is compiled in no time."""
+    source = folder / "small.c"
+    source.write_text(f"int smtp_number(void) {{ {body} }}\n", encoding="utf-8")
+    monkeypatch.setattr(native, "SOURCE", source)
+
+
 @pytest.mark.skipif(
     shutil.which("gcc") is None or os.environ.get(native.VARIABLE) == "0", reason="there is no compiler, or none wanted"
 )
@@ -41,17 +48,28 @@ def test_it_is_compiled_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fresh(monkeypatch, tmp_path)
+    small_source(monkeypatch, tmp_path, "return 3;")
     for _ in range(2):
-        assert native.load.__wrapped__() is not None
+        assert native.load.__wrapped__().smtp_number() == 3
     assert len(list((tmp_path / "native").iterdir())) == 1
     assert capsys.readouterr().err.count("Compiling fast kernels") == 1
+
+
+@needs_kernels
+def test_another_source_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh(monkeypatch, tmp_path)
+    for number in (3, 4):
+        small_source(monkeypatch, tmp_path, f"return {number};")
+        assert native.load.__wrapped__().smtp_number() == number
+    assert len(list((tmp_path / "native").iterdir())) == 2
 
 
 @needs_kernels
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "native").write_text("a file in the way of the folder", encoding="utf-8")
     fresh(monkeypatch, tmp_path)
-    assert native.load.__wrapped__() is not None
+    small_source(monkeypatch, tmp_path, "return 5;")
+    assert native.load.__wrapped__().smtp_number() == 5
 
 
 def test_without_a_compiler_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
