@@ -254,17 +254,39 @@ def test_blocks_are_filled_where_a_few_rows_are_not_summed_as_many_are() -> None
 
 
 def test_every_number_of_threads_is_tried(rows: list[int]) -> None:
-    linear = PackedLinear(torch.ones(48, 97, dtype=torch.bfloat16))
-    before = torch.get_num_threads()
+    weight = torch.ones(48, 97, dtype=torch.bfloat16)
+    plain, before = PackedLinear(weight), torch.get_num_threads()
     try:
-        for threads in (1, 2):
+        for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             for tried in (True, False):  # the second time it is known
                 rows.clear()
-                is_invariant(linear)
+                if threads < 3:
+                    PackedLinear(weight, invariant=True)
+                else:
+                    is_invariant(plain)
                 assert bool(rows) == tried
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """The largest number of every product from now on."""
+    seen: list[float] = []
+
+    def seeing(_: int, exact: Tensor) -> Tensor:
+        seen.append(float(exact.abs().max()))
+        return exact
+
+    yield from another_product(monkeypatch, seeing, seen)
+
+
+def test_it_is_tried_on_what_rounding_leaves(products: list[float]) -> None:
+    for inputs in (96, 97):
+        is_invariant(PackedLinear(torch.ones(48, inputs, dtype=torch.bfloat16)))
+    assert products
+    assert max(products) < 1e-3
 
 
 def test_a_wide_product_stands_for_wider_ones(rows: list[int]) -> None:
