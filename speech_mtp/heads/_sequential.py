@@ -44,8 +44,9 @@ class Place:
     @cached_property
     def mask(self) -> Tensor:
         """``[B, 1, T, S]`` bool: which entries of the cache each sees."""
-        past = causal(self.at[..., None])[1][:, 0].expand(len(self.at), -1, -1)
-        sees = past if self.ancestors is None else self.ancestors
+        sees = self.ancestors
+        if sees is None:
+            sees = causal(self.at[..., None])[1][:, 0].expand(len(self.at), -1, -1)
         return self.committed.mask(sees, _seen(self.committed, sees.shape[2]))
 
     @cached_property

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from speech_mtp.heads._sequential import Place, RecursiveHead
 from speech_mtp.heads.base import PrivateUnembedding, TrunkShape
-from speech_mtp.nn.blocks import BlockLinear, is_native
+from speech_mtp.nn.blocks import BlockLinear
 from speech_mtp.nn.fused import BlockLayer, BlockLayers, FusedLayers
 from speech_mtp.nn.kv_cache import KVCache
 from speech_mtp.nn.transformer import Attention, SwiGLU, rotary_rates
@@ -86,7 +86,7 @@ class Eagle3(RecursiveHead):
         self._fused = None
         shape, layer = self.shape, self.layer.in_blocks()
         sizes = (shape.dim, self.intermediate_size, shape.head_dim, shape.num_heads)
-        if layer is not None and is_native() and BlockLayers.fits(*sizes):
+        if layer is not None and FusedLayers.can_be(*sizes):
             rates = rotary_rates(shape.head_dim // 2, shape.rope_theta, layer.enter.device)
             norm, eps = self.norm.weight.detach().float(), shape.rms_norm_eps
             heads = (shape.num_heads, shape.num_kv_heads, shape.head_dim)

@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtp.lm.block_weights import BlocksOf
-from speech_mtp.nn.blocks import BlockLinear, Blocks, is_native
+from speech_mtp.nn.blocks import BlockLinear, Blocks
 from speech_mtp.nn.fused import BlockLayer, BlockLayers, FusedLayers
 from speech_mtp.nn.kv_cache import Attends, KVCache
 from speech_mtp.nn.packed import FastLinear, PackedLinear, is_invariant
@@ -154,7 +154,7 @@ class Decoder:
         self.in_blocks = blocks is not None
         """Whether the weights of products are in blocks."""
         sizes = (c.hidden_size, c.intermediate_size, self.head_dim, c.num_attention_heads)
-        fused = blocks is not None and is_native() and BlockLayers.fits(*sizes)
+        fused = blocks is not None and FusedLayers.can_be(*sizes)
         self.cache_dtype = torch.float64 if self.invariant and not fused else self.dtype
         """Of keys, values and attention."""
         self.layers: list[_Layer] = []

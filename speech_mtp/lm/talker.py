@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from speech_mtp.lm.cache import KVCache
-from speech_mtp.nn.blocks import BlockLinear, Blocks, is_native
+from speech_mtp.nn.blocks import BlockLinear, Blocks
 from speech_mtp.nn.fused import BlockLayer, BlockLayers, FusedLayers
 from speech_mtp.nn.kv_cache import attention
 from speech_mtp.nn.transformer import ROTARY_BASE, gated, rotary_rates, rotate
@@ -67,7 +67,7 @@ class Talker(nn.Module):
         not take these sizes."""
         blocks = [block for block in self.blocks if isinstance(block, TalkerBlock)]
         hidden, head_dim = blocks[0].down.in_features, self.dim // self.heads
-        if not is_native() or not BlockLayers.fits(self.dim, hidden, head_dim, self.heads):
+        if not FusedLayers.can_be(self.dim, hidden, head_dim, self.heads):
             return None
         rates = rotary_rates(head_dim // 2, ROTARY_BASE, self.norm.weight.device)
         layers = [block.in_blocks(kind) for block in blocks]

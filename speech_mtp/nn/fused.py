@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from speech_mtp import native
-from speech_mtp.nn.blocks import BLOCK, BlockLinear
+from speech_mtp.nn.blocks import BLOCK, BlockLinear, is_native
 from speech_mtp.nn.kv_cache import KVCache
 from speech_mtp.nn.row_pool import Chains
 
@@ -66,12 +66,6 @@ class BlockLayers:
     qk_eps: float = 0.0
     scaling: float = 1.0
 
-    @staticmethod
-    def fits(dim: int, hidden: int, head_dim: int, heads: int) -> bool:
-        """Whether rows of these widths are cut and added as the kernels do it."""
-        whole = all(width % BLOCK == 0 for width in (dim, hidden, heads * head_dim))
-        return whole and head_dim % 8 == 0 and head_dim <= _WIDEST
-
 
 @dataclass(frozen=True)
 class _Entries:
@@ -84,7 +78,13 @@ class _Entries:
 
 
 class FusedLayers:
-    """``layers`` on a CPU, over a cache in float32; for sizes that :meth:`BlockLayers.fits`."""
+    """``layers`` on a CPU, over a cache in float32; where :meth:`can_be`."""
+
+    @staticmethod
+    def can_be(dim: int, hidden: int, head_dim: int, heads: int) -> bool:
+        """Whether the kernels are there, and cut and add rows of these widths."""
+        whole = all(width % BLOCK == 0 for width in (dim, hidden, heads * head_dim))
+        return whole and head_dim % 8 == 0 and head_dim <= _WIDEST and is_native()
 
     def __init__(self, layers: BlockLayers) -> None:
         self.layers = layers

@@ -13,7 +13,8 @@ from speech_mtp.nn.blocks import BLOCK, BlockLinear, Blocks
 _ROWS = 8  # what the layout is chosen for: a draft is a handful of nodes
 _SMALL, _LARGE = 24, 256  # rows of the blocks of an invariant product
 _TILE = 16  # rows of the only block of an invariant product where a few rows are summed otherwise than many
-_TRIED = 20_480  # outputs that stand for more
+_WIDE = 16_384  # outputs from which on blocks are small, as many rows take too long to try
+_TRIED = _WIDE + 4_096  # outputs that stand for more
 
 
 @cache
@@ -71,8 +72,8 @@ class PackedLinear:
 
     @property
     def largest(self) -> int:
-        """Rows of the largest block of an invariant product; many rows of a wide one take too long to try."""
-        return _TILE if self.filled else _LARGE if self.shape[0] <= 16_384 else _SMALL
+        """Rows of the largest block of an invariant product."""
+        return _TILE if self.filled else _LARGE if self.shape[0] <= _WIDE else _SMALL
 
     def _blocks(self, rows: int) -> list[int]:
         """The sizes of the blocks of ``rows`` rows: the largest, as many of the small size as fit, the rest."""

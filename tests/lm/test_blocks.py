@@ -69,7 +69,7 @@ def uneven(model: Any) -> Any:
 def prepared(native: bool, monkeypatch: pytest.MonkeyPatch, name: str = "llama", kind: str = "q8") -> TextLM:
     if not native:
         monkeypatch.setattr("speech_mtp.nn.blocks.is_native", lambda: False)
-        monkeypatch.setattr("speech_mtp.lm.decoder.is_native", lambda: False)
+        monkeypatch.setattr("speech_mtp.nn.fused.is_native", lambda: False)
     lm = TextLM(make(name)).prepare(blocks=rounded(kind))
     assert lm.decoder is not None
     assert (lm.decoder.fused is not None) == native
