@@ -11,7 +11,7 @@ import pytest
 from speech_mtp import hub
 from speech_mtp.cli import shared
 from speech_mtp.cli.serve import load_author
-from speech_mtp.hub import heads
+from speech_mtp.hub import backbones, heads
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.nn.blocks import BlockLinear
 from tests.cli.running import refused, run
@@ -53,6 +53,16 @@ def test_auto_is_q4_where_the_packaged_model_has_blocks_and_kernels(
     asked = {"backbone": None, "device": "cpu", "compile": False, **given}
     assert shared.chosen_dtype("auto", **asked) == expected
     assert shared.chosen_dtype("bf16", **asked) == "bf16"
+
+
+def test_what_has_no_blocks_is_refused_before_any_are_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(*_: Any) -> Any:
+        raise AssertionError("blocks were made")
+
+    monkeypatch.setattr(backbones, "block_weights", made)
+    lm = TextLM.from_folder(folder / "lm")
+    with pytest.raises(ValueError, match="Llama-like models on a CPU that are not compiled"):
+        hub.into_blocks(lm, folder / "lm", "q4", compile=True)
 
 
 @pytest.mark.parametrize(("dtype", "blocks"), [("q4", "q8"), ("int8", "q8"), ("fp32", None)])

@@ -95,6 +95,22 @@ def test_who_answers_together_changes_nothing(tmp_path: Path, model: Any, monkey
     assert len({len(line["answer_ids"]) for line in read_lines(path)}) > 2
 
 
+@pytest.mark.parametrize("at_once", [2, 0])
+def test_so_many_are_answered_at_once(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    rows, verify = [], TextLM.verify
+
+    def counting(lm: TextLM, state: Any, *given: Any) -> Any:
+        rows.append(len(state.last))
+        return verify(lm, state, *given)
+
+    monkeypatch.setattr(TextLM, "verify", counting)
+    config = AnswerConfig(batch=5, max_new_tokens=6, at_once=at_once)
+    write_answers(TextLM(model, TOKENIZER), PROMPTS, tmp_path / "answers.jsonl", config)
+    assert max(rows) == (at_once or len(PROMPTS))
+
+
 @pytest.mark.parametrize("longest_first", [True, False])
 def test_what_does_not_fit_into_the_context_is_refused(tmp_path: Path, model: Any, longest_first: bool) -> None:
     lm, prompts = TextLM(model, TOKENIZER), ["quick", "quick brown fox " * 20]

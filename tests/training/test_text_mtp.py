@@ -28,6 +28,7 @@ from speech_mtp.layouts.base import IGNORE
 from speech_mtp.lm.fingerprint import fingerprint_of
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.objectives.mtp import MTPConfig, labels_at
+from speech_mtp.training import runs
 from speech_mtp.training.answer_data import AnswerData, AnswerDataConfig, collate, fill_rows, frequent_tokens, split
 from speech_mtp.training.loop import LoopConfig, train
 from speech_mtp.training.lora import LoRAConfig
@@ -470,6 +471,21 @@ def test_the_stages_end_in_heads_that_load(tmp_path: Path, backbone: dict[str, A
         run(TrainConfig.model_validate({"run": {**stage, "dtype": "bf16"}}))
     with pytest.raises(ValueError, match="Adapters are trained with the backbone's own layers, which q4"):
         run(TrainConfig.model_validate({"run": {**stage, "dtype": "q4", "task": {**stage["task"], "lora": {}}}}))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "loaded"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("q4", torch.float32)]
+)
+def test_a_trunk_is_loaded_as_its_dtype_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, loaded: torch.dtype
+) -> None:
+    random_llama(300, 64).save_pretrained(tmp_path / "backbone")
+    tiny_tokenizer(CHAT).save_pretrained(tmp_path / "backbone")
+    fingerprint = TextLM.from_folder(tmp_path / "backbone").fingerprint
+    monkeypatch.setattr(hub, "resolve_backbone", lambda *_: tmp_path / "backbone")
+    stage = {"kind": "answers", "backbone": {"sha256": fingerprint}, "dtype": dtype, "prompts": [tmp_path / "p"]}
+    parsed = TrainConfig.model_validate({"run": {**stage, "out": tmp_path / "said"}}).run
+    assert runs._text_lm(parsed).model.dtype == loaded
 
 
 def test_answers_and_heads_of_a_trunk_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
