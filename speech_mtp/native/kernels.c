@@ -145,6 +145,12 @@ static inline float largest8(f8 v) {
 #endif
 }
 
+// The larger of two numbers, eight times; `most` where `v` is none.
+static inline f8 larger8(f8 most, f8 v) {
+    i8 larger = v > most;
+    return (f8)(((i8)v & larger) | ((i8)most & ~larger));
+}
+
 static inline int all_true(i8 mask) {
 #ifdef __AVX2__
     return _mm256_movemask_epi8((__m256i)mask) == -1;
@@ -180,9 +186,7 @@ static void quantise_block(const float *x, int8_t *bytes, int32_t *total, float 
     f8 v[4];
     for (int i = 0; i < 4; i++) {
         v[i] = load8(x + 8 * i);
-        f8 size = (f8)((i8)v[i] & 0x7fffffff);
-        i8 larger = size > most;
-        most = (f8)(((i8)size & larger) | ((i8)most & ~larger));
+        most = larger8(most, (f8)((i8)v[i] & 0x7fffffff));
     }
     float largest = largest8(most);
     float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;  // what is less counts as nothing
@@ -608,34 +612,140 @@ typedef struct {
     int64_t count;
 } Query;
 
+// Scores of a piece of the entries, those from `from` on, for the first of `number` queries.
+INLINE void score_one(
+    const Query *one, const float *keys, const int64_t *at, int64_t from, int64_t dim, float scale
+) {
+    int64_t to = from + PIECE < one->count ? from + PIECE : one->count;
+    for (int64_t s = from; s < to; s += 8) {
+        f8 parts[8];
+        for (int i = 0; i < 8; i++) {
+            int64_t entry = s + i < one->count ? s + i : one->count - 1;
+            const float *k = keys + (at ? at[entry] : entry) * dim;
+            f8 acc = load8(one->q) * load8(k);
+            for (int64_t d = 8; d < dim; d += 8) acc = fma8(load8(one->q + d), load8(k + d), acc);
+            parts[i] = acc;
+        }
+        store8(one->scores + s, sums8(parts) * scale);
+    }
+}
+
+// The entries of a piece, each times its share, added to what comes out of a query.
+INLINE void mix_one(const Query *one, const float *values, const int64_t *at, int64_t from, int64_t dim) {
+    int64_t to = from + PIECE < one->count ? from + PIECE : one->count;
+    f8 acc[WIDEST / 8];
+    for (int64_t d = 0; d < dim; d += 8) acc[d / 8] = load8(one->out + d);
+    for (int64_t s = from; s < to; s++) {
+        const float *v = values + (at ? at[s] : s) * dim;
+        f8 weight = all8(one->scores[s]);
+        for (int64_t d = 0; d < dim; d += 8) acc[d / 8] = fma8(load8(v + d), weight, acc[d / 8]);
+    }
+    for (int64_t d = 0; d < dim; d += 8) store8(one->out + d, acc[d / 8]);
+}
+
+#if LANES == 16
+// Two queries side by side, one in the lower half of a vector and one in the upper: each is summed as it is alone.
+#define SIDE_BY_SIDE 2
+
+INLINE __m512 twice(const float *p) { return _mm512_broadcast_f32x8(_mm256_loadu_ps(p)); }
+
+INLINE __m512 beside(const float *low, const float *high) {
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(low)), _mm256_loadu_ps(high), 1);
+}
+
+INLINE void score_two(
+    const Query *a, const Query *b, const float *keys, const int64_t *at, int64_t from, int64_t dim, float scale
+) {
+    int64_t count = a->count > b->count ? a->count : b->count, to = from + PIECE < count ? from + PIECE : count;
+    __m512 q[WIDEST / 8];
+    for (int64_t d = 0; d < dim; d += 8) q[d / 8] = beside(a->q + d, b->q + d);
+    for (int64_t s = from; s < to; s += 8) {
+        f8 low[8], high[8];
+        UNROLL for (int i = 0; i < 8; i++) {
+            int64_t entry = s + i < count ? s + i : count - 1;
+            const float *k = keys + (at ? at[entry] : entry) * dim;
+            __m512 acc = _mm512_mul_ps(q[0], twice(k));
+            for (int64_t d = 8; d < dim; d += 8) acc = _mm512_fmadd_ps(q[d / 8], twice(k + d), acc);
+            low[i] = (f8)_mm512_castps512_ps256(acc);
+            high[i] = (f8)_mm512_extractf32x8_ps(acc, 1);
+        }
+        store8(a->scores + s, sums8(low) * scale);
+        store8(b->scores + s, sums8(high) * scale);
+    }
+}
+
+INLINE void score(
+    const Query *queries, int64_t number, const float *keys, const int64_t *at, int64_t from, int64_t dim, float scale
+) {
+    if (number > 1) score_two(queries, queries + 1, keys, at, from, dim, scale);
+    else score_one(queries, keys, at, from, dim, scale);
+}
+
+INLINE void mix_from(
+    int count, const Query *queries, const float *values, const int64_t *at, int64_t from, int64_t to, int64_t dim
+) {
+    __m512 acc[2][WIDEST / 16];
+    EACH_ROW for (int64_t d = 0; d < dim; d += 16) acc[r][d / 16] = _mm512_loadu_ps(queries[r].out + d);
+    for (int64_t s = from; s < to; s++) {
+        const float *v = values + (at ? at[s] : s) * dim;
+        for (int64_t d = 0; d < dim; d += 16) {
+            __m512 own = _mm512_loadu_ps(v + d);
+            EACH_ROW acc[r][d / 16] = _mm512_fmadd_ps(own, _mm512_set1_ps(queries[r].scores[s]), acc[r][d / 16]);
+        }
+    }
+    EACH_ROW for (int64_t d = 0; d < dim; d += 16) _mm512_storeu_ps(queries[r].out + d, acc[r][d / 16]);
+}
+
+INLINE void mix(
+    const Query *queries, int64_t number, const float *values, const int64_t *at, int64_t from, int64_t dim
+) {
+    int64_t to = from + PIECE, both = queries->count < to ? queries->count : to;
+    if (number > 1) {
+        int64_t second = queries[1].count < to ? queries[1].count : to;
+        if (dim % 16 == 0 && from < both && from < second) {
+            int64_t end = both < second ? both : second;
+            mix_from(2, queries, values, at, from, end, dim);
+            if (end < both) mix_from(1, queries, values, at, end, both, dim);
+            if (end < second) mix_from(1, queries + 1, values, at, end, second, dim);
+            return;
+        }
+        mix_one(queries + 1, values, at, from, dim);
+    }
+    mix_one(queries, values, at, from, dim);
+}
+#else
+#define SIDE_BY_SIDE 1
+
+INLINE void score(
+    const Query *queries, int64_t number, const float *keys, const int64_t *at, int64_t from, int64_t dim, float scale
+) {
+    (void)number;
+    score_one(queries, keys, at, from, dim, scale);
+}
+
+INLINE void mix(
+    const Query *queries, int64_t number, const float *values, const int64_t *at, int64_t from, int64_t dim
+) {
+    (void)number;
+    mix_one(queries, values, at, from, dim);
+}
+#endif
+
 INLINE void look_width(
     Query *queries, int64_t number, const float *keys, const float *values, const int64_t *at, int64_t dim, float scale
 ) {
     int64_t longest = 0;
     for (int64_t j = 0; j < number; j++) longest = queries[j].count > longest ? queries[j].count : longest;
     for (int64_t from = 0; from < longest; from += PIECE)
-        for (int64_t j = 0; j < number; j++) {
-            const Query *one = queries + j;
-            int64_t to = from + PIECE < one->count ? from + PIECE : one->count;
-            for (int64_t s = from; s < to; s += 8) {
-                f8 parts[8];
-                for (int i = 0; i < 8; i++) {
-                    int64_t entry = s + i < one->count ? s + i : one->count - 1;
-                    const float *k = keys + (at ? at[entry] : entry) * dim;
-                    f8 acc = load8(one->q) * load8(k);
-                    for (int64_t d = 8; d < dim; d += 8) acc = fma8(load8(one->q + d), load8(k + d), acc);
-                    parts[i] = acc;
-                }
-                store8(one->scores + s, sums8(parts) * scale);
-            }
-        }
+        for (int64_t j = 0; j < number; j += SIDE_BY_SIDE)
+            score(queries + j, number - j, keys, at, from, dim, scale);
     float shares[MOST];
     for (int64_t j = 0; j < number; j++) {
         const Query *one = queries + j;
-        float most = -INFINITY;
-        for (int64_t s = 0; s < one->count; s++) most = one->scores[s] > most ? one->scores[s] : most;
         for (int64_t s = one->count; s < (one->count + 7) / 8 * 8; s++) one->scores[s] = -INFINITY;
-        f8 totals = all8(0.0f);
+        f8 largest = all8(-INFINITY), totals = all8(0.0f);
+        for (int64_t s = 0; s < one->count; s += 8) largest = larger8(largest, load8(one->scores + s));
+        float most = largest8(largest);
         for (int64_t s = 0; s < one->count; s += 8) {
             f8 e = exp8(load8(one->scores + s) - most);
             store8(one->scores + s, e);
@@ -645,18 +755,7 @@ INLINE void look_width(
         for (int64_t d = 0; d < dim; d += 8) store8(one->out + d, all8(0.0f));
     }
     for (int64_t from = 0; from < longest; from += PIECE)
-        for (int64_t j = 0; j < number; j++) {
-            const Query *one = queries + j;
-            int64_t to = from + PIECE < one->count ? from + PIECE : one->count;
-            f8 acc[WIDEST / 8];
-            for (int64_t d = 0; d < dim; d += 8) acc[d / 8] = load8(one->out + d);
-            for (int64_t s = from; s < to; s++) {
-                const float *v = values + (at ? at[s] : s) * dim;
-                f8 weight = all8(one->scores[s]);
-                for (int64_t d = 0; d < dim; d += 8) acc[d / 8] = fma8(load8(v + d), weight, acc[d / 8]);
-            }
-            for (int64_t d = 0; d < dim; d += 8) store8(one->out + d, acc[d / 8]);
-        }
+        for (int64_t j = 0; j < number; j += SIDE_BY_SIDE) mix(queries + j, number - j, values, at, from, dim);
     for (int64_t j = 0; j < number; j++)
         for (int64_t d = 0; d < dim; d += 8) store8(queries[j].out + d, load8(queries[j].out + d) * shares[j]);
 }

@@ -151,7 +151,7 @@ class RoundedRows:
     def of(cls, x: Tensor) -> Self:
         each = x.float().unflatten(1, (-1, BLOCK))
         largest = each.abs().amax(-1)
-        inverse = torch.where(largest > 1e-30, 127 / largest, 0)
+        inverse = torch.where(largest > 1e-30, torch.full_like(largest, 127).div(largest), 0)  # 127 / x: rounded twice
         quants = (each * inverse[..., None]).round()
         scale = largest / 127
         return cls(quants, scale, scale * quants.sum(-1))

@@ -99,6 +99,13 @@ def test_the_kernels_give_what_torch_gives(kind: str, rows: int, shape: tuple[in
 
 
 @needs_kernels
+def test_many_rows_are_rounded_alike() -> None:
+    """A scale that is off by its last bit moves a number to the next step in one of some thousand rows."""
+    blocks, rows = Blocks.of(torch.randn(16, 96), "q4"), torch.randn(20_000, 96)
+    assert torch.equal(BlockLinear(blocks)(rows), product(rows, blocks))
+
+
+@needs_kernels
 @pytest.mark.parametrize("kind", KINDS)
 def test_extreme_numbers_do_not_overflow(kind: str) -> None:
     """All quants and all inputs at their ends: the sums within a block are as large as they can be."""
