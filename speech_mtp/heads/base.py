@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import pairwise
@@ -199,6 +200,7 @@ class MTPHead(nn.Module, ABC):
         self.private: PrivateUnembedding | None = None  # a head with output layers of its own puts them here
         self._binding: tuple[Binding, ...] = ()
         self._rows: FastLinear | None = None
+        self._held: Tensor | None = None
         self.accuracies: list[list[float]] | None = None
 
     @property
@@ -272,12 +274,30 @@ class MTPHead(nn.Module, ABC):
         """The trunk's output layer on the draft vocabulary: ``[..., D]`` -> ``[..., num_tokens]``."""
         if self._rows is not None:
             return self._rows(hidden)
+        if self._held is not None:
+            return F.linear(hidden.to(self._held.dtype), self._held)
         if self.trunk.unembed is None:
             raise ValueError(NO_TEXT.format("output layer for tokens"))
         if self.token_map is None:
             return self.trunk.unembed(hidden)
         weight = self.unembedding()
         return F.linear(hidden.to(weight.dtype), weight)
+
+    @contextmanager
+    def holding(self) -> Iterator[bool]:
+        """While this is open, the draft vocabulary's rows of a trunk that does not learn are chosen once, in the
+        precision that products are computed in, and not for every product. Gives whether that is so: a head with an
+        output layer of its own, or with the trunk's whole vocabulary, has nothing to choose."""
+        weight = self.trunk.weight
+        if self.token_map is None or self.private is not None or weight is None or weight.requires_grad:
+            yield False
+            return
+        kind, rows = weight.device.type, self.unembedding()
+        self._held = rows.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else rows
+        try:
+            yield True
+        finally:
+            self._held = None
 
     def unembedding(self) -> Tensor:
         """The rows of the trunk's output layer that belong to the draft vocabulary ``[num_tokens, D]``."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from speech_mtp.heads.base import MTPHead
 from speech_mtp.layouts.base import IGNORE
+from speech_mtp.objectives._pieces import mean_of_pieces, rows_at_once
 from speech_mtp.types import LMOutput, Positions
 
 Loss = Literal["hard", "soft", "l1", "feature", "judge"]
@@ -42,8 +43,29 @@ def cross_entropy(scores: Tensor, tokens: Tensor) -> Tensor:
 
 
 def divergence(law: Tensor, scores: Tensor) -> Tensor:
-    """Soft targets: mean Kullback-Leibler divergence ``sum p log(p / q)``; ``law [n, V]`` is log p."""
-    return F.kl_div(scores.log_softmax(-1), law, reduction="sum", log_target=True) / max(1, len(law))
+    """Soft targets: mean Kullback-Leibler divergence ``sum p log(p / q)``; ``law [n, V]`` is log p, without
+    gradients."""
+    total: Tensor = _Divergence.apply(law, scores)
+    return total / max(1, len(law))
+
+
+class _Divergence(torch.autograd.Function):
+    """The sum over all rows, in float32 at least. Its gradient is ``q - p``, made on the way: autograd would keep and
+    read again three tables of this size."""
+
+    @staticmethod
+    def forward(ctx: Any, law: Tensor, scores: Tensor) -> Tensor:
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        law, guess = law.to(wide), scores.to(wide).log_softmax(-1)
+        chance = law.exp()
+        total = torch.dot(chance.flatten(), (law - guess).flatten())
+        ctx.save_for_backward(guess.exp_().sub_(chance).to(scores.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        (gradient,) = ctx.saved_tensors
+        return None, gradient * grads[0].to(gradient.dtype)
 
 
 def distance(law: Tensor, scores: Tensor) -> Tensor:
@@ -155,7 +177,8 @@ class MTPConfig:
 class Step:
     """One term. ``right`` and ``known`` ``[B, A]`` bool, None for the feature term: where the best guess of ``offset``
     is the token, and where there is a token to guess. ``ranks [n]``, if asked for, say how many tokens score higher
-    than the one to guess (the size of the draft vocabulary where that is not in it)."""
+    than the one to guess (the size of the draft vocabulary where that is not in it). ``light``: the term keeps no
+    scores, so that several may be back-propagated together."""
 
     name: str
     loss: Tensor
@@ -164,6 +187,7 @@ class Step:
     right: Tensor | None = None
     known: Tensor | None = None
     ranks: Tensor | None = None
+    light: bool = False
 
 
 class Guesses(NamedTuple):
@@ -221,6 +245,18 @@ class MTP:
         2. What is to be guessed there, and which of it the draft vocabulary holds.
         3. Only these n states are scored.
         """
+        with self.head.holding() as held:
+            yield from self._steps(out, positions, noise, ranked, above, held)
+
+    def _steps(
+        self,
+        out: LMOutput,
+        positions: Positions,
+        noise: torch.Generator | None,
+        ranked: bool,
+        above: Tensor | None,
+        held: bool,
+    ) -> Iterator[Step]:
         head, tokens, first = self.head, positions.tokens[..., 0], self.head.offsets[0]
         # Whatever of a draft is trained, its first token is.
         wanted = None if isinstance(head, Anchored) else labels_at(positions, first, first) != IGNORE
@@ -240,11 +276,11 @@ class MTP:
             ids, known = self._draft_ids(labels), labels != IGNORE
             b, a = (ids >= 0).nonzero(as_tuple=True)
             t = at[b, a] + offset - 1  # the positions before those to guess
-            guesses = self._guess(offset, states[b, a], ids[b, a], tokens[b, t], above[b, t])
+            guesses = self._guess(offset, states[b, a], ids[b, a], tokens[b, t], above[b, t], held)
             del states  # or they would live while the next are made
             right = torch.zeros_like(known)
             right[b, a] = guesses.right
-            step = Step(str(offset), guesses.loss, self.weights[offset], offset, right, known)
+            step = Step(str(offset), guesses.loss, self.weights[offset], offset, right, known, light=held)
             if ranked:
                 ranks = torch.full_like(labels, head.num_tokens)
                 ranks[b, a] = guesses.ranks
@@ -253,12 +289,30 @@ class MTP:
             yield step
             del step
 
-    def _guess(self, offset: int, states: Tensor, ids: Tensor, before: Tensor, above: Tensor) -> Guesses:
+    def _guess(
+        self, offset: int, states: Tensor, ids: Tensor, before: Tensor, above: Tensor, by_pieces: bool
+    ) -> Guesses:
         """The head's ``states [n, D]`` of positions that hold the tokens ``ids [n]`` (draft ids), with the tokens
-        ``before [n]`` them and the states ``above [n, D]`` there, which give the law."""
+        ``before [n]`` them and the states ``above [n, D]`` there, which give the law. ``by_pieces``: few scores at a
+        time (:mod:`speech_mtp.objectives._pieces`), which pays where nothing has to be made anew for each."""
+        rights, ranks = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids)
+
+        def term(states: Tensor, rows: slice) -> Tensor:
+            found = self._guess_few(offset, states, ids[rows], before[rows], above[rows])
+            rights[rows], ranks[rows] = found.right, found.ranks
+            return found.loss
+
+        rows = rows_at_once(self.head.num_tokens, states.device) if by_pieces else len(states)
+        loss = mean_of_pieces(term, states, rows)
+        return Guesses(loss, rights, ranks)
+
+    def _guess_few(self, offset: int, states: Tensor, ids: Tensor, before: Tensor, above: Tensor) -> Guesses:
+        """The same of few positions, whose scores are all made at once."""
         head = self.head
         parts: dict[str, Tensor] = {}
-        scores = head.scores(states, head.offsets.index(offset), before).float()
+        scores = head.scores(states, head.offsets.index(offset), before)
+        if self.losses.keys() != {"soft"}:
+            scores = scores.float()
         if "hard" in self.losses:
             parts["hard"] = cross_entropy(scores, ids)
         if self.losses.keys() & {"soft", "l1", "judge"}:
@@ -274,7 +328,9 @@ class MTP:
         loss = torch.stack(terms).sum() if terms else scores.sum() * 0
         with torch.no_grad():
             better = (scores > scores.gather(-1, ids[:, None])).sum(-1)
-            return Guesses(loss, scores.argmax(-1) == ids, better)
+            right = better == 0
+            right[right.clone()] = scores[right].argmax(-1) == ids[right]  # of equal ones, the first
+            return Guesses(loss, right, better)
 
     def _law(self, above: Tensor) -> Tensor:
         """Scores of the draft vocabulary ``[n, num_tokens]``."""

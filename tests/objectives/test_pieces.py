@@ -1,0 +1,112 @@
+"""Losses over many rows, piece by piece: the same numbers and gradients as all at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speech_mtp.lm.text_lm import TextLM
+from speech_mtp.objectives import _pieces
+from speech_mtp.objectives._pieces import mean_of_pieces
+from speech_mtp.objectives.mtp import MTP, MTPConfig, divergence
+from speech_mtp.types import LMOutput
+from tests.objectives.test_mtp import batch, bound, lm, make, states  # noqa: F401
+from tests.training.tiny_text import VOCAB
+
+
+def test_the_mean_and_its_gradients_are_those_of_all_rows_at_once() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(4, 3).double(), torch.randn(11, 4, dtype=torch.float64)
+    weights, cuts = torch.rand(11, dtype=torch.float64), []
+
+    def term(states: Tensor, rows: slice) -> Tensor:
+        cuts.append(rows)
+        return (layer(states).square().sum(-1) * weights[rows]).mean()
+
+    found = []
+    for rows in (11, 4):
+        given = x.clone().requires_grad_()
+        layer.zero_grad()
+        mean = mean_of_pieces(term, given * 2, rows)
+        (3 * mean).backward()
+        found.append((mean.detach(), given.grad, layer.weight.grad, layer.bias.grad))
+    for whole, pieces in zip(*found, strict=True):
+        torch.testing.assert_close(whole, pieces)
+    assert cuts[-3:] == [slice(0, 4), slice(4, 8), slice(8, 12)]
+    with torch.no_grad():
+        torch.testing.assert_close(mean_of_pieces(term, x * 2, 4), found[0][0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_divergence_is_that_of_torch(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    law, scores = torch.randn(5, 7).log_softmax(-1).to(torch.promote_types(dtype, torch.float32)), torch.randn(5, 7)
+    one, other = (scores.to(dtype).requires_grad_() for _ in range(2))
+    wide = other.to(law.dtype)
+    expected = F.kl_div(wide.log_softmax(-1), law, reduction="batchmean", log_target=True)
+    found = divergence(law, one)
+    torch.testing.assert_close(found, expected)
+    (2 * found).backward()
+    (2 * expected).backward()
+    torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("losses", [{"soft": 1.0}, {"soft": 0.5, "hard": 1.0, "l1": 0.3}], ids=["soft", "several"])
+@pytest.mark.parametrize("name", ["eagle3", "fastmtp", "medusa", "hydra"])
+def test_a_head_learns_the_same(
+    lm: TextLM,  # noqa: F811
+    name: str,
+    losses: dict[Any, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With scores of two rows at a time, each offset's term gone back through by itself or all together."""
+    positions, kind = batch(), {"private": False} if name == "eagle3" else {}
+    head = make(lm, name, draft_vocab=VOCAB - 3, **kind)
+    head.set_vocabulary(torch.arange(2, VOCAB - 1))
+    out, found = states(lm, positions, head.taps), []
+    for numbers, together in ((1 << 20, False), (2 * (VOCAB - 3), False), (2 * (VOCAB - 3), True)):
+        monkeypatch.setitem(_pieces.NUMBERS, "cpu", numbers)
+        head.zero_grad()
+        kept, total = [], []
+        for step in MTP(head, MTPConfig(losses=losses)).steps(LMOutput(out.hidden), positions, ranked=True):
+            assert step.light == (head.private is None)
+            assert step.right is not None
+            assert step.ranks is not None
+            kept += [step.loss.detach(), step.right, step.ranks]
+            if together:
+                total.append(step.weight * step.loss)
+            else:
+                (step.weight * step.loss).backward(retain_graph=True)
+        if together:
+            torch.stack(total).sum().backward()
+        found.append(kept + [p.grad for p in head.parameters() if p.grad is not None])
+    assert any(bool(grad.abs().sum() > 0) for grad in found[0][-3:])
+    for once, *others in zip(*found, strict=True):
+        for other in others:
+            torch.testing.assert_close(once, other, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_held_of_the_trunk_is_let_go_when_training_stops_half_way(lm: TextLM) -> None:  # noqa: F811
+    head, positions = make(lm, "eagle3", private=False, draft_vocab=VOCAB - 3), batch()
+    head.set_vocabulary(torch.arange(VOCAB - 3))
+    steps = MTP(head, MTPConfig()).steps(states(lm, positions, head.taps), positions)
+    next(steps)
+    assert head._held is not None
+    steps.close()
+    assert head._held is None
+
+
+def test_a_trunk_that_learns_is_not_held(lm: TextLM) -> None:  # noqa: F811
+    head = make(lm, "eagle3", private=False, draft_vocab=VOCAB - 3)
+    head.set_vocabulary(torch.arange(VOCAB - 3))
+    weight = lm.output.weight
+    weight.requires_grad_(True)
+    try:
+        with head.holding() as held:
+            assert not held
+    finally:
+        weight.requires_grad_(False)
