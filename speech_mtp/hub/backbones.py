@@ -65,7 +65,7 @@ def resolve_backbone(
     )
 
 
-_LAYOUT = 1  # of the tiles in block files; another number makes them anew
+_LAYOUT = 2  # of the tiles in block files, and of how weights are rounded; another number makes them anew
 
 
 def block_weights(folder: Path, kind: str, source: Mapping[str, Any] | None = None) -> BlocksOf:

@@ -39,7 +39,7 @@ BlocksOf = Callable[[str, Tensor], Blocks]
 
 def rounded(kind: str) -> BlocksOf:
     """Rounds values to blocks of ``kind``, and those of the output layer to 8 bits."""
-    return lambda name, weight: Blocks.of(weight, "q8" if name == OUTPUT else kind)
+    return lambda name, weight: Blocks.of(weight, "q8" if name == OUTPUT else kind, careful=True)
 
 
 def among(blocks: Mapping[str, Blocks]) -> BlocksOf:
@@ -109,7 +109,8 @@ def _blocks_of(tensor: Any, order: Tensor | None) -> Blocks:
     if blocks is None:
         from gguf import dequantize
 
-        return Blocks.of(torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())[_all(order)], "q8")
+        floats = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
+        return Blocks.of(floats[_all(order)], "q8", careful=True)
     least = None if blocks.least is None else blocks.least[_all(order)]
     return Blocks.make(blocks.quants[_all(order)], blocks.scale[_all(order)], least)
 
