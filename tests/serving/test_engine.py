@@ -55,7 +55,7 @@ def alone(text: str, voice: str, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("codec_thread", [False, True])
 def test_streams_at_once_sound_as_each_alone(codec_thread: bool) -> None:
-    jobs = [(LONG[: 60 + 40 * i], ("low", "high")[i % 2], i) for i in range(12)]
+    jobs = [(LONG[: 40 + 20 * i], ("low", "high")[i % 2], i) for i in range(12)]
 
     async def run() -> list[torch.Tensor]:
         async with started(Settings(max_streams=4, max_queue=20), codec_thread=codec_thread) as service:
@@ -118,7 +118,7 @@ def test_an_engine_without_work_sleeps() -> None:
 def test_a_paced_stream_is_made_as_it_is_heard(speed: float) -> None:
     async def run() -> None:
         async with started() as service:
-            text = LONG[: int(900 * speed)]
+            text = LONG[: int(450 * speed)]
             speaking = await asked(service, text, Manner("low", ahead_s=0.5, speed=speed))
             began, audio_s, ahead = time.monotonic(), 0.0, []
             async with speaking:

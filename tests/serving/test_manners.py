@@ -268,7 +268,7 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-BODY = {"input": LONG[:600], "voice": "low", "response_format": "pcm", "stream_format": "audio"}
+BODY = {"input": LONG[:300], "voice": "low", "response_format": "pcm", "stream_format": "audio"}
 
 
 def test_sigterm_lets_streams_end_and_the_exit_code_is_0() -> None:
@@ -282,7 +282,7 @@ def test_sigterm_lets_streams_end_and_the_exit_code_is_0() -> None:
             assert late.status_code == 503
             assert late.headers["retry-after"]
             data += b"".join(parts)
-        assert alike(data, spoken(LONG[:600]))
+        assert alike(data, spoken(LONG[:300]))
         assert process.wait(20) == 0
 
 
@@ -301,7 +301,7 @@ def test_killed_in_the_middle_of_a_stream_and_started_again_it_serves() -> None:
             b"".join(parts)
     with process_of_a_server(port) as (_, url):
         answer = httpx2.post(f"{url}/v1/audio/speech", json=BODY, timeout=30)
-        assert alike(answer.content, spoken(LONG[:600]))
+        assert alike(answer.content, spoken(LONG[:300]))
 
 
 def _ready(url: str) -> bool:
