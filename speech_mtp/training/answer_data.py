@@ -59,7 +59,7 @@ class AnswerData:
         epoch, at = divmod(number, len(self))
         if self._epoch[0] != epoch:
             rng = np.random.default_rng((self.config.seed, epoch))
-            order = np.argsort(self._lengths * rng.uniform(0.8, 1.25, len(self.rows)), kind="stable")
+            order = np.argsort(self._lengths * rng.uniform(0.9, 1.1, len(self.rows)), kind="stable")
             parts = np.array_split(order, len(self))
             self._epoch = (epoch, [parts[i] for i in rng.permutation(len(parts))])
         return [int(row) for row in self._epoch[1][at]]
