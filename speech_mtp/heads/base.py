@@ -240,7 +240,7 @@ class MTPHead(nn.Module, ABC):
         """Borrow the trunk's embedding and output layer; held in a tuple, so they are not parameters of the head.
 
         Raises ValueError if the head needs text and the trunk has none."""
-        self._binding, self._rows = (binding,), None
+        self._binding, self._rows, self._held = (binding,), None, None
         if binding.weight is None and self.token_map is not None:
             raise ValueError(NO_TEXT.format("draft vocabulary"))
         if self.private is not None:
@@ -257,7 +257,7 @@ class MTPHead(nn.Module, ABC):
         if self.token_map is None or ids.shape != self.token_map.shape:
             raise ValueError(f"The head drafts {self.num_tokens} tokens, so its vocabulary needs as many ids.")
         self.token_map.copy_(ids)
-        self._rows = None
+        self._rows = self._held = None
 
     def prepare(self, blocks: str | None = None) -> Self:
         """Make ready to decode fast: weights are packed, or kept in ``blocks`` of that kind
@@ -293,7 +293,8 @@ class MTPHead(nn.Module, ABC):
             yield False
             return
         kind, rows = weight.device.type, self.unembedding()
-        self._held = rows.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else rows
+        mixed = torch.is_autocast_enabled(kind) and rows.dtype != torch.float64  # which autocast leaves alone
+        self._held = rows.to(torch.get_autocast_dtype(kind)) if mixed else rows
         try:
             yield True
         finally:

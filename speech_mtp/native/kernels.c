@@ -223,7 +223,7 @@ static void quantise(const float *x, const Rows *rows, int64_t row, int64_t from
 #define INLINE static inline __attribute__((always_inline))
 
 // vpdpbusd adds four products of a byte without a sign and one with a sign to each number of a vector.
-#if defined(__AVX512VNNI__) && defined(__AVX512F__) && defined(__AVX512BW__)
+#if defined(__AVX512VNNI__) && defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__)
 #define LANES 16
 #define ROWS 8
 typedef f16 vf;

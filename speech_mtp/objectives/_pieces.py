@@ -28,9 +28,9 @@ def rows_at_once(scores: int, device: torch.device) -> int:
 
 def mean_of_pieces(term: Term, states: Tensor, rows: int) -> Tensor:
     """The mean of ``term`` over all ``states [n, D]``, of which ``rows`` make a piece. Its gradients are those of the
-    states and of the parameters that the first row's term is made of."""
-    if len(states) <= rows:
-        return term(states, slice(0, len(states)))
+    states and of the parameters that the first row's term is made of; what else the terms are made of is not kept."""
+    if not len(states):
+        return term(states, slice(0, 0))
     if not torch.is_grad_enabled():
         return _over_pieces(term, states, rows, lambda share, piece: None)
     parameters = _leaves_of(term(states[:1].detach(), slice(0, 1)))
@@ -56,7 +56,7 @@ class _ByPieces(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(grads[0].to(own.dtype) * own for own in ctx.saved_tensors)
+        return None, None, *(own * grads[0] for own in ctx.saved_tensors)
 
 
 def _over_pieces(term: Term, states: Tensor, rows: int, use: Callable[[Tensor, Tensor], None]) -> Tensor:

@@ -58,14 +58,14 @@ class _Divergence(torch.autograd.Function):
         wide = torch.promote_types(scores.dtype, torch.float32)
         law, guess = law.to(wide), scores.to(wide).log_softmax(-1)
         chance = law.exp()
-        total = torch.dot(chance.flatten(), (law - guess).flatten())
+        total = (law - guess).mul_(chance).sum()
         ctx.save_for_backward(guess.exp_().sub_(chance).to(scores.dtype))
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
         (gradient,) = ctx.saved_tensors
-        return None, gradient * grads[0].to(gradient.dtype)
+        return None, gradient * grads[0]
 
 
 def distance(law: Tensor, scores: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class Step:
     """One term. ``right`` and ``known`` ``[B, A]`` bool, None for the feature term: where the best guess of ``offset``
     is the token, and where there is a token to guess. ``ranks [n]``, if asked for, say how many tokens score higher
     than the one to guess (the size of the draft vocabulary where that is not in it). ``light``: the term keeps no
-    scores, so that several may be back-propagated together."""
+    scores, and shares the pass of its head with others, so that they are best back-propagated together."""
 
     name: str
     loss: Tensor
@@ -246,7 +246,8 @@ class MTP:
         3. Only these n states are scored.
         """
         with self.head.holding() as held:
-            yield from self._steps(out, positions, noise, ranked, above, held)
+            by_pieces = held and not self.head.needs_tokens  # what is learned of tokens is as large for a piece
+            yield from self._steps(out, positions, noise, ranked, above, by_pieces)
 
     def _steps(
         self,
@@ -255,7 +256,7 @@ class MTP:
         noise: torch.Generator | None,
         ranked: bool,
         above: Tensor | None,
-        held: bool,
+        by_pieces: bool,
     ) -> Iterator[Step]:
         head, tokens, first = self.head, positions.tokens[..., 0], self.head.offsets[0]
         # Whatever of a draft is trained, its first token is.
@@ -276,11 +277,12 @@ class MTP:
             ids, known = self._draft_ids(labels), labels != IGNORE
             b, a = (ids >= 0).nonzero(as_tuple=True)
             t = at[b, a] + offset - 1  # the positions before those to guess
-            guesses = self._guess(offset, states[b, a], ids[b, a], tokens[b, t], above[b, t], held)
+            guesses = self._guess(offset, states[b, a], ids[b, a], tokens[b, t], above[b, t], by_pieces)
             del states  # or they would live while the next are made
             right = torch.zeros_like(known)
             right[b, a] = guesses.right
-            step = Step(str(offset), guesses.loss, self.weights[offset], offset, right, known, light=held)
+            step = Step(str(offset), guesses.loss, self.weights[offset], offset, right, known)
+            step.light = by_pieces and head.shared_pass
             if ranked:
                 ranks = torch.full_like(labels, head.num_tokens)
                 ranks[b, a] = guesses.ranks
@@ -302,8 +304,10 @@ class MTP:
             rights[rows], ranks[rows] = found.right, found.ranks
             return found.loss
 
-        rows = rows_at_once(self.head.num_tokens, states.device) if by_pieces else len(states)
-        loss = mean_of_pieces(term, states, rows)
+        if by_pieces:
+            loss = mean_of_pieces(term, states, rows_at_once(self.head.num_tokens, states.device))
+        else:
+            loss = term(states, slice(None))
         return Guesses(loss, rights, ranks)
 
     def _guess_few(self, offset: int, states: Tensor, ids: Tensor, before: Tensor, above: Tensor) -> Guesses:

@@ -31,7 +31,7 @@ from speech_mtp.lm.fingerprint import fingerprint_of
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.nn.transformer import causal
 from speech_mtp.nn.visibility import dense, within_segments
-from speech_mtp.objectives.mtp import MTP, MTPConfig, Step, cross_entropy
+from speech_mtp.objectives.mtp import MTP, MTPConfig, cross_entropy
 from speech_mtp.training.answer_data import AnswerData, AnswerDataConfig, frequent_tokens, split
 from speech_mtp.training.base import Scalars, Task, begin_step
 from speech_mtp.training.distributed import Workers
@@ -154,26 +154,15 @@ class TextMTPTask(Task):
         with self.states(positions, grad=joint, rows=rows) as (out, positions):
             hidden = out.hidden.detach().float().requires_grad_(joint)
             total = torch.zeros((), device=hidden.device)
-            light: list[Tensor] = []  # a head's steps share a pass, which is gone through once for all of these
-            for step in self.terms(LMOutput(hidden), positions, sums):
-                loss = step.weight * step.loss
-                total += loss.detach()
-                if step.light:
-                    light.append(loss)
-                else:
-                    self._go_back(loss)
-                del step, loss  # and with them this offset's logits
-            if light:
-                self._go_back(torch.stack(light).sum())
+            for loss, weight in self.terms(LMOutput(hidden), positions, sums):
+                with torch.autocast(hidden.device.type, enabled=False):
+                    (weight * loss).backward(retain_graph=True)
+                total += weight * loss.detach()
+                del loss  # and with it this offset's logits
         if hidden.grad is not None:
             out.hidden.backward(hidden.grad.to(out.hidden.dtype))
         sums.terms["loss"] = total
         return sums
-
-    @torch.autocast("cpu", enabled=False)
-    @torch.autocast("cuda", enabled=False)
-    def _go_back(self, loss: Tensor) -> None:
-        loss.backward(retain_graph=True)
 
     def terms(
         self,
@@ -182,8 +171,9 @@ class TextMTPTask(Task):
         sums: Sums,
         noise: torch.Generator | None = None,
         ranked: bool = False,
-    ) -> Iterator[Step]:
-        """One term after another; what is to be logged is added to ``sums``, ranks if ``ranked``."""
+    ) -> Iterator[tuple[Tensor, float]]:
+        """One term after another and its weight; what is to be logged is added to ``sums``, ranks if ``ranked``. Light
+        terms of a head come as one."""
         share = self.config.lora.heads_weight if self.config.lora else 1.0
         if self.adapters:
             assert positions.labels is not None, "training positions carry labels"
@@ -191,20 +181,26 @@ class TextMTPTask(Task):
             scores = self.lm.output.logits(out.top[answered]).float()
             loss = cross_entropy(scores, positions.labels[..., 0][answered])
             sums.terms["next"] = loss.detach()
-            yield Step("next", loss, 1.0)
+            yield loss, 1.0
             del scores, loss
         for name, objective in self.objectives.items():
             guesses: dict[int, tuple[Tensor, Tensor]] = {}
             ranks: list[Tensor] = []
+            light: Tensor | None = None
             for step in objective.steps(out, positions, noise, ranked):
                 sums.terms[f"{name}/{step.name}"] = step.loss.detach()
                 if step.right is not None and step.known is not None:
                     guesses[step.offset] = step.right, step.known
                 if step.ranks is not None:
                     ranks.append(count_ranks(step.ranks))
-                step.weight *= share
-                yield step
+                if step.light:
+                    light = step.weight * step.loss + (0 if light is None else light)
+                else:
+                    yield step.loss, share * step.weight
                 del step
+            if light is not None:
+                yield light, share
+                light = None
             sums.counts[name] = count_accepted(guesses)
             if ranks:
                 sums.ranks[name] = torch.stack(ranks)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from speech_mtp import native
 from speech_mtp.nn import blocks
-from speech_mtp.nn.blocks import KINDS, BlockLinear, Blocks, product
+from speech_mtp.nn.blocks import KINDS, BlockLinear, Blocks, RoundedRows, product
 
 needs_kernels = pytest.mark.skipif(not blocks.is_native(), reason="the kernels cannot be compiled on this machine")
 
@@ -111,8 +111,10 @@ def test_the_kernels_give_what_torch_gives(kind: str, rows: int, shape: tuple[in
 
 @needs_kernels
 def test_many_rows_are_rounded_alike() -> None:
-    """A scale that is off by its last bit moves a number to the next step in one of some thousand rows."""
-    blocks, rows = Blocks.of(torch.randn(16, 96), "q4"), torch.randn(20_000, 96)
+    """A scale that is off by its last bit moves a number to the next step in one of ten thousand rows."""
+    blocks, rows = Blocks.of(random(16, 96), "q4"), random(60_000, 96, 5)
+    twice = torch.reciprocal(rows.unflatten(1, (3, 32)).abs().amax(-1, keepdim=True)) * 127
+    assert bool(((rows.unflatten(1, (3, 32)) * twice).round() != RoundedRows.of(rows).quants).any())
     assert torch.equal(BlockLinear(blocks)(rows), product(rows, blocks))
 
 

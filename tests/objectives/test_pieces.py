@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -73,7 +74,7 @@ def test_a_head_learns_the_same(
         head.zero_grad()
         kept, total = [], []
         for step in MTP(head, MTPConfig(losses=losses)).steps(LMOutput(out.hidden), positions, ranked=True):
-            assert step.light == (head.private is None)
+            assert step.light == (head.private is None and head.shared_pass)
             assert step.right is not None
             assert step.ranks is not None
             kept += [step.loss.detach(), step.right, step.ranks]
@@ -110,3 +111,42 @@ def test_a_trunk_that_learns_is_not_held(lm: TextLM) -> None:  # noqa: F811
             assert not held
     finally:
         weight.requires_grad_(False)
+
+
+@pytest.mark.parametrize("losses", [{"soft": 1.0}, {"hard": 1.0}], ids=["soft", "hard"])
+@pytest.mark.parametrize("name", ["fastmtp", "medusa", "eagle3"])
+def test_a_term_by_pieces_keeps_no_scores(
+    lm: TextLM,  # noqa: F811
+    name: str,
+    losses: dict[Any, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where all rows are one piece."""
+    positions, kind = batch(), {"private": False} if name == "eagle3" else {}
+    head = make(lm, name, draft_vocab=VOCAB - 3, **kind)
+    head.set_vocabulary(torch.arange(VOCAB - 3))
+    made: list[weakref.ref[Tensor]] = []
+    scores = head.scores
+
+    def watched(*args: Any) -> Tensor:
+        found = scores(*args)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(head, "scores", watched)
+    steps = list(MTP(head, MTPConfig(losses=losses)).steps(states(lm, positions, head.taps), positions))
+    assert len(made) >= len(steps) == len(head.offsets)
+    assert [reference() for reference in made if reference() is not None] == []
+    torch.stack([step.loss for step in steps]).sum().backward()
+    assert any(p.grad is not None and bool(p.grad.any()) for p in head.parameters())
+
+
+def test_new_weights_are_not_those_that_were_held(lm: TextLM) -> None:  # noqa: F811
+    head, hidden = make(lm, "eagle3", private=False, draft_vocab=VOCAB - 3), torch.randn(2, lm.dim)
+    head.set_vocabulary(torch.arange(VOCAB - 3))
+    with head.holding() as held:
+        assert held
+        before = head.unembed(hidden)
+        head.set_vocabulary(torch.arange(3, VOCAB))
+        assert not torch.equal(head.unembed(hidden), before)
+        assert torch.equal(head.unembed(hidden)[:, :-3], before[:, 3:])

@@ -386,7 +386,7 @@ def test_the_joint_stage_adds_up_the_gradients_of_all_terms() -> None:
     for module in learner.modules.values():
         module.zero_grad()
     with learner.states(positions, grad=True) as (out, moved):
-        total = torch.stack([step.loss * step.weight for step in learner.terms(out, moved, sums)]).sum()
+        total = torch.stack([loss * weight for loss, weight in learner.terms(out, moved, sums)]).sum()
     total.backward()
     theirs = [p.grad for module in learner.modules.values() for p in module.parameters()]
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
