@@ -145,7 +145,7 @@ static inline float largest8(f8 v) {
 #endif
 }
 
-// The larger of two numbers, eight times; `most` where `v` is none.
+// The larger of two numbers, eight times; `most` where `v` is no number.
 static inline f8 larger8(f8 most, f8 v) {
     i8 larger = v > most;
     return (f8)(((i8)v & larger) | ((i8)most & ~larger));
@@ -601,8 +601,8 @@ static void rotate(float *x, const float *cos, const float *sin, int64_t half) {
 }
 
 // Queries of one key head over the entries `at[0..count)` (NULL: the first `count`) of its keys and values: `number` of
-// them, each with a count of its own. Entries are read in pieces that stay near, for all queries in turn; what a query
-// gets does not depend on the others.
+// them, each with a count of its own, none less than the one before. Entries are read in pieces that stay near, for all
+// queries in turn; what a query gets does not depend on the others.
 #define PIECE 64
 #define MOST 16  // queries at once
 
@@ -612,7 +612,7 @@ typedef struct {
     int64_t count;
 } Query;
 
-// Scores of a piece of the entries, those from `from` on, for the first of `number` queries.
+// Scores of a piece of the entries, those from `from` on.
 INLINE void score_one(
     const Query *one, const float *keys, const int64_t *at, int64_t from, int64_t dim, float scale
 ) {
@@ -700,18 +700,12 @@ INLINE void mix(
     const Query *queries, int64_t number, const float *values, const int64_t *at, int64_t from, int64_t dim
 ) {
     int64_t to = from + PIECE, both = queries->count < to ? queries->count : to;
-    if (number > 1) {
+    if (number > 1 && dim % 16 == 0 && from < both) {
         int64_t second = queries[1].count < to ? queries[1].count : to;
-        if (dim % 16 == 0 && from < both && from < second) {
-            int64_t end = both < second ? both : second;
-            mix_from(2, queries, values, at, from, end, dim);
-            if (end < both) mix_from(1, queries, values, at, end, both, dim);
-            if (end < second) mix_from(1, queries + 1, values, at, end, second, dim);
-            return;
-        }
-        mix_one(queries + 1, values, at, from, dim);
-    }
-    mix_one(queries, values, at, from, dim);
+        mix_from(2, queries, values, at, from, both, dim);
+        mix_from(1, queries + 1, values, at, both, second, dim);
+    } else
+        for (int j = 0; j < 2 && j < number; j++) mix_one(queries + j, values, at, from, dim);
 }
 #else
 #define SIDE_BY_SIDE 1

@@ -9,7 +9,9 @@ a time and each term can be back-propagated before the next is computed, so that
         del step
 
 What is freed when: after ``del`` nothing refers to the offset's logits, so they and all that only they need are gone
-before the next are made. ``retain_graph`` keeps what the offsets of one head share, which is the head's states of
+before the next are made. Terms that say they are ``light`` keep no logits
+(:mod:`speech_mtp.objectives._pieces`): those of one head are added up and back-propagated at once, through what they
+share. ``retain_graph`` keeps what the offsets of one head share, which is the head's states of
 earlier steps in a recursive head and the one pass of a block drafter; it goes when the head's last offset is done.
 
 This module knows nothing of optimisers, batches or files.

@@ -40,9 +40,13 @@ NATIVE = pytest.mark.parametrize("native", [pytest.param(True, marks=needs_kerne
 
 
 def make(name: str = "llama") -> Any:
-    """A random model; with biases (qwen2), with norms of queries and keys (qwen3), with scaled angles (yarn)."""
+    """A random model; with biases (qwen2), with norms of queries and keys (qwen3), with scaled angles (yarn), with
+    three heads to a key (threes), with heads that do not divide into sixteens (narrow)."""
     if name == "llama":
         return uneven(random_llama(61, 64, 4, **SIZES))
+    if name in ("threes", "narrow"):
+        heads = {"num_attention_heads": 6} if name == "threes" else {"num_key_value_heads": 4}
+        return uneven(random_llama(61, 96, 4, **SIZES, **heads))
     if name == "yarn":
         rope = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64}
         return uneven(random_llama(61, 64, 4, **SIZES, rope_parameters=rope))
@@ -121,6 +125,18 @@ def test_a_chain_and_its_nodes_one_by_one(name: str, width: int, native: bool, m
 @NATIVE
 def test_a_tree_in_a_batch_and_its_branches_one_by_one(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     check_tree(prepared(native, monkeypatch))
+
+
+@NATIVE
+@pytest.mark.parametrize("name", ["threes", "narrow"])
+def test_a_long_prompt_read_whole_and_token_by_token(name: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries of neighbouring tokens are looked up side by side, though one sees an entry more than the other."""
+    lm, prompt = prepared(native, monkeypatch, name), (PROMPTS[1] + PROMPTS[0]) * 3
+    whole = lm.read(lm.open(1), [prompt], TAPS)[0].hidden[0]
+    rows, alone = lm.open(1), []
+    for token in prompt:
+        alone.append(lm.read(rows, [[token]], TAPS)[0].hidden[0])
+    assert torch.equal(whole, torch.cat(alone))
 
 
 @NATIVE

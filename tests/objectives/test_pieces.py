@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,13 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speech_mtp.heads.base import MTPHead
 from speech_mtp.lm.text_lm import TextLM
 from speech_mtp.objectives import _pieces
 from speech_mtp.objectives._pieces import mean_of_pieces
 from speech_mtp.objectives.mtp import MTP, MTPConfig, divergence
 from speech_mtp.types import LMOutput
-from tests.objectives.test_mtp import batch, bound, lm, make, states  # noqa: F401
+from tests.objectives.test_mtp import batch, lm, make, states  # noqa: F401
 from tests.training.tiny_text import VOCAB
+
+DRAFTED = VOCAB - 3
+
+
+def drafting(lm: TextLM, name: str = "eagle3") -> MTPHead:  # noqa: F811
+    """A head without an output layer of its own where it can do without, that drafts the first tokens."""
+    kind = {"private": False} if name == "eagle3" else {}
+    head = make(lm, name, draft_vocab=DRAFTED, **kind)
+    head.set_vocabulary(torch.arange(DRAFTED))
+    return head
 
 
 def test_the_mean_and_its_gradients_are_those_of_all_rows_at_once() -> None:
@@ -29,14 +41,15 @@ def test_the_mean_and_its_gradients_are_those_of_all_rows_at_once() -> None:
         return (layer(states).square().sum(-1) * weights[rows]).mean()
 
     found = []
-    for rows in (11, 4):
+    for rows in (None, 11, 4):
         given = x.clone().requires_grad_()
         layer.zero_grad()
-        mean = mean_of_pieces(term, given * 2, rows)
+        mean = mean_of_pieces(term, given * 2, rows) if rows else term(given * 2, slice(None))
         (3 * mean).backward()
         found.append((mean.detach(), given.grad, layer.weight.grad, layer.bias.grad))
-    for whole, pieces in zip(*found, strict=True):
-        torch.testing.assert_close(whole, pieces)
+    for whole, *others in zip(*found, strict=True):
+        for pieces in others:
+            torch.testing.assert_close(whole, pieces)
     assert cuts[-3:] == [slice(0, 4), slice(4, 8), slice(8, 12)]
     with torch.no_grad():
         torch.testing.assert_close(mean_of_pieces(term, x * 2, 4), found[0][0])
@@ -64,17 +77,20 @@ def test_a_head_learns_the_same(
     losses: dict[Any, float],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With scores of two rows at a time, each offset's term gone back through by itself or all together."""
-    positions, kind = batch(), {"private": False} if name == "eagle3" else {}
-    head = make(lm, name, draft_vocab=VOCAB - 3, **kind)
-    head.set_vocabulary(torch.arange(2, VOCAB - 1))
+    """As without pieces: all rows in one or two at a time, each offset's term gone back through by itself or all
+    together."""
+    positions, head = batch(), drafting(lm, name)
     out, found = states(lm, positions, head.taps), []
-    for numbers, together in ((1 << 20, False), (2 * (VOCAB - 3), False), (2 * (VOCAB - 3), True)):
-        monkeypatch.setitem(_pieces.NUMBERS, "cpu", numbers)
+    for rows, together in ((None, False), (1000, False), (2, False), (2, True)):
+        monkeypatch.setitem(_pieces.NUMBERS, "cpu", (rows or 1) * DRAFTED)
+        by_pieces = rows is not None
+        monkeypatch.setattr(
+            head, "holding", type(head).holding.__get__(head) if by_pieces else lambda: nullcontext(False)
+        )
         head.zero_grad()
         kept, total = [], []
         for step in MTP(head, MTPConfig(losses=losses)).steps(LMOutput(out.hidden), positions, ranked=True):
-            assert step.light == (head.private is None and head.shared_pass)
+            assert step.light == (by_pieces and head.private is None and head.shared_pass)
             assert step.right is not None
             assert step.ranks is not None
             kept += [step.loss.detach(), step.right, step.ranks]
@@ -92,8 +108,7 @@ def test_a_head_learns_the_same(
 
 
 def test_what_is_held_of_the_trunk_is_let_go_when_training_stops_half_way(lm: TextLM) -> None:  # noqa: F811
-    head, positions = make(lm, "eagle3", private=False, draft_vocab=VOCAB - 3), batch()
-    head.set_vocabulary(torch.arange(VOCAB - 3))
+    head, positions = drafting(lm), batch()
     steps = MTP(head, MTPConfig()).steps(states(lm, positions, head.taps), positions)
     next(steps)
     assert head._held is not None
@@ -102,8 +117,7 @@ def test_what_is_held_of_the_trunk_is_let_go_when_training_stops_half_way(lm: Te
 
 
 def test_a_trunk_that_learns_is_not_held(lm: TextLM) -> None:  # noqa: F811
-    head = make(lm, "eagle3", private=False, draft_vocab=VOCAB - 3)
-    head.set_vocabulary(torch.arange(VOCAB - 3))
+    head = drafting(lm)
     weight = lm.output.weight
     weight.requires_grad_(True)
     try:
@@ -122,9 +136,7 @@ def test_a_term_by_pieces_keeps_no_scores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also where all rows are one piece."""
-    positions, kind = batch(), {"private": False} if name == "eagle3" else {}
-    head = make(lm, name, draft_vocab=VOCAB - 3, **kind)
-    head.set_vocabulary(torch.arange(VOCAB - 3))
+    positions, head = batch(), drafting(lm, name)
     made: list[weakref.ref[Tensor]] = []
     scores = head.scores
 
@@ -142,8 +154,7 @@ def test_a_term_by_pieces_keeps_no_scores(
 
 
 def test_new_weights_are_not_those_that_were_held(lm: TextLM) -> None:  # noqa: F811
-    head, hidden = make(lm, "eagle3", private=False, draft_vocab=VOCAB - 3), torch.randn(2, lm.dim)
-    head.set_vocabulary(torch.arange(VOCAB - 3))
+    head, hidden = drafting(lm), torch.randn(2, lm.dim)
     with head.holding() as held:
         assert held
         before = head.unembed(hidden)

@@ -34,7 +34,7 @@ from speech_mtp.training.loop import LoopConfig, train
 from speech_mtp.training.lora import LoRAConfig
 from speech_mtp.training.runs import run
 from speech_mtp.training.stages import TrainConfig
-from speech_mtp.training.text_mtp import HeadSettings, TextMTPTask, TextMTPTaskConfig, build_head
+from speech_mtp.training.text_mtp import HeadSettings, Sums, TextMTPTask, TextMTPTaskConfig, build_head
 from speech_mtp.types import LMOutput
 from tests.llama import random_llama
 from tests.lm.tiny import CHAT, tiny_tokenizer
@@ -223,6 +223,25 @@ def test_packed_answers_train_the_same(name: str) -> None:
     assert packed.train_data.batch(0).tokens.shape[0] < 0.5 * alone.train_data.batch(0).tokens.shape[0]
     ours, theirs = packed.step(0, 1e-3), alone.step(0, 1e-3)
     assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.usefixtures("adapters")
+@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4, heads_weight=0.3)], ids=["frozen", "joint"])
+def test_light_terms_come_as_one_and_weigh_what_they_do_alone(lora: LoRAConfig | None) -> None:
+    settings = HeadSettings({"name": "fastmtp", "draft_vocab": 20}, MTPConfig(losses={"soft": 1.0}))
+    learner = task({"fastmtp": settings, "medusa": MEDUSA}, lora=lora)
+    positions, head = learner.train_data.batch(0), learner.heads["fastmtp"]
+    learner.backward(positions)
+    ours = [p.grad.clone() for p in head.parameters()]
+    head.zero_grad()
+    with learner.states(positions, grad=False) as (out, moved):
+        steps = list(learner.objectives["fastmtp"].steps(LMOutput(out.hidden.detach()), moved))
+        terms = list(learner.terms(LMOutput(out.hidden.detach()), moved, Sums()))
+    assert all(step.light for step in steps)
+    assert len(terms) == (1 if lora is None else 2) + 3
+    (torch.stack([0.8**k * step.loss for k, step in enumerate(steps)]).sum() * (0.3 if lora else 1)).backward()
+    torch.testing.assert_close(ours, [p.grad for p in head.parameters()], rtol=1e-4, atol=1e-6)
+    assert any(bool(grad.any()) for grad in ours)
 
 
 def test_rows_longer_than_the_model_reads_are_refused() -> None:
