@@ -8,26 +8,53 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from speech_mtp import plugins
 from speech_mtp.corpus.coverage import coverage_sentences, missing_words
 from speech_mtp.corpus.manifest import read_lines
-from speech_mtp.corpus.sentences import SentenceRules, frequent_words, harvest, key_of, words_of
+from speech_mtp.corpus.sentences import (
+    Harvest,
+    SentenceRules,
+    frequent_words,
+    harvest,
+    key_of,
+    split_sentences,
+    words_of,
+)
+from speech_mtp.files import replacing
+from speech_mtp.progress import progress
+from speech_mtp.text.normalize import normalize
+
+
+SENTENCES = "sentences.txt"
 
 
 class TextSource(BaseModel):
-    """A text file (any lines or paragraphs), or a ``.jsonl`` file of which ``field`` holds text.
+    """A text file (any lines or paragraphs), or a ``.jsonl`` file of which ``field`` holds text, or ``documents``, a
+    plug-in of ``corpus.documents``.
 
-    ``limit`` keeps the first sentences only; ``dev_fraction`` of the sentences are held out.
+    With ``normalize`` numbers, abbreviations and the like are written out, as they are said. ``limit`` keeps the first
+    sentences only; ``dev_fraction`` of the sentences are held out.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    path: Path
+    path: Path | None = None
     field: str | None = None
+    documents: str | dict[str, Any] | None = None
+    normalize: bool = False
     limit: int | None = Field(default=None, ge=1)
     dev_fraction: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.path is None) == (self.documents is None):
+            raise ValueError("a text source has either a path or documents; give one of them")
+        if self.documents is not None and self.field is not None:
+            raise ValueError("documents have no field of the corpus; name it in their own settings")
+        return self
 
 
 @dataclass(frozen=True)
@@ -54,7 +81,7 @@ def load_script(sources: list[TextSource], rules: SentenceRules, coverage_words:
     script = Script()
     seen: set[str] = set()
     for source in sources:
-        found = harvest(_texts(source), rules, seen)
+        found = sentences_of(source, _texts(source), rules, seen)
         script.rejects += found.rejects
         script.sentences += [Sentence(s, split_of(s, source.dev_fraction)) for s in found.sentences[: source.limit]]
     if coverage_words:
@@ -66,6 +93,50 @@ def load_script(sources: list[TextSource], rules: SentenceRules, coverage_words:
     if not script.sentences:
         raise ValueError("the text sources hold no speakable sentence; give other files or loosen the sentence rules.")
     return script
+
+
+def sentences_of(source: TextSource, texts: Iterator[str], rules: SentenceRules, seen: set[str]) -> Harvest:
+    """Every speakable sentence of the ``texts`` of ``source`` whose key is not ``seen`` yet; keys are added there."""
+    unread: Counter[str] = Counter()
+    found = harvest(_said(texts, unread) if source.normalize else texts, rules, seen)
+    found.rejects += unread
+    return found
+
+
+def _said(texts: Iterator[str], unread: Counter[str]) -> Iterator[str]:
+    """The sentences of ``texts`` as they are said; those that nothing can be made of are counted in ``unread``."""
+    for text in texts:
+        for sentence in split_sentences(text):
+            try:
+                yield normalize(sentence)
+            except ValueError:
+                unread["cannot be read"] += 1
+
+
+def write_sentences(
+    sources: dict[str, TextSource], rules: SentenceRules, left_out: list[Path], out: Path
+) -> dict[str, Any]:
+    """Write the distinct sentences of ``sources`` into ``out/sentences.txt``, one a line; what each source gave.
+
+    The sentences of the files ``left_out``, which are said in evaluations, are not among them. Raises ValueError for a
+    source that holds out sentences (there is no place for them), and where none is speakable.
+    """
+    for name, source in sources.items():
+        if source.dev_fraction:
+            raise ValueError(f"The texts {name!r} hold sentences out; name those in left_out instead.")
+    opened = {name: _texts(source) for name, source in sources.items()}
+    seen = {key_of(line) for path in left_out for line in _texts(TextSource(path=path))}
+    report: dict[str, Any] = {}
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / SENTENCES) as aside, aside.open("w", encoding="utf-8") as file:
+        for name, source in progress(sources.items(), "sentences", "sources"):
+            found = sentences_of(source, opened[name], rules, seen)
+            kept = found.sentences[: source.limit]
+            file.writelines(f"{sentence}\n" for sentence in kept)
+            report[name] = {"sentences": len(kept), "refused": dict(found.rejects.most_common())}
+        if not any(part["sentences"] for part in report.values()):
+            raise ValueError("The texts hold no speakable sentence; give others, or loosen the sentence rules.")
+    return report
 
 
 def split_of(sentence: str, dev_fraction: float) -> str:
@@ -99,17 +170,26 @@ def stable_fraction(text: str) -> float:
 
 
 def _texts(source: TextSource) -> Iterator[str]:
-    if source.path.suffix == ".jsonl":
+    """The texts of ``source``. What its documents need is checked before the first is asked for."""
+    if source.path is not None:
+        return _lines(source, source.path)
+    assert source.documents is not None, "a source has a path or documents"
+    documents = plugins.build("corpus.documents", source.documents)
+    return (document.text for document in documents.documents())
+
+
+def _lines(source: TextSource, path: Path) -> Iterator[str]:
+    if path.suffix == ".jsonl":
         if source.field is None:
-            raise ValueError(f"{source.path} is JSON lines; set `field` to the key that holds the text.")
-        for number, line in enumerate(read_lines(source.path), start=1):
+            raise ValueError(f"{path} is JSON lines; set `field` to the key that holds the text.")
+        for number, line in enumerate(read_lines(path), start=1):
             if not isinstance(line.get(source.field), str):
-                raise ValueError(f"{source.path}, line {number} has no text under {source.field!r}; set another field.")
+                raise ValueError(f"{path}, line {number} has no text under {source.field!r}; set another field.")
             yield line[source.field]
         return
     if source.field is not None:
-        raise ValueError(f"{source.path} is plain text, so it has no field {source.field!r}; remove the setting.")
-    if not source.path.is_file():
-        raise FileNotFoundError(f"There is no text file {source.path}.")
-    with source.path.open(encoding="utf-8") as file:
+        raise ValueError(f"{path} is plain text, so it has no field {source.field!r}; remove the setting.")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no text file {path}.")
+    with path.open(encoding="utf-8") as file:
         yield from file

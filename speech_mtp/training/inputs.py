@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from speech_mtp.corpus.texts import TextSource
 from speech_mtp.training.stages import Stage
 
 MAKERS = {
@@ -25,7 +26,7 @@ MAKERS = {
     "start": "the recipe that trains it",
 }
 """Settings of stages that name what another stage has made, and what makes it with the recipes as they are."""
-GIVEN = ("texts", "dev_texts", "prompts", "references", "card")
+GIVEN = ("texts", "dev_texts", "left_out", "prompts", "references", "card")
 """Settings that name other files and folders."""
 
 
@@ -36,6 +37,7 @@ def inputs(stage: Stage) -> Iterator[tuple[str, str | Path]]:
         if isinstance(value, dict):
             value = [value.get("source")] if key == "codec" else list(value.values())
         for name in value if isinstance(value, list) else [value]:
+            name = name.path if isinstance(name, TextSource) else name
             if name is not None:
                 yield key, name
 

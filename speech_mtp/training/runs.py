@@ -32,8 +32,9 @@ from speech_mtp.corpus.direct import Speech, read_sentences, speak
 from speech_mtp.corpus.features import Features
 from speech_mtp.corpus.frame_phonemes import FramePhonemes
 from speech_mtp.corpus.store import AudioStore, store_manifest
+from speech_mtp.corpus.texts import SENTENCES, write_sentences
 from speech_mtp.dtypes import DTYPES
-from speech_mtp.files import check_inputs_of
+from speech_mtp.files import check_inputs_of, replacing
 from speech_mtp.lm.backbone import Backbone, load_causal_lm, load_tokenizer
 from speech_mtp.lm.direct import DirectConfig, DirectLM
 from speech_mtp.lm.group_lm import GroupLMConfig
@@ -63,6 +64,7 @@ from speech_mtp.training.stages import (
     InventoryRun,
     LMRun,
     PackageHeadRun,
+    SentencesRun,
     SpeakRun,
     SpeechMTPRun,
     StoreRun,
@@ -84,6 +86,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     stages: dict[str, Callable[[Any], dict[str, Any]]] = {
         "store": _store,
         "speak": _speak,
+        "sentences": _sentences,
         "features": _features,
         "codec": _codec,
         "coupled_codec": _codec,
@@ -118,6 +121,14 @@ def _speak(stage: SpeakRun) -> dict[str, Any]:
         stage.dev,
     )
     return dict(speak(speech, stage.out, stage.workers or processors(), stage.max_time_s))
+
+
+def _sentences(stage: SentencesRun) -> dict[str, Any]:
+    report = write_sentences(stage.texts, stage.rules, stage.left_out, stage.out)
+    with replacing(stage.out / "report.json") as aside:
+        aside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    counts = {name: part["sentences"] for name, part in report.items()}
+    return {"out": str(stage.out / SENTENCES), "sentences": sum(counts.values()), **counts}
 
 
 def _features(stage: FeaturesRun) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from speech_mtp.codecs.decoupled import DecoupledConfig
 from speech_mtp.corpus import answers
 from speech_mtp.corpus.continuations import ContinuationConfig
 from speech_mtp.corpus.direct import VoiceShare
+from speech_mtp.corpus.sentences import SentenceRules
+from speech_mtp.corpus.texts import TextSource
 from speech_mtp.lm.causal_lm import CausalLMConfig
 from speech_mtp.training.codec_data import CodecTaskConfig
 from speech_mtp.training.inventory import InventoryTaskConfig
@@ -61,6 +63,16 @@ class SpeakRun(Stage):
     characters: tuple[int, int] = (20, 80)
     workers: int = 0
     max_time_s: float | None = None
+
+
+class SentencesRun(Stage):
+    """Gather the distinct speakable sentences of ``texts``, by names of your own, into ``out/sentences.txt``, without
+    those of the files ``left_out``; what each source gave, into ``out/report.json``."""
+
+    kind: Literal["sentences"]
+    texts: dict[str, TextSource] = Field(min_length=1)
+    left_out: list[Path] = []
+    rules: SentenceRules = SentenceRules()
 
 
 class FeaturesRun(Stage):
@@ -327,6 +339,7 @@ class TrainConfig(BaseModel):
     run: Annotated[
         StoreRun
         | SpeakRun
+        | SentencesRun
         | FeaturesRun
         | CodecRun
         | CoupledCodecRun
