@@ -28,7 +28,6 @@ from speech_mtp.files import replacing
 from speech_mtp.progress import progress
 from speech_mtp.text.normalize import normalize
 
-
 SENTENCES = "sentences.txt"
 
 

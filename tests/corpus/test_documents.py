@@ -196,3 +196,15 @@ def test_documents_of_one_key_are_in_one_split() -> None:
     assert all(len(found) == 1 for found in splits)
     assert {True} in splits
     assert {False} in splits
+
+
+def test_answers_are_read_as_text(tmp_path: Path, tokenizer: Path) -> None:
+    told = [{"answer_ids": [*b"It is so.", 256]}, {"answer_ids": list(b"It was cut")}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told), "utf-8")
+    spec = {"name": "answers", "paths": [str(tmp_path / "a.jsonl")], "model": str(tokenizer)}
+    source = plugins.build("corpus.documents", spec)
+    assert [(d.text, d.ended) for d in source.documents()] == [("It is so.", True), ("It was cut", False)]
+    assert "answers of a language model" in source.licence
+    (tmp_path / "a.jsonl").write_text('{"text": "no answers"}\n', "utf-8")
+    with pytest.raises(ValueError, match="line 1 has no token ids under 'answer_ids'"):
+        list(plugins.build("corpus.documents", spec).documents())

@@ -12,10 +12,12 @@ import torch
 import yaml
 
 pytest.importorskip("wordfreq", reason="needs the train extra")
+pytest.importorskip("faker", reason="needs the train extra")
 
 from speech_mtp import config as settings
 from speech_mtp import hub, plugins
 from speech_mtp.corpus.build import CorpusConfig
+from speech_mtp.corpus.documents.patterns import Patterns
 from speech_mtp.corpus.selfwrite import read_prompts
 from speech_mtp.heads.base import TrunkShape
 from speech_mtp.lm.causal_lm import CausalLM, CausalLMConfig
@@ -32,6 +34,7 @@ from speech_mtp.training.stages import (
     DocumentsRun,
     LMRun,
     PackageRun,
+    SentencesRun,
     SpeechMTPRun,
     Stage,
     TextEncoderRun,
@@ -46,11 +49,12 @@ RECIPES = ROOT / "recipes"
 FILES = sorted(RECIPES.rglob("*.yaml"))
 BASES = {RECIPES / "text_mtp/common.yaml"}
 """Files that only others begin with."""
-PROMPTS = RECIPES / "corpus/prompts.yaml"
-CORPORA = {path for path in (RECIPES / "corpus").glob("*.yaml") if path != PROMPTS}
+PROMPTS, PATTERNS = RECIPES / "corpus/prompts.yaml", RECIPES / "corpus/patterns.yaml"
+SENTENCES = RECIPES / "corpus/many.yaml"
+CORPORA = {*(RECIPES / "corpus").glob("*.yaml")} - {PROMPTS, PATTERNS, SENTENCES}
 SERVED = {RECIPES / "serve_ray/serve.yaml"}
 """Files of Ray Serve; ``test_serve_ray.py`` reads them."""
-STAGES = [path for path in FILES if path not in BASES | CORPORA | SERVED | {PROMPTS}]
+STAGES = [path for path in FILES if path not in BASES | CORPORA | SERVED | {PROMPTS, PATTERNS}]
 CODES = json.loads((RECIPES / "tiny_en/codes/codec.json").read_text("utf-8"))
 PUBLISHED = {"facebook/encodec_24khz"}
 """Repositories of a hub that recipes name."""
@@ -98,6 +102,10 @@ def check_plugins(stage: Stage) -> None:
     if isinstance(stage, DocumentsRun):
         for spec in stage.sources.values():
             plugins.build("corpus.documents", spec)
+    if isinstance(stage, SentencesRun):
+        for source in stage.texts.values():
+            if isinstance(source.documents, dict):
+                plugins.find("corpus.documents", source.documents["name"])
     if isinstance(stage, TextEncoderRun):
         TextEncoderConfig(**stage.model, backbone_dim=TRUNK.dim, hidden_layer=stage.hidden_layer)
     if isinstance(stage, UnitsRun | TextEncoderRun | PackageRun) and stage.g2p != "own":
@@ -120,13 +128,15 @@ def test_a_corpus_is_valid_and_its_plugins_exist(path: Path) -> None:
             "corpus.recordings", recording.source if isinstance(recording.source, str) else recording.source["name"]
         )
     for source in corpus.texts:
+        assert source.path is not None
         assert (ROOT / source.path).is_file() or (corpus.write is not None and source.path == corpus.write.out)
     if corpus.write is not None:
         assert ROOT / corpus.write.prompts == PROMPTS
 
 
-def test_the_prompts_are_valid() -> None:
+def test_the_prompts_and_patterns_are_valid() -> None:
     read_prompts(PROMPTS)
+    Patterns(str(PATTERNS), 1)
 
 
 def test_a_base_is_the_base_of_something() -> None:
