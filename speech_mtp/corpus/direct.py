@@ -2,18 +2,20 @@
 
 The corpus of :mod:`speech_mtp.corpus.build` keeps every sentence as a file with its manifest; here nothing lies between
 the teacher and the training. Job n is the same on every machine and for every number of processes: its sentence,
-voice and seed are functions of n. A run that was killed goes on with the jobs that its stores lack, if it has as many
-workers as before.
+voice and seed are functions of n, and no sentence comes twice before all have had their turn. A run that was killed
+goes on with the jobs that its stores lack, if it has as many workers as before.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from speech_mtp import plugins
@@ -43,7 +45,8 @@ class VoiceShare(BaseModel):
 
 @dataclass(frozen=True)
 class Speech:
-    """What is to be spoken: ``sentences`` and ``dev_sentences`` (a share ``dev`` of the jobs) in ``voices``."""
+    """What is to be spoken: ``sentences`` and ``dev_sentences`` (a share ``dev`` of the jobs) in ``voices``, by the
+    jobs from number ``first`` on."""
 
     sentences: list[str]
     dev_sentences: list[str]
@@ -52,6 +55,7 @@ class Speech:
     dev: float = 0.02
     g2p: str = "hibari"
     rules: AudioRules = field(default_factory=AudioRules)
+    first: int = 0
 
 
 def read_sentences(paths: list[Path], characters: tuple[int, int]) -> list[str]:
@@ -80,7 +84,7 @@ def _speak_part(speech: Speech, out: Path, worker: int, workers: int, until: flo
     g2p: G2P = plugins.build("text.g2p", speech.g2p)
     writer = AudioStoreWriter(out / f"part{worker:02}")
     done, refused = {row.id for row in writer.rows}, 0
-    for number in range(worker, speech.utterances, workers):
+    for number in range(speech.first + worker, speech.first + speech.utterances, workers):
         if until is not None and time.time() > until:
             break
         teacher, voice, text, split = _job(speech, teachers, number)
@@ -107,7 +111,14 @@ def _job(speech: Speech, teachers: list[Teacher], number: int) -> tuple[Teacher,
     voices = speech.voices[chosen].voices or teachers[chosen].voices
     split = "dev" if rng.random() < speech.dev else "train"
     texts = speech.dev_sentences if split == "dev" else speech.sentences
-    return teachers[chosen], voices[rng.integers(len(voices))], texts[rng.integers(len(texts))], split
+    turn, at = divmod(number, len(texts))
+    return teachers[chosen], voices[rng.integers(len(voices))], texts[_order(len(texts), turn)[at]], split
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, turn: int) -> NDArray[np.int64]:
+    """In which order ``count`` sentences have their turn ``turn``."""
+    return np.random.default_rng((0x04DE, turn)).permutation(count)
 
 
 def _pitch(utterance: Utterance) -> np.ndarray:

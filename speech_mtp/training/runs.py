@@ -119,6 +119,7 @@ def _speak(stage: SpeakRun) -> dict[str, Any]:
         stage.voices,
         stage.utterances,
         stage.dev,
+        first=stage.first,
     )
     return dict(speak(speech, stage.out, stage.workers or processors(), stage.max_time_s))
 

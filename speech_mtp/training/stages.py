@@ -51,7 +51,9 @@ class SpeakRun(Stage):
     """Let teachers speak the sentences of the files ``texts`` (one a line, of ``characters``) straight into stores in
     ``out``, one a worker (0: as many as cores), until ``utterances`` are there or ``max_time_s`` has passed.
 
-    A share ``dev`` of them are sentences of ``dev_texts``, which are the dev split.
+    A share ``dev`` of them are sentences of ``dev_texts``, which are the dev split. Utterances are numbered, each the
+    same wherever it is made; with ``first`` they begin with that number, so that much speech can be made, encoded and
+    let go part by part.
     """
 
     kind: Literal["speak"]
@@ -59,6 +61,7 @@ class SpeakRun(Stage):
     dev_texts: list[Path]
     voices: list[VoiceShare] = Field(min_length=1)
     utterances: int
+    first: int = Field(default=0, ge=0)
     dev: float = 0.02
     characters: tuple[int, int] = (20, 80)
     workers: int = 0

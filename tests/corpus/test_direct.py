@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,19 @@ def test_the_jobs_are_the_same_for_any_number_of_workers(tmp_path: Path) -> None
     assert 25 < voices.count("low") < 40  # three quarters, and half of the last one
     assert 0 < sum(split == "dev" for _, split, _ in one.values()) < 20
     assert all(text.startswith("Held") == (split == "dev") for text, split, _ in one.values())
+
+
+def test_every_sentence_has_its_turn_before_one_comes_again(tmp_path: Path) -> None:
+    all_train = replace(speech(), dev=0.0)
+    direct._speak_part(replace(all_train, utterances=60), tmp_path / "whole", 0, 1, None)
+    whole = {name.split("-")[1]: row for name, row in rows_by_id(tmp_path / "whole").items()}
+    texts = [whole[f"{number:06}"][0] for number in range(60)]
+    assert sorted(texts[:30]) == sorted(texts[30:]) == sorted(speech().sentences)
+    assert texts[:30] != texts[30:]
+    for part in range(2):
+        direct._speak_part(replace(all_train, utterances=30, first=30 * part), tmp_path / f"part{part}", 0, 1, None)
+    parts = rows_by_id(tmp_path / "part0") | rows_by_id(tmp_path / "part1")
+    assert parts == rows_by_id(tmp_path / "whole")
 
 
 def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
