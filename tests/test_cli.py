@@ -331,6 +331,7 @@ class TestEval:
         ears = Judges(
             transcribe=lambda wave, rate: "hello there",
             opinion=lambda wave, rate: 3.0,
+            second_opinion=lambda wave, rate: 4.0,
             embed=lambda wave, rate: torch.stack([wave.std(), wave.abs().max()]),
             pitch=lambda wave, rate: wave[: len(wave) // 240 * 240].view(-1, 240).std(1),
         )

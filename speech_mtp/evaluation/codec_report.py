@@ -102,6 +102,8 @@ def _round_trip(codec: Codec, encoded: list[_Encoded], judges: Judges) -> dict[s
         "last_word": fmean(last_word_heard(e.text, text) for e, text in zip(spoken, heard, strict=True)),
         "dnsmos_original": fmean(judges.opinion(e.sample.wave, rate) for e in encoded),
         "dnsmos": fmean(judges.opinion(e.decoded, rate) for e in encoded),
+        "distill_mos_original": fmean(judges.second_opinion(e.sample.wave, rate) for e in encoded),
+        "distill_mos": fmean(judges.second_opinion(e.decoded, rate) for e in encoded),
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from speech_mtp.evaluation.distill_mos import distill_mos
 from speech_mtp.evaluation.dnsmos import dnsmos
 from speech_mtp.evaluation.f0 import log_f0
 from speech_mtp.evaluation.speaker_similarity import speaker_embedding
@@ -17,11 +18,13 @@ from speech_mtp.evaluation.wer import transcribe
 class Judges:
     """Each takes ``(wave [S], sample_rate)``.
 
-    ``transcribe`` gives text, ``opinion`` the overall DNSMOS, ``embed`` a speaker vector and ``pitch`` a log-F0 track.
+    ``transcribe`` gives text, ``opinion`` the overall DNSMOS, ``second_opinion`` the score of DistillMOS, ``embed`` a
+    speaker vector and ``pitch`` a log-F0 track.
     """
 
     transcribe: Callable[[Tensor, int], str] = transcribe
     opinion: Callable[[Tensor, int], float] = lambda wave, rate: dnsmos(wave, rate).overall
+    second_opinion: Callable[[Tensor, int], float] = distill_mos
     embed: Callable[[Tensor, int], Tensor] = speaker_embedding
     pitch: Callable[[Tensor, int], Tensor] = log_f0
 

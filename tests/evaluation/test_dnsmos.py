@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("speechmos", reason="needs the eval extra")
 
+from speech_mtp.evaluation.distill_mos import distill_mos
 from speech_mtp.evaluation.dnsmos import dnsmos
 
 
@@ -17,3 +18,16 @@ def test_noise_scores_low_and_loud_audio_is_accepted() -> None:
     noisy = dnsmos(torch.randn(len(speech), generator=torch.Generator().manual_seed(0)) * 0.1, 24000)
     assert clean.overall > 2.5 > noisy.overall
     assert clean.p808 > noisy.p808
+
+
+def test_the_second_opinion_tells_speech_from_noise(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("distillmos", reason="needs the eval extra")
+    hibari = pytest.importorskip("hibari", reason="needs the corpus extra")
+    speech = torch.from_numpy(hibari.Hibari()("We had soup for dinner, and it was good.", seed=1))
+    noise = torch.randn(len(speech), generator=torch.Generator().manual_seed(0))
+    clean, noisy = distill_mos(speech, 24000), distill_mos(speech + noise * 0.3 * speech.std(), 24000)
+    assert 5 > clean > 3.5 > 3 > noisy > 1
+    assert distill_mos(0.1 * speech, 24000) == pytest.approx(clean, abs=0.01)
+    with pytest.raises(ValueError, match="cannot be judged"):
+        distill_mos(torch.zeros(0), 24000)
+    assert capsys.readouterr().out == ""

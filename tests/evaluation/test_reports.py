@@ -43,6 +43,7 @@ def judges(heard: list[str], speaker: Callable[[Tensor], Tensor] | None = None) 
     return Judges(
         transcribe=lambda wave, rate: next(transcripts),
         opinion=lambda wave, rate: len(wave) / rate,
+        second_opinion=lambda wave, rate: 4.0,
         embed=lambda wave, rate: speaker(wave) if speaker else torch.tensor([1.0, 0.0]),
         pitch=lambda wave, rate: torch.arange(10.0),
     )
@@ -57,6 +58,7 @@ def test_aggregates_weigh_words_and_seconds() -> None:
     assert report["seconds"] == 5
     assert report["rtf"] == pytest.approx(1.5 / 5)
     assert report["dnsmos"] == pytest.approx(5 / 3)
+    assert report["distill_mos"] == pytest.approx(4)
     assert report["steps_per_second"] == pytest.approx(10)
     assert report["ttfa_ms_p50"] == pytest.approx(100)
     assert report["ttfa_ms_p95"] == pytest.approx(280)
@@ -122,6 +124,7 @@ def test_every_part_of_the_codec_report() -> None:
     ears = Judges(
         transcribe=lambda wave, rate: "hello there",
         opinion=lambda wave, rate: 3.0,
+        second_opinion=lambda wave, rate: 4.0,
         embed=lambda wave, rate: loudness(wave),
         pitch=lambda wave, rate: wave[: len(wave) // 240 * 240].view(-1, 240).std(1),
     )
@@ -181,6 +184,7 @@ def test_the_swap_test_tells_timbre_from_content() -> None:
         return Judges(
             transcribe=lambda wave, rate: "hello there",
             opinion=lambda wave, rate: 3.0,
+            second_opinion=lambda wave, rate: 4.0,
             embed=lambda wave, rate: torch.tensor([float(wave.mean()), 1.0]),
             pitch=lambda wave, rate: torch.zeros(3),
         )

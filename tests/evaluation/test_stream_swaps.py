@@ -44,6 +44,7 @@ def number(wave: Tensor, at: int) -> int:
 EARS = Judges(
     transcribe=lambda wave, rate: WORDS[number(wave, 0)],
     opinion=lambda wave, rate: 3.0,
+    second_opinion=lambda wave, rate: 4.0,
     embed=lambda wave, rate: torch.eye(2)[number(wave, 2)],
     pitch=lambda wave, rate: MELODIES[number(wave, 1)],
 )

@@ -47,6 +47,7 @@ LETTERS = "tests.lm.tiny:Letters"
 EARS = Judges(
     transcribe=lambda wave, rate: "good morning",
     opinion=lambda wave, rate: 3.0,
+    second_opinion=lambda wave, rate: 4.0,
     embed=lambda wave, rate: torch.tensor([1.0, float(wave.std())]),
     pitch=lambda wave, rate: torch.zeros(3),
 )
