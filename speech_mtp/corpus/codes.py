@@ -24,6 +24,7 @@ from speech_mtp.codecs.base import Codec
 from speech_mtp.codecs.decoupled import LOSS_WEIGHTS
 from speech_mtp.corpus.align import at_frame_rate, unit_of_frame
 from speech_mtp.corpus.store import SAMPLE_RATE, AudioStore
+from speech_mtp.corpus.told_durations import unit_at_frames
 from speech_mtp.files import replacing
 from speech_mtp.text.phonemes import parse
 from speech_mtp.types import CodecSpec, Codes
@@ -186,8 +187,9 @@ def save_codes(corpus: CodeCorpus, folder: Path) -> None:
 def encode_batches(
     codec: Codec, aligner: Codec, store: AudioStore, batches: list[list[int]], device: str = "cpu"
 ) -> CodeCorpus:
-    """Encode ``batches`` of rows of a store with ``codec`` and align them by the phoneme head of ``aligner``, which may
-    be the same one; rows that cannot be aligned are left out. Either hears the audio at its own sample rate."""
+    """Encode ``batches`` of rows of a store with ``codec``. Rows whose teacher told where its phonemes end are aligned
+    by that, the others by the phoneme head of ``aligner``, which may be the same codec; rows that cannot be aligned are
+    left out. Either hears the audio at its own sample rate."""
     codec, aligner = codec.to(device).eval(), aligner.to(device).eval()
     spec, heard_hz = codec.spec, aligner.spec.frame_rate_hz
     rows: list[CodeRow] = []
@@ -197,17 +199,23 @@ def encode_batches(
     for indices in batches:
         waves = [store.wave(i) for i in indices]
         codes = _encode(codec, waves, device)
-        heard = codes if aligner is codec else _encode(aligner, waves, device)
-        log_probs = aligner.phoneme_log_probs(heard).cpu()
+        heard = log_probs = None
         for b, i in enumerate(indices):
             row, n = store.rows[i], int(codes.lengths[b])
-            phonemes = torch.tensor([u.id for u in parse(row.phonemes)])
-            unit = unit_of_frame(log_probs[b, : int(heard.lengths[b])], phonemes)
-            if unit is None:
-                continue
+            if row.ends_ms is not None:
+                unit = unit_at_frames(row.ends_ms, n, spec.frame_rate_hz)
+            else:
+                if heard is None or log_probs is None:
+                    heard = codes if aligner is codec else _encode(aligner, waves, device)
+                    log_probs = aligner.phoneme_log_probs(heard).cpu()
+                phonemes = torch.tensor([u.id for u in parse(row.phonemes)])
+                found = unit_of_frame(log_probs[b, : int(heard.lengths[b])], phonemes)
+                if found is None:
+                    continue
+                unit = at_frame_rate(found, heard_hz, spec.frame_rate_hz, n)
             rows.append(CodeRow(row.id, row.voice, row.text, row.phonemes, row.split, total, n))
             frames.append(codes.frames[b, :, :n].cpu())
-            units.append(at_frame_rate(unit, heard_hz, spec.frame_rate_hz, n))
+            units.append(unit)
             timbres.append(torch.zeros(1, 0) if codes.timbre is None else codes.timbre[b, None].cpu())
             total += n
     return CodeCorpus(rows, torch.cat(frames, 1), torch.cat(units), torch.cat(timbres), CodecFacts.of(spec))

@@ -30,8 +30,9 @@ from speech_mtp.corpus.store import (
     stores_in,
 )
 from speech_mtp.corpus.teachers.base import Teacher, Utterance
+from speech_mtp.corpus.told_durations import unit_ends_ms
 from speech_mtp.text.g2p.base import G2P, read_text
-from speech_mtp.text.phonemes import render
+from speech_mtp.text.phonemes import Unit, render
 
 
 class VoiceShare(BaseModel):
@@ -93,11 +94,12 @@ def _speak_part(speech: Speech, out: Path, worker: int, workers: int, until: flo
             continue
         try:
             utterance, reason = fit(teacher.synthesize(text, voice, number), text, speech.rules)
-            phonemes = render(read_text(g2p, text))
+            units = read_text(g2p, text)
         except ValueError as error:
             reason = str(error)
         if reason is None:
-            writer.append(name, voice, text, phonemes, split, utterance.wave, _pitch(utterance))
+            pitch, ends = _pitch(utterance), _ends_ms(utterance, units)
+            writer.append(name, voice, text, render(units), split, utterance.wave, pitch, ends)
         refused += reason is not None
     writer.close()
     return refused
@@ -119,6 +121,12 @@ def _job(speech: Speech, teachers: list[Teacher], number: int) -> tuple[Teacher,
 def _order(count: int, turn: int) -> NDArray[np.int64]:
     """In which order ``count`` sentences have their turn ``turn``."""
     return np.random.default_rng((0x04DE, turn)).permutation(count)
+
+
+def _ends_ms(utterance: Utterance, units: list[Unit]) -> list[int] | None:
+    if utterance.phonemes is None or utterance.ends_s is None:
+        return None
+    return unit_ends_ms(units, utterance.phonemes, utterance.ends_s)
 
 
 def _pitch(utterance: Utterance) -> np.ndarray:

@@ -27,7 +27,8 @@ PITCH_HOP = 240
 
 @dataclass(frozen=True)
 class StoredUtterance:
-    """Where one utterance lies: ``samples`` from ``start`` on in the audio, its pitch from ``pitch_start`` on."""
+    """Where one utterance lies: ``samples`` from ``start`` on in the audio, its pitch from ``pitch_start`` on.
+    ``ends_ms``: where each phoneme ends, if the teacher told (None: it did not, or it read other phonemes)."""
 
     id: str
     voice: str
@@ -37,6 +38,7 @@ class StoredUtterance:
     start: int
     samples: int
     pitch_start: int
+    ends_ms: list[int] | None = None
 
     @property
     def pitch_steps(self) -> int:
@@ -59,10 +61,18 @@ class AudioStoreWriter:
         self._samples, self._steps = samples, steps
 
     def append(
-        self, id: str, voice: str, text: str, phonemes: str, split: str, wave: np.ndarray, f0_hz: np.ndarray
+        self,
+        id: str,
+        voice: str,
+        text: str,
+        phonemes: str,
+        split: str,
+        wave: np.ndarray,
+        f0_hz: np.ndarray,
+        ends_ms: list[int] | None = None,
     ) -> StoredUtterance:
         """``wave [S]`` float in [-1, 1] at 24 kHz, ``f0_hz [ceil(S / 240)]`` (0 unvoiced)."""
-        row = StoredUtterance(id, voice, text, phonemes, split, self._samples, len(wave), self._steps)
+        row = StoredUtterance(id, voice, text, phonemes, split, self._samples, len(wave), self._steps, ends_ms)
         if len(f0_hz) != row.pitch_steps:
             raise ValueError(f"{id}: {len(f0_hz)} pitch values for {len(wave)} samples; expected {row.pitch_steps}.")
         (np.clip(wave, -1, 1) * 32767).round().astype("<i2").tofile(self._audio)

@@ -131,7 +131,8 @@ class EncodeRun(Stage):
     folder of stores stands for all of them.
 
     ``codec`` is a packaged name, a folder, a hub id, or ``{name: encodec, source: folder or id, ...}`` with settings.
-    ``aligner`` is a codec whose phoneme head aligns: by default ``codec`` itself if it has one, else the packaged one.
+    ``aligner`` is a codec whose phoneme head aligns what no teacher has told the durations of: by default ``codec``
+    itself if it has one, else the packaged one.
     ``part`` (i, n) does the i-th of n shares of the work, so that several processes fill several folders.
     """
 

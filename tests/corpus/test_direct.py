@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert (tmp_path / "part00" / "audio.i16").read_bytes()[: len(first)] == first
     store = AudioStore([tmp_path])
     assert len(store) == len({row.id for row in store.rows}) == 40
+    assert all(row.ends_ms == [60 * word.end() for word in re.finditer(r"\S+", row.text)] for row in store.rows)
     assert np.unique(store.pitch(0)).tolist() == [100.0 if store.rows[0].voice == "low" else 200.0]
 
 

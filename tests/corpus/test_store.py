@@ -127,6 +127,25 @@ def test_too_many_phonemes_cannot_be_aligned() -> None:
     assert unit_of_frame(torch.zeros(3, 8).log_softmax(-1), torch.tensor([1, 1, 2])) is None
 
 
+def test_what_a_teacher_told_is_not_heard_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = AudioStoreWriter(tmp_path)
+    wave, pitch = 0.1 * np.random.default_rng(0).standard_normal(9600).astype(np.float32), np.zeros(40)
+    for number, ends in enumerate(([40, 250, 400], None, [200, 210, 390])):
+        writer.append(f"u{number}", "v", "t", "ab a", "train", wave, pitch, ends)
+    writer.close()
+    store = AudioStore([tmp_path])
+    assert [row.ends_ms for row in store.rows] == [[40, 250, 400], None, [200, 210, 390]]
+    codec, aligner = Decoupled.tiny(len(SYMBOLS)), Decoupled.tiny(len(SYMBOLS))
+    corpus = encode_batches(codec, aligner, store, [[0, 1, 2]])
+    assert corpus.item(0)[1].tolist() == [0, 1, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert corpus.item(2)[1].tolist() == [0, 0, 0, 0, 0, 2, 2, 2, 2, 2]
+    monkeypatch.setattr(Decoupled, "phoneme_log_probs", None)
+    told = encode_batches(codec, aligner, store, [[0, 2]])
+    assert [row.id for row in told.rows] == ["u0", "u2"]
+    with pytest.raises(TypeError):
+        encode_batches(codec, aligner, store, [[1]])
+
+
 def test_code_corpora_round_trip_and_join(tmp_path: Path) -> None:
     filled(tmp_path / "audio").close()
     codec, store = Decoupled.tiny(len(SYMBOLS)), AudioStore([tmp_path / "audio"])

@@ -18,13 +18,15 @@ class Utterance:
 
     ``f0_hz [F]`` is the pitch that the teacher itself used, 0 where unvoiced, at ``f0_rate_hz`` frames per
     second from the first sample on; ``phonemes`` the string that it read, in the alphabet of
-    :mod:`speech_mtp.text.phonemes`. Both are None for teachers that do not tell.
+    :mod:`speech_mtp.text.phonemes`; ``ends_s`` where each character of that string ends, in seconds. Each is None for
+    teachers that do not tell.
     """
 
     wave: NDArray[np.float32]
     f0_hz: NDArray[np.float32] | None = None
     f0_rate_hz: float | None = None
     phonemes: str | None = None
+    ends_s: NDArray[np.float64] | None = None
 
 
 class Teacher(ABC):

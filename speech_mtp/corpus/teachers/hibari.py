@@ -6,9 +6,11 @@ at a lower pitch, and the sound is then slowed, which lengthens the vocal tract 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from speech_mtp import plugins
+from speech_mtp.corpus.teachers._onnx import DURATION_S, ends_of, session
 from speech_mtp.corpus.teachers.base import SAMPLE_RATE, Teacher, Utterance
 
 F0_RATE_HZ = 80.0
 UNVOICED_BELOW_HZ = 40.0
+_DURATIONS = "/Round_output_0"
+"""How many steps of 25 ms each phoneme takes."""
 
 
 @dataclass(frozen=True)
@@ -62,27 +67,46 @@ class Hibari(Teacher):
         speaker = self._speakers[voice]
         pieces = self._tts.phonemize(text)
         rng = np.random.default_rng(seed)
-        spoken = [self._speak(self._tts.ids(piece), speaker, rng) for piece in pieces]
-        waves, pitches = zip(*spoken, strict=True)
+        spoken = [self._speak(piece, speaker, rng) for piece in pieces]
+        waves, pitches, ends = zip(*spoken, strict=True)
         wave, pitch = np.concatenate(waves), np.concatenate(pitches)
         slowing = float(speaker.slowing)
         hertz = np.asarray(pitch * slowing, np.float32)
-        return Utterance(slowed(wave, speaker.slowing), hertz, F0_RATE_HZ * slowing, " ".join(pieces))
+        seconds = joined(ends) * (DURATION_S / slowing)
+        return Utterance(slowed(wave, speaker.slowing), hertz, F0_RATE_HZ * slowing, " ".join(pieces), seconds)
 
-    def _speak(self, ids: list[int], speaker: Speaker, rng: np.random.Generator) -> tuple[Any, Any]:
-        """``Hibari.from_ids`` of the package, keeping the pitch: wave ``[S]`` and ``f0 [S / 300]``."""
+    def _speak(self, phonemes: str, speaker: Speaker, rng: np.random.Generator) -> tuple[Any, Any, Any]:
+        """``Hibari.from_phonemes`` of the package, keeping the pitch: wave ``[S]``, ``f0 [S / 300]`` and where each
+        character ends, in steps of 600 samples."""
+        ids = self._tts.ids(phonemes)
         dsp = plugins.require("hibari.dsp", "teachers")
         speed = speaker.pace / float(speaker.slowing)
         inputs = {"ids": np.asarray([ids], np.int64), "speed": np.asarray([speed], np.float32)}
-        lh, th, ln, lr, phi, f0 = (output[0] for output in self._tts.sess.run(None, inputs))
+        *spectra, durations = self._tts.sess.run(None, inputs)
+        lh, th, ln, lr, phi, f0 = (output[0] for output in spectra)
         f0 = np.where(f0 < UNVOICED_BELOW_HZ, 0.0, f0 * speaker.pitch).astype(np.float32)
         wave = dsp.synth(lh, th, ln, lr, phi, f0, rng)
         assert len(wave) * F0_RATE_HZ == len(f0) * SAMPLE_RATE, (len(wave), len(f0))
-        return wave, f0
+        ends = ends_of(phonemes, self._tts.vocab, durations.ravel())
+        assert round(ends[-1] * DURATION_S * SAMPLE_RATE) == len(wave), (ends[-1], len(wave))
+        return wave, f0, ends
 
     @cached_property
     def _tts(self) -> Any:
-        return plugins.require("hibari", "teachers").Hibari(voice="heart", threads=1)
+        package = plugins.require("hibari", "teachers")
+        tts = package.Hibari(voice="heart", threads=1)
+        tts.sess = session((Path(str(package.__file__)).parent / "assets/hibari.onnx").read_bytes(), _DURATIONS)
+        return tts
+
+
+def joined(ends: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Ends of pieces, each from its own beginning on, as those of the whole; the space between two takes no time."""
+    whole: list[NDArray[np.float64]] = []
+    begins = 0.0
+    for number, piece in enumerate(ends):
+        whole += [np.array([begins])] * (number > 0) + [begins + piece]
+        begins += piece[-1]
+    return np.concatenate(whole)
 
 
 def slowed(wave: NDArray[np.float32], factor: Fraction) -> NDArray[np.float32]:

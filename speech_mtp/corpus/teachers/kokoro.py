@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speech_mtp import plugins
+from speech_mtp.corpus.teachers._onnx import DURATION_S, ends_of, session
 from speech_mtp.corpus.teachers.base import Teacher, Utterance
 
 MAX_PHONEMES = 500
@@ -23,6 +24,8 @@ F0_RATE_HZ = 80.0
 UNVOICED_BELOW_HZ = 40.0
 _F0 = "/encoder/F0_proj/Conv_output_0"
 """The pitch curve inside the model, Hz, two values a frame."""
+_DURATIONS = "/encoder/Clip_output_0"
+"""How many frames each phoneme takes."""
 
 
 class Kokoro(Teacher):
@@ -52,8 +55,11 @@ class Kokoro(Teacher):
             "style": self._style(voice)[len(ids) - 3].reshape(1, -1),  # row n - 1 for n phonemes
             "speed": np.ones(1, np.float32),
         }
-        wave, f0 = (np.asarray(output, np.float32).ravel() for output in self._session.run(None, inputs))
-        return Utterance(wave, np.where(f0 < UNVOICED_BELOW_HZ, 0.0, f0).astype(np.float32), F0_RATE_HZ, phonemes)
+        outputs = (np.asarray(output, np.float32).ravel() for output in self._session.run(None, inputs))
+        wave, f0, durations = outputs
+        hertz = np.where(f0 < UNVOICED_BELOW_HZ, 0.0, f0).astype(np.float32)
+        ends = DURATION_S * ends_of(phonemes, self._front_end.vocab, durations)
+        return Utterance(wave, hertz, F0_RATE_HZ, phonemes, ends)
 
     def _style(self, voice: str) -> NDArray[np.float32]:
         """The style table of ``voice``, ``[phonemes, 1, 256]``."""
@@ -68,12 +74,7 @@ class Kokoro(Teacher):
 
     @cached_property
     def _session(self) -> Any:
-        onnxruntime = plugins.require("onnxruntime", "teachers")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        return onnxruntime.InferenceSession(
-            with_output(self._path.read_bytes(), _F0), options, providers=["CPUExecutionProvider"]
-        )
+        return session(self._path.read_bytes(), _F0, _DURATIONS)
 
     @cached_property
     def _tables(self) -> dict[str, NDArray[np.float32]]:
@@ -94,16 +95,3 @@ def mixture(number: int, styles: int, spread: float = 0.8, beyond: float = 0.15)
     """
     drawn = np.random.default_rng((0x4D49, number)).dirichlet([spread] * styles)
     return drawn * (1 + beyond) - beyond / styles
-
-
-def with_output(model: bytes, name: str) -> bytes:
-    """The ONNX ``model`` with its inner value ``name`` as one more output.
-
-    Protobuf merges messages that follow each other: a model that holds nothing but ``graph { output { name } }`` is
-    appended (fields 7, 12 and 1).
-    """
-    message = name.encode()
-    for field in (1, 12, 7):
-        assert len(message) < 128, name
-        message = bytes([field << 3 | 2, len(message)]) + message
-    return model + message
