@@ -3,7 +3,7 @@
 The corpus of :mod:`speech_mtp.corpus.build` keeps every sentence as a file with its manifest; here nothing lies between
 the teacher and the training. Job n is the same on every machine and for every number of processes: its sentence,
 voice and seed are functions of n, and no sentence comes twice before all have had their turn. A run that was killed
-goes on with the jobs that its stores lack, if it has as many workers as before.
+goes on with the jobs that its stores lack.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _speak_part(speech: Speech, out: Path, worker: int, workers: int, until: flo
     teachers = [plugins.build("corpus.teachers", share.teacher) for share in speech.voices]
     g2p: G2P = plugins.build("text.g2p", speech.g2p)
     writer = AudioStoreWriter(out / f"part{worker:02}")
-    done, refused = {row.id for row in writer.rows}, 0
+    done, refused = {row.id for folder in stores_in(out) for row in read_rows(folder)}, 0
     for number in range(speech.first + worker, speech.first + speech.utterances, workers):
         if until is not None and time.time() > until:
             break
@@ -111,9 +111,10 @@ def _job(speech: Speech, teachers: list[Teacher], number: int) -> tuple[Teacher,
     shares = np.array([share.share for share in speech.voices])
     chosen = int(rng.choice(len(shares), p=shares / shares.sum()))
     voices = speech.voices[chosen].voices or teachers[chosen].voices
-    split = "dev" if rng.random() < speech.dev else "train"
-    texts = speech.dev_sentences if split == "dev" else speech.sentences
-    turn, at = divmod(number, len(texts))
+    earlier = int(number * speech.dev)  # jobs of the dev split before this one
+    split = "dev" if int((number + 1) * speech.dev) > earlier else "train"
+    texts, count = (speech.dev_sentences, earlier) if split == "dev" else (speech.sentences, number - earlier)
+    turn, at = divmod(count, len(texts))
     return teachers[chosen], voices[rng.integers(len(voices))], texts[_order(len(texts), turn)[at]], split
 
 

@@ -154,8 +154,9 @@ def harvest(
     rules: SentenceRules = SentenceRules(),
     seen: set[str] | None = None,
     rarity: Callable[[str], float] = zipf,
+    limit: int | None = None,
 ) -> Harvest:
-    """Every distinct speakable sentence of ``texts``.
+    """Every distinct speakable sentence of ``texts``, or the first ``limit`` of them; no text is read after those.
 
     1. split each text, 2. clean each piece, 3. refuse by :func:`refusal`, 4. refuse what was already there.
     ``seen`` holds the keys (:func:`key_of`) of earlier sentences and is added to.
@@ -163,6 +164,8 @@ def harvest(
     keys = set() if seen is None else seen
     out = Harvest()
     for sentence in _cleaned(texts):
+        if len(out.sentences) == limit:
+            break
         reason = refusal(sentence, rules, rarity)
         key = key_of(sentence)
         if reason is None and key in keys:

@@ -105,6 +105,14 @@ def stores_in(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("*/rows.jsonl")) or [folder]
 
 
+def _filled(path: Path) -> list[tuple[Path, list[StoredUtterance]]]:
+    """The stores in ``path`` that hold something. Raises FileNotFoundError where none does."""
+    found = [(folder, rows) for folder in stores_in(path) if (rows := read_rows(folder))]
+    if not found:
+        raise FileNotFoundError(f"{path} holds no corpus rows; run the corpus recipe first.")
+    return found
+
+
 class AudioStore:
     """Reads stores: several folders in a row act as one, and a folder of stores stands for all of them."""
 
@@ -112,10 +120,7 @@ class AudioStore:
         self.rows: list[StoredUtterance] = []
         self._parts: list[tuple[np.ndarray, np.ndarray]] = []
         self._part_of: list[int] = []
-        for folder in [store for path in folders for store in stores_in(path)]:
-            rows = read_rows(folder)
-            if not rows:
-                raise FileNotFoundError(f"{folder} holds no corpus rows; run the corpus recipe first.")
+        for folder, rows in [store for path in folders for store in _filled(path)]:
             self.rows += rows
             self._part_of += [len(self._parts)] * len(rows)
             self._parts.append(

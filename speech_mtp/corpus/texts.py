@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -14,10 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from speech_mtp import plugins
 from speech_mtp.corpus.coverage import coverage_sentences, missing_words
+from speech_mtp.corpus.documents.base import DocumentSource
 from speech_mtp.corpus.manifest import read_lines
 from speech_mtp.corpus.sentences import (
     Harvest,
     SentenceRules,
+    clean_sentence,
     frequent_words,
     harvest,
     key_of,
@@ -82,7 +84,7 @@ def load_script(sources: list[TextSource], rules: SentenceRules, coverage_words:
     for source in sources:
         found = sentences_of(source, _texts(source), rules, seen)
         script.rejects += found.rejects
-        script.sentences += [Sentence(s, split_of(s, source.dev_fraction)) for s in found.sentences[: source.limit]]
+        script.sentences += [Sentence(s, split_of(s, source.dev_fraction)) for s in found.sentences]
     if coverage_words:
         present = {word for s in script.sentences if s.split == "train" for word in words_of(s.text)}
         missing = missing_words(frequent_words(coverage_words), present)
@@ -94,48 +96,65 @@ def load_script(sources: list[TextSource], rules: SentenceRules, coverage_words:
     return script
 
 
-def sentences_of(source: TextSource, texts: Iterator[str], rules: SentenceRules, seen: set[str]) -> Harvest:
-    """Every speakable sentence of the ``texts`` of ``source`` whose key is not ``seen`` yet; keys are added there."""
+def sentences_of(source: TextSource, texts: Iterable[str], rules: SentenceRules, seen: set[str]) -> Harvest:
+    """The speakable sentences of the ``texts`` of ``source`` whose key is not ``seen`` yet, at most its limit; keys are
+    added there."""
     unread: Counter[str] = Counter()
-    found = harvest(_said(texts, unread) if source.normalize else texts, rules, seen)
+    found = harvest(_said(texts, unread) if source.normalize else texts, rules, seen, limit=source.limit)
     found.rejects += unread
     return found
 
 
-def _said(texts: Iterator[str], unread: Counter[str]) -> Iterator[str]:
+def _said(texts: Iterable[str], unread: Counter[str]) -> Iterator[str]:
     """The sentences of ``texts`` as they are said; those that nothing can be made of are counted in ``unread``."""
     for text in texts:
         for sentence in split_sentences(text):
             try:
-                yield normalize(sentence)
+                said = normalize(sentence)
             except ValueError:
                 unread["cannot be read"] += 1
+                continue
+            first = next((char for char in sentence if char.isalnum()), "")
+            yield said[:1].upper() + said[1:] if first.isdigit() else said
 
 
 def write_sentences(
     sources: dict[str, TextSource], rules: SentenceRules, left_out: list[Path], out: Path
 ) -> dict[str, Any]:
-    """Write the distinct sentences of ``sources`` into ``out/sentences.txt``, one a line; what each source gave.
+    """Write the distinct sentences of ``sources`` into ``out/sentences.txt``, one a line; what each source gave, and
+    the licence of its documents.
 
-    The sentences of the files ``left_out``, which are said in evaluations, are not among them. Raises ValueError for a
-    source that holds out sentences (there is no place for them), and where none is speakable.
+    The sentences of the text files ``left_out``, which are said in evaluations, are not among them, as they are written
+    or as they are said. Raises ValueError for a source that holds out sentences (there is no place for them), and where
+    none is speakable.
     """
     for name, source in sources.items():
         if source.dev_fraction:
             raise ValueError(f"The texts {name!r} hold sentences out; name those in left_out instead.")
-    opened = {name: _texts(source) for name, source in sources.items()}
-    seen = {key_of(line) for path in left_out for line in _texts(TextSource(path=path))}
+    opened = {name: _opened(source) for name, source in sources.items()}
+    seen = {key for path in left_out for key in _keys_of(path)}
+    kept: list[str] = []
     report: dict[str, Any] = {}
+    for name, source in progress(sources.items(), "sentences", "sources"):
+        texts, licence = opened[name]
+        found = sentences_of(source, texts, rules, seen)
+        kept += found.sentences
+        report[name] = {"sentences": len(found.sentences), "refused": dict(found.rejects.most_common())}
+        report[name] |= {} if licence is None else {"licence": licence}
+    if not kept:
+        raise ValueError("The texts hold no speakable sentence; give others, or loosen the sentence rules.")
     out.mkdir(parents=True, exist_ok=True)
-    with replacing(out / SENTENCES) as aside, aside.open("w", encoding="utf-8") as file:
-        for name, source in progress(sources.items(), "sentences", "sources"):
-            found = sentences_of(source, opened[name], rules, seen)
-            kept = found.sentences[: source.limit]
-            file.writelines(f"{sentence}\n" for sentence in kept)
-            report[name] = {"sentences": len(kept), "refused": dict(found.rejects.most_common())}
-        if not any(part["sentences"] for part in report.values()):
-            raise ValueError("The texts hold no speakable sentence; give others, or loosen the sentence rules.")
+    with replacing(out / SENTENCES) as aside:
+        aside.write_text("".join(f"{sentence}\n" for sentence in kept), encoding="utf-8")
     return report
+
+
+def _keys_of(path: Path) -> Iterator[str]:
+    """The keys of the sentences of a text file, as written and as said."""
+    for line in _lines(TextSource(path=path), path):
+        for sentence in split_sentences(line):
+            yield key_of(clean_sentence(sentence))
+            yield from (key_of(clean_sentence(said)) for said in _said([sentence], Counter()))
 
 
 def split_of(sentence: str, dev_fraction: float) -> str:
@@ -169,12 +188,18 @@ def stable_fraction(text: str) -> float:
 
 
 def _texts(source: TextSource) -> Iterator[str]:
-    """The texts of ``source``. What its documents need is checked before the first is asked for."""
+    return _opened(source)[0]
+
+
+def _opened(source: TextSource) -> tuple[Iterator[str], str | None]:
+    """The texts of ``source``, and their licence if it tells one. What its documents need is checked before the first
+    is asked for. Of a document that was cut, the last sentence is left out."""
     if source.path is not None:
-        return _lines(source, source.path)
+        return _lines(source, source.path), None
     assert source.documents is not None, "a source has a path or documents"
-    documents = plugins.build("corpus.documents", source.documents)
-    return (document.text for document in documents.documents())
+    found: DocumentSource = plugins.build("corpus.documents", source.documents)
+    texts = (d.text if d.ended else "\n".join(split_sentences(d.text)[:-1]) for d in found.documents())
+    return texts, found.licence
 
 
 def _lines(source: TextSource, path: Path) -> Iterator[str]:
@@ -190,5 +215,8 @@ def _lines(source: TextSource, path: Path) -> Iterator[str]:
         raise ValueError(f"{path} is plain text, so it has no field {source.field!r}; remove the setting.")
     if not path.is_file():
         raise FileNotFoundError(f"There is no text file {path}.")
-    with path.open(encoding="utf-8") as file:
-        yield from file
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from file
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8; leave it out.") from error

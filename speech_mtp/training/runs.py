@@ -129,7 +129,7 @@ def _sentences(stage: SentencesRun) -> dict[str, Any]:
     with replacing(stage.out / "report.json") as aside:
         aside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     counts = {name: part["sentences"] for name, part in report.items()}
-    return {"out": str(stage.out / SENTENCES), "sentences": sum(counts.values()), **counts}
+    return {"out": str(stage.out / SENTENCES), "sentences": sum(counts.values()), "of": counts}
 
 
 def _features(stage: FeaturesRun) -> dict[str, Any]:

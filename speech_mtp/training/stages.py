@@ -52,8 +52,8 @@ class SpeakRun(Stage):
     ``out``, one a worker (0: as many as cores), until ``utterances`` are there or ``max_time_s`` has passed.
 
     A share ``dev`` of them are sentences of ``dev_texts``, which are the dev split. Utterances are numbered, each the
-    same wherever it is made; with ``first`` they begin with that number, so that much speech can be made, encoded and
-    let go part by part.
+    same wherever it is made of the same files; with ``first`` they begin with that number, so that much speech can be
+    made, encoded and let go part by part.
     """
 
     kind: Literal["speak"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +48,18 @@ def test_the_jobs_are_the_same_for_any_number_of_workers(tmp_path: Path) -> None
 
 
 def test_every_sentence_has_its_turn_before_one_comes_again(tmp_path: Path) -> None:
-    all_train = replace(speech(), dev=0.0)
-    direct._speak_part(replace(all_train, utterances=60), tmp_path / "whole", 0, 1, None)
+    """Those of each split by themselves."""
+    direct._speak_part(speech(75), tmp_path / "whole", 0, 1, None)
     whole = {name.split("-")[1]: row for name, row in rows_by_id(tmp_path / "whole").items()}
-    texts = [whole[f"{number:06}"][0] for number in range(60)]
+    told = [whole[f"{number:06}"] for number in range(75)]
+    texts = [text for text, split, _ in told if split == "train"]
+    assert len(texts) == 60
     assert sorted(texts[:30]) == sorted(texts[30:]) == sorted(speech().sentences)
     assert texts[:30] != texts[30:]
-    for part in range(2):
-        direct._speak_part(replace(all_train, utterances=30, first=30 * part), tmp_path / f"part{part}", 0, 1, None)
+    held_out = [text for text, split, _ in told if split == "dev"]
+    assert [sorted(held_out[at : at + 5]) for at in (0, 5, 10)] == [sorted(speech().dev_sentences)] * 3
+    for part, first, count in ((0, 0, 30), (1, 30, 45)):
+        direct._speak_part(speech(count, first=first), tmp_path / f"part{part}", 0, 1, None)
     parts = rows_by_id(tmp_path / "part0") | rows_by_id(tmp_path / "part1")
     assert parts == rows_by_id(tmp_path / "whole")
 
@@ -66,6 +69,8 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     first = (tmp_path / "part00" / "audio.i16").read_bytes()
     direct._speak_part(speech(), tmp_path, 0, 1, None)
     assert (tmp_path / "part00" / "audio.i16").read_bytes()[: len(first)] == first
+    for worker in range(3):  # as many others as may be
+        direct._speak_part(speech(), tmp_path, worker, 3, None)
     store = AudioStore([tmp_path])
     assert len(store) == len({row.id for row in store.rows}) == 40
     assert all(row.ends_ms == [60 * word.end() for word in re.finditer(r"\S+", row.text)] for row in store.rows)

@@ -205,6 +205,7 @@ def test_answers_are_read_as_text(tmp_path: Path, tokenizer: Path) -> None:
     source = plugins.build("corpus.documents", spec)
     assert [(d.text, d.ended) for d in source.documents()] == [("It is so.", True), ("It was cut", False)]
     assert "answers of a language model" in source.licence
-    (tmp_path / "a.jsonl").write_text('{"text": "no answers"}\n', "utf-8")
-    with pytest.raises(ValueError, match="line 1 has no token ids under 'answer_ids'"):
-        list(plugins.build("corpus.documents", spec).documents())
+    for line in ('{"text": "no answers"}', '{"answer_ids": ["a"]}', '{"answer_ids": [-4]}', '{"answer_ids": [99999]}'):
+        (tmp_path / "a.jsonl").write_text(line + "\n", "utf-8")
+        with pytest.raises(ValueError, match="line 1 has no token ids of this model under 'answer_ids'"):
+            list(plugins.build("corpus.documents", spec).documents())

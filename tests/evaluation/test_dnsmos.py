@@ -7,6 +7,7 @@ pytest.importorskip("speechmos", reason="needs the eval extra")
 
 from speech_mtp.evaluation.distill_mos import distill_mos
 from speech_mtp.evaluation.dnsmos import dnsmos
+from speech_mtp.evaluation.judge_input import judge_wave
 
 
 def test_noise_scores_low_and_loud_audio_is_accepted() -> None:
@@ -21,13 +22,22 @@ def test_noise_scores_low_and_loud_audio_is_accepted() -> None:
 
 
 def test_the_second_opinion_tells_speech_from_noise(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("distillmos", reason="needs the eval extra")
+    distillmos = pytest.importorskip("distillmos", reason="needs the eval extra")
     hibari = pytest.importorskip("hibari", reason="needs the corpus extra")
     speech = torch.from_numpy(hibari.Hibari()("We had soup for dinner, and it was good.", seed=1))
     noise = torch.randn(len(speech), generator=torch.Generator().manual_seed(0))
     clean, noisy = distill_mos(speech, 24000), distill_mos(speech + noise * 0.3 * speech.std(), 24000)
     assert 5 > clean > 3.5 > 3 > noisy > 1
     assert distill_mos(0.1 * speech, 24000) == pytest.approx(clean, abs=0.01)
+    padded = torch.cat([speech, torch.zeros(24_000)])
+    assert distill_mos(padded, 24000) == pytest.approx(clean, abs=0.01)  # silence is put behind it anyway
+    long = torch.cat([speech, speech, speech])
+    theirs = distillmos.ConvTransformerSQAModel().eval()
+    capsys.readouterr()
+    with torch.inference_mode():
+        assert distill_mos(long, 24000) == pytest.approx(
+            float(theirs(torch.from_numpy(judge_wave(long, 24000))[None])), abs=1e-3
+        )
     with pytest.raises(ValueError, match="cannot be judged"):
         distill_mos(torch.zeros(0), 24000)
     assert capsys.readouterr().out == ""

@@ -41,9 +41,15 @@ NATIVE = pytest.mark.parametrize("native", [pytest.param(True, marks=needs_kerne
 
 def make(name: str = "llama") -> Any:
     """A random model; with biases (qwen2), with norms of queries and keys (qwen3), with scaled angles (yarn), with
-    three heads to a key (threes), with heads that do not divide into sixteens (narrow)."""
+    three heads to a key (threes), with heads that do not divide into sixteens (narrow), with queries that look at all
+    alike (even)."""
     if name == "llama":
         return uneven(random_llama(61, 64, 4, **SIZES))
+    if name == "even":
+        model = uneven(random_llama(61, 64, 4, **SIZES))
+        for layer in model.model.layers:
+            torch.nn.init.zeros_(layer.self_attn.q_proj.weight)
+        return model
     if name in ("threes", "narrow"):
         heads = {"num_attention_heads": 6} if name == "threes" else {"num_key_value_heads": 4}
         return uneven(random_llama(61, 96, 4, **SIZES, **heads))
@@ -128,7 +134,7 @@ def test_a_tree_in_a_batch_and_its_branches_one_by_one(native: bool, monkeypatch
 
 
 @NATIVE
-@pytest.mark.parametrize("name", ["threes", "narrow"])
+@pytest.mark.parametrize("name", ["threes", "narrow", "even"])
 def test_a_long_prompt_read_whole_and_token_by_token(name: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Queries of neighbouring tokens are looked up side by side, though one sees an entry more than the other."""
     lm, prompt = prepared(native, monkeypatch, name), (PROMPTS[1] + PROMPTS[0]) * 3

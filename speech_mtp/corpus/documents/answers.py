@@ -26,11 +26,15 @@ class Answers(DocumentSource):
         return self._files.stamp()
 
     def documents(self) -> Iterator[Document]:
+        size = len(self._tokenizer)
         for path in self._files.paths:
             for number, line in enumerate(read_lines(path), start=1):
                 ids = line.get("answer_ids")
-                if not isinstance(ids, list):
-                    raise ValueError(f"{path}, line {number} has no token ids under 'answer_ids'; it holds no answers.")
+                if not isinstance(ids, list) or not all(isinstance(i, int) and 0 <= i < size for i in ids):
+                    raise ValueError(
+                        f"{path}, line {number} has no token ids of this model under 'answer_ids'; name the model that "
+                        "gave the answers, or another file."
+                    )
                 text = str(self._tokenizer.decode(ids, skip_special_tokens=True))
                 ended = bool(ids) and ids[-1] == self._tokenizer.eos_token_id
                 yield Document(text, text, ended)

@@ -18,6 +18,8 @@ class Packages(DocumentSource):
     tests left out. Raises FileNotFoundError for one that is not installed."""
 
     def __init__(self, names: list[str]) -> None:
+        if isinstance(names, str):
+            raise ValueError(f"names is {names!r}; give a list of packages: [{names}].")
         self._found = [_distribution(name) for name in names]
         self.licence = "; ".join(f"{name} {found.version}, {_licence(found)}" for name, found in self._named())
 
@@ -45,9 +47,8 @@ def _distribution(name: str) -> metadata.Distribution:
 
 
 def _licence(found: metadata.Distribution) -> str:
-    """In the words of the package, on one line."""
+    """In the words of the package, if it says so in a line."""
     known = found.metadata
-    for key in ("License-Expression", "License"):
-        if key in known and known[key].strip():
-            return known[key].strip().split("\n")[0]
-    return "licence not stated"
+    stated = [known[key].strip() for key in ("License-Expression", "License") if key in known]
+    classified = [line.split("::")[-1].strip() for line in known.get_all("Classifier") or [] if "License ::" in line]
+    return next((words for words in (*stated, *classified) if words and "\n" not in words), "licence not stated")

@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,7 +18,7 @@ LICENCE = "patterns of this project (Apache-2.0), filled by Faker (MIT)"
 
 
 class PatternBook(BaseModel):
-    """Patterns by kind; a kind is drawn as often as any other, and so is a pattern of a kind.
+    """Patterns by kind; each kind is drawn as often as any other, and so is each pattern of a kind.
 
     A slot ``{{name}}`` is a list of ``lists``, or a formatter of the package Faker for ``locale``; ``{{name:how}}``
     calls that formatter with the arguments ``how`` of ``arguments``.
@@ -26,7 +26,7 @@ class PatternBook(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     patterns: dict[str, list[str]] = Field(min_length=1)
-    lists: dict[str, list[str]] = {}
+    lists: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
     arguments: dict[str, dict[str, Any]] = {}
     locale: str = "en_US"
 
@@ -34,15 +34,18 @@ class PatternBook(BaseModel):
 class Patterns(DocumentSource):
     """``count`` sentences of the patterns in the YAML file ``book``. Sentence n is the same whatever the count.
 
-    Raises FileNotFoundError where there is no such file, and ValueError for one that holds no :class:`PatternBook`, or
-    a slot that nothing can fill.
+    Raises FileNotFoundError where there is no such file, and ValueError for one that holds no :class:`PatternBook`, a
+    slot that nothing can fill, or words that no pattern asks for.
     """
 
     licence = LICENCE
 
     def __init__(self, book: str, count: int, seed: int = 0) -> None:
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"count is {count!r}; ask for at least one sentence.")
         self._path, self._count, self._seed = Path(book), count, seed
         self._book = read_patterns(self._path)
+        _check_used(self._book, self._path)
         self._fake = _filler(self._book)
         for kind, patterns in self._book.patterns.items():
             if not patterns:
@@ -65,7 +68,9 @@ class Patterns(DocumentSource):
         self._fake.seed_instance(seed)
         try:
             text = str(self._fake.parse(pattern))
-        except (AttributeError, KeyError, TypeError) as error:
+            if "{" in text or "}" in text:
+                raise ValueError("a slot is {{name}} or {{name:how}}")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self._path} holds {pattern!r}, which cannot be filled: {error}.") from error
         text = " ".join(text.split())  # an address has lines
         return text[:1].upper() + text[1:]
@@ -77,8 +82,18 @@ def read_patterns(path: Path) -> PatternBook:
         raise FileNotFoundError(f"There is no file of patterns {path}.")
     try:
         return PatternBook.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValidationError) as error:
+    except (UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
         raise ValueError(f"{path} is no valid file of patterns: {' '.join(str(error).split())}") from error
+
+
+def _check_used(book: PatternBook, path: Path) -> None:
+    every = " ".join(pattern for patterns in book.patterns.values() for pattern in patterns)
+    for name in book.lists:
+        if f"{{{{{name}}}}}" not in every:
+            raise ValueError(f"No pattern of {path} has a slot for the list {name!r}; add one, or leave the list out.")
+    for name in book.arguments:
+        if f":{name}}}}}" not in every:
+            raise ValueError(f"No pattern of {path} uses the arguments {name!r}; add one, or leave them out.")
 
 
 def _filler(book: PatternBook) -> Any:
