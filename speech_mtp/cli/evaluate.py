@@ -162,6 +162,8 @@ def _judges(recogniser: str | None) -> tuple[Judges, str]:
     from speech_mtp.evaluation.judges import Judges
     from speech_mtp.frontends.base import Recogniser as Frontend
 
+    for judge in ("jiwer", "speechmos", "distillmos"):  # what is missing is said before minutes of work
+        plugins.locate(judge, "eval")
     if recogniser is None:
         return Judges(), "whisper-tiny.en"
     heard = plugins.build("frontends", only("recogniser", recogniser))

@@ -41,12 +41,12 @@ NATIVE = pytest.mark.parametrize("native", [pytest.param(True, marks=needs_kerne
 
 def make(name: str = "llama") -> Any:
     """A random model; with biases (qwen2), with norms of queries and keys (qwen3), with scaled angles (yarn), with
-    three heads to a key (threes), with heads that do not divide into sixteens (narrow), with queries that look at all
-    alike (even)."""
+    three heads to a key (threes), the same with queries that look at all alike (even), with heads that do not divide
+    into sixteens (narrow)."""
     if name == "llama":
         return uneven(random_llama(61, 64, 4, **SIZES))
     if name == "even":
-        model = uneven(random_llama(61, 64, 4, **SIZES))
+        model = make("threes")
         for layer in model.model.layers:
             torch.nn.init.zeros_(layer.self_attn.q_proj.weight)
         return model
