@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def test_the_standard_library_is_code_and_docstrings(tmp_path: Path, monkeypatch
 
 
 def test_the_real_standard_library_is_there() -> None:
-    keys = [document.key for document in Stdlib(["docstrings"]).documents()]
+    keys = [document.key for document in islice(Stdlib(["docstrings"]).documents(), 150)]
     assert "ast.py" in keys
     assert len(keys) == len(set(keys)) > 100
 
