@@ -31,6 +31,7 @@ from speech_mtp.corpus.store import (
 )
 from speech_mtp.corpus.teachers.base import Teacher, Utterance
 from speech_mtp.corpus.told_durations import unit_ends_ms
+from speech_mtp.progress import progress
 from speech_mtp.text.g2p.base import G2P, read_text
 from speech_mtp.text.phonemes import Unit, render
 
@@ -85,7 +86,9 @@ def _speak_part(speech: Speech, out: Path, worker: int, workers: int, until: flo
     g2p: G2P = plugins.build("text.g2p", speech.g2p)
     writer = AudioStoreWriter(out / f"part{worker:02}")
     done, refused = {row.id for folder in stores_in(out) for row in read_rows(folder)}, 0
-    for number in range(speech.first + worker, speech.first + speech.utterances, workers):
+    numbers = range(speech.first + worker, speech.first + speech.utterances, workers)
+    what = "speak" if workers == 1 else f"speak, one of {workers} processes"
+    for number in progress(numbers, what, "utterances") if worker == 0 else numbers:
         if until is not None and time.time() > until:
             break
         teacher, voice, text, split = _job(speech, teachers, number)

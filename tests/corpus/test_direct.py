@@ -77,6 +77,17 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert np.unique(store.pitch(0)).tolist() == [100.0 if store.rows[0].voice == "low" else 200.0]
 
 
+def test_long_work_tells_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("speech_mtp.progress.EVERY_S", 0.0)
+    for worker in range(2):
+        direct._speak_part(speech(), tmp_path, worker, 2, None)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 20  # of the first process, in the name of all
+    assert told[4].startswith("speak, one of 2 processes: 5 of 20, ")
+
+
 def test_time_is_up(tmp_path: Path) -> None:
     assert direct._speak_part(speech(), tmp_path, 0, 1, until=1.0) == 0
     assert not read_rows(tmp_path / "part00")
