@@ -159,11 +159,10 @@ def _judges(recogniser: str | None) -> tuple[Judges, str]:
     """The judges, of which ``recogniser`` transcribes, and its name."""
     from speech_mtp import plugins
     from speech_mtp.evaluation.judge_input import judge_wave
-    from speech_mtp.evaluation.judges import Judges
+    from speech_mtp.evaluation.judges import Judges, check_installed
     from speech_mtp.frontends.base import Recogniser as Frontend
 
-    for judge in ("jiwer", "speechmos", "distillmos"):  # what is missing is said before minutes of work
-        plugins.locate(judge, "eval")
+    check_installed()
     if recogniser is None:
         return Judges(), "whisper-tiny.en"
     heard = plugins.build("frontends", only("recogniser", recogniser))

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from speech_mtp import plugins
 from speech_mtp.corpus.coverage import coverage_sentences, missing_words
 from speech_mtp.corpus.documents.base import DocumentSource
+from speech_mtp.corpus.documents.files import read_text_file
 from speech_mtp.corpus.manifest import read_lines
 from speech_mtp.corpus.sentences import (
     Harvest,
@@ -82,7 +83,7 @@ def load_script(sources: list[TextSource], rules: SentenceRules, coverage_words:
     script = Script()
     seen: set[str] = set()
     for source in sources:
-        found = sentences_of(source, _texts(source), rules, seen)
+        found = sentences_of(source, _opened(source)[0], rules, seen)
         script.rejects += found.rejects
         script.sentences += [Sentence(s, split_of(s, source.dev_fraction)) for s in found.sentences]
     if coverage_words:
@@ -187,10 +188,6 @@ def stable_fraction(text: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) / 2**64
 
 
-def _texts(source: TextSource) -> Iterator[str]:
-    return _opened(source)[0]
-
-
 def _opened(source: TextSource) -> tuple[Iterator[str], str | None]:
     """The texts of ``source``, and their licence if it tells one. What its documents need is checked before the first
     is asked for. Of a document that was cut, the last sentence is left out."""
@@ -215,8 +212,4 @@ def _lines(source: TextSource, path: Path) -> Iterator[str]:
         raise ValueError(f"{path} is plain text, so it has no field {source.field!r}; remove the setting.")
     if not path.is_file():
         raise FileNotFoundError(f"There is no text file {path}.")
-    try:
-        with path.open(encoding="utf-8") as file:
-            yield from file
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file in UTF-8; leave it out.") from error
+    yield from read_text_file(path).splitlines()

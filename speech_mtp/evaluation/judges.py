@@ -7,11 +7,22 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from speech_mtp import plugins
 from speech_mtp.evaluation.distill_mos import distill_mos
 from speech_mtp.evaluation.dnsmos import dnsmos
 from speech_mtp.evaluation.f0 import log_f0
 from speech_mtp.evaluation.speaker_similarity import speaker_embedding
 from speech_mtp.evaluation.wer import transcribe
+
+PACKAGES = ("jiwer", "speechmos", "distillmos", "resemblyzer")
+"""What they are made of, besides a recogniser."""
+
+
+def check_installed() -> None:
+    """Raise :class:`~speech_mtp.plugins.MissingExtra` for a package of the judges that is not there: it is needed after
+    minutes of work."""
+    for package in PACKAGES:
+        plugins.locate(package, "eval")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ def encode(stage: EncodeRun) -> dict[str, Any]:
     aligns_itself = stage.aligner is None and codec.spec.num_phonemes
     aligner = codec if aligns_itself else hub.load_aligner(stage.aligner or hub.DEFAULT_MODEL)
     store = AudioStore(stage.data)
+    if not stage.durations:
+        store.rows = [replace(row, ends_ms=None) for row in store.rows]
     rows = [{key: value for key, value in asdict(row).items() if value is not None} for row in store.rows]
     codecs = [codec.spec.num_streams, digest_of(codec), digest_of(aligner)]
     parts = Parts(stage.out, [codecs, rows, stage.batch, stage.part])

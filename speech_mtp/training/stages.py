@@ -131,8 +131,8 @@ class EncodeRun(Stage):
     folder of stores stands for all of them.
 
     ``codec`` is a packaged name, a folder, a hub id, or ``{name: encodec, source: folder or id, ...}`` with settings.
-    ``aligner`` is a codec whose phoneme head aligns what no teacher has told the durations of: by default ``codec``
-    itself if it has one, else the packaged one.
+    Where the teacher told how long its phonemes last, that aligns them, unless ``durations`` is false. ``aligner`` is a
+    codec whose phoneme head aligns the others: by default ``codec`` itself if it has one, else the packaged one.
     ``part`` (i, n) does the i-th of n shares of the work, so that several processes fill several folders.
     """
 
@@ -140,6 +140,7 @@ class EncodeRun(Stage):
     data: list[Path]
     codec: str | dict[str, Any]
     aligner: str | None = None
+    durations: bool = True
     batch: int = 16
     part: tuple[int, int] = (0, 1)
 

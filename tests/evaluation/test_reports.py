@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.corpus.samples import from_corpus, from_folder
 from speech_mtp.corpus.store import AudioStoreWriter
 from speech_mtp.evaluation.codec_report import Sample, code_agreement, codec_report
-from speech_mtp.evaluation.judges import Judges
+from speech_mtp.evaluation.judges import Judges, check_installed
 from speech_mtp.evaluation.speech_report import speech_report
+from speech_mtp.plugins import MissingExtra
 from speech_mtp.types import Codes, Finish
 
 SENTENCES = ["the dog ran home", "we had soup", "it is late now"]
@@ -47,6 +49,13 @@ def judges(heard: list[str], speaker: Callable[[Tensor], Tensor] | None = None) 
         embed=lambda wave, rate: speaker(wave) if speaker else torch.tensor([1.0, 0.0]),
         pitch=lambda wave, rate: torch.arange(10.0),
     )
+
+
+def test_a_judge_that_is_missing_is_named_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_installed()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "distillmos" else find_spec(name))
+    with pytest.raises(MissingExtra, match=r"'distillmos' is not installed.*\[eval\]"):
+        check_installed()
 
 
 def test_aggregates_weigh_words_and_seconds() -> None:

@@ -24,7 +24,7 @@ from speech_mtp.corpus.store import AudioStoreWriter
 from speech_mtp.hub import models
 from speech_mtp.lm.backbone import fingerprint_of
 from speech_mtp.lm.units import UnitMaker
-from speech_mtp.text.phonemes import SYMBOLS
+from speech_mtp.text.phonemes import SYMBOLS, parse
 from speech_mtp.training import conversion
 from speech_mtp.training.lm import UnitStore
 from speech_mtp.training.parts import Parts
@@ -297,3 +297,21 @@ def test_a_folder_that_is_no_model_is_not_replaced(to_package: Path) -> None:
     (to_package / "notes" / "config.json").write_text(json.dumps({"kind": "codec"}))
     with pytest.raises(ValueError, match="is not a model, so it is not replaced"):
         run_stage(to_package, "package", out=to_package / "notes")
+
+
+def test_what_teachers_told_may_be_left_out(folder: Path) -> None:
+    """As if they had told nothing: the codes are aligned by what is heard, and count as made of another store."""
+    rows = folder / "store/rows.jsonl"
+    heard = load_codes(run_out(folder, "heard"))
+    told = [json.loads(line) for line in rows.read_text().splitlines()]
+    count = len(parse(told[0]["phonemes"]))
+    rows.write_text("".join(json.dumps({**row, "ends_ms": list(range(40, 40 * count + 1, 40))}) + "\n" for row in told))
+    assert torch.equal(load_codes(run_out(folder, "without", durations=False)).unit, heard.unit)
+    found = load_codes(run_out(folder, "with"))
+    frames, unit = found.item(0)
+    assert unit.tolist() == [min(frame, count - 1) for frame in range(frames.shape[1])]
+
+
+def run_out(folder: Path, name: str, **changes: Any) -> Path:
+    run_stage(folder, "encode", out=folder / name, **changes)
+    return folder / name

@@ -19,11 +19,11 @@ class Answers(DocumentSource):
     Raises FileNotFoundError for a path that matches no file."""
 
     def __init__(self, paths: list[str], model: str | None = None, licence: str = LICENCE) -> None:
-        self._files = Files(paths, licence=licence)
+        self._files, self._model = Files(paths, licence=licence), model
         self._tokenizer, self.licence = load_tokenizer(hub.find_backbone(model)), licence
 
     def stamp(self) -> Any:
-        return self._files.stamp()
+        return [self._model, self._files.stamp()]
 
     def documents(self) -> Iterator[Document]:
         size = len(self._tokenizer)

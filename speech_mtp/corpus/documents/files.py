@@ -30,7 +30,7 @@ class Files(DocumentSource):
             if path.suffix == ".jsonl":
                 yield from self._lines(path)
             else:
-                text = _read(path)
+                text = read_text_file(path)
                 yield Document(text, text)  # where a file lies does not matter, and copies of it are in one split
 
     def _matching(self, pattern: str) -> list[Path]:
@@ -47,7 +47,8 @@ class Files(DocumentSource):
             yield Document(text, text, line.get("ended", True) is not False)
 
 
-def _read(path: Path) -> str:
+def read_text_file(path: Path) -> str:
+    """What ``path`` holds. Raises ValueError, with one sentence, for what is not text in UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""The docstrings of installed packages: prose about many things, of known licences."""
+"""The docstrings of installed packages: prose about many things, of licences that the packages state."""
 
 from __future__ import annotations
 
