@@ -25,9 +25,8 @@ from speech_mtp.corpus.store import (
     PITCH_HOP,
     AudioStoreWriter,
     estimate_pitch,
-    read_rows,
     resample_pitch,
-    stores_in,
+    rows_in,
 )
 from speech_mtp.corpus.teachers.base import Teacher, Utterance
 from speech_mtp.corpus.told_durations import unit_ends_ms
@@ -75,7 +74,7 @@ def speak(speech: Speech, out: Path, workers: int, max_time_s: float | None = No
     until = time.time() + max_time_s if max_time_s else None
     jobs = [(speech, out, worker, workers, until) for worker in range(workers)]
     refused = sum(in_processes(_speak_part, jobs, workers))
-    rows = [row for folder in stores_in(out) for row in read_rows(folder)]
+    rows = rows_in(out)
     hours = sum(row.samples for row in rows) / 24_000 / 3600
     return {"utterances": len(rows), "hours": hours, "voices": len({row.voice for row in rows}), "refused": refused}
 
@@ -85,7 +84,7 @@ def _speak_part(speech: Speech, out: Path, worker: int, workers: int, until: flo
     teachers = [plugins.build("corpus.teachers", share.teacher) for share in speech.voices]
     g2p: G2P = plugins.build("text.g2p", speech.g2p)
     writer = AudioStoreWriter(out / f"part{worker:02}")
-    done, refused = {row.id for folder in stores_in(out) for row in read_rows(folder)}, 0
+    done, refused = {row.id for row in rows_in(out)}, 0
     numbers = range(speech.first + worker, speech.first + speech.utterances, workers)
     what = "speak" if workers == 1 else f"speak, one of {workers} processes"
     for number in progress(numbers, what, "utterances") if worker == 0 else numbers:

@@ -105,6 +105,11 @@ def stores_in(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("*/rows.jsonl")) or [folder]
 
 
+def rows_in(folder: Path) -> list[StoredUtterance]:
+    """The whole rows of all stores in ``folder``."""
+    return [row for store in stores_in(folder) for row in read_rows(store)]
+
+
 def _filled(path: Path) -> list[tuple[Path, list[StoredUtterance]]]:
     """The stores in ``path`` that hold something. Raises FileNotFoundError where none does."""
     found = [(folder, rows) for folder in stores_in(path) if (rows := read_rows(folder))]
