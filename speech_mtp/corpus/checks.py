@@ -86,7 +86,10 @@ def _trim(utterance: Utterance, first: int, last: int, rules: AudioRules) -> Utt
     pitch = utterance.f0_hz
     if pitch is not None:
         pitch = pitch[start // grid : -(-stop // grid)]
-    return replace(utterance, wave=utterance.wave[start:stop], f0_hz=pitch)
+    ends = utterance.ends_s
+    if ends is not None:
+        ends = (ends - start / SAMPLE_RATE).clip(0, (stop - start) / SAMPLE_RATE)
+    return replace(utterance, wave=utterance.wave[start:stop], f0_hz=pitch, ends_s=ends)
 
 
 def levelled(wave: NDArray[np.float32], level_dbfs: float) -> NDArray[np.float32]:

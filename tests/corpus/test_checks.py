@@ -21,7 +21,8 @@ def _silence(seconds: float) -> np.ndarray:
 def test_edges_are_trimmed_with_the_pitch_and_the_level_is_set() -> None:
     wave = np.concatenate([_silence(0.5), _tone(2.0), _silence(0.5)])
     pitch = np.repeat(np.array([0, 120, 0], np.float32), [40, 160, 40])  # 80 Hz
-    good, reason = fit(Utterance(wave, pitch, 80.0, "x"), TEXT, RULES)
+    ends = np.array([0.6, 1.5, 2.5, 3.0])
+    good, reason = fit(Utterance(wave, pitch, 80.0, "x", ends), TEXT, RULES)
     assert reason is None
     assert len(good.wave) / 24000 == pytest.approx(2.3, abs=0.02)
     assert good.f0_hz is not None
@@ -30,6 +31,8 @@ def test_edges_are_trimmed_with_the_pitch_and_the_level_is_set() -> None:
     rms = np.sqrt((good.wave.astype(float) ** 2).mean())
     assert 20 * np.log10(rms) == pytest.approx(-23.0, abs=0.1)
     assert good.phonemes == "x"
+    assert good.ends_s is not None
+    assert good.ends_s == pytest.approx([0.2, 1.1, 2.1, 2.3], abs=0.015)  # the speech began at 0.5 s, and does at 0.1 s
 
 
 def test_peaks_stay_below_full_scale() -> None:
