@@ -180,6 +180,8 @@ def _recording_of(model: str, voice: str) -> tuple[Any, int] | None:
 
 
 PARTS = ("quality", "views", "probes", "swaps")
+TOLD_RATE_HZ = 100
+"""Frames a second at which told durations are read."""
 
 
 @group.command("codec")
@@ -201,7 +203,11 @@ def eval_codec(
     probe_steps: Annotated[int, typer.Option(min=1, help="Training steps of each probe.")] = 600,
     swap_pairs: Annotated[int, typer.Option(min=1, help="Pairs of utterances of the part 'swaps'.")] = 20,
     aligner: Annotated[
-        str, typer.Option(help="Codec whose phoneme head tells which phoneme a frame speaks; the same for all codecs.")
+        str,
+        typer.Option(
+            help="Codec whose phoneme head tells which phoneme a frame speaks; the same for all codecs. "
+            "A corpus laid out for training may hold what the teacher told, which counts before it."
+        ),
     ] = "tiny-en",
     plot: Annotated[Path | None, typer.Option(help="PNG file for a picture of 'views' and 'probes'.")] = None,
     recogniser: Recogniser = None,
@@ -271,23 +277,30 @@ def _probes(codec: Codec, samples: list[Sample], aligner: str, steps: int) -> di
         return None
     tell = Telling()
     utterances = list(aligned_utterances(codec, samples, _aligner(aligner), tell))
-    return {"aligner": aligner, **stream_probes(codec.spec, utterances, len(SYMBOLS), steps, tell)}
+    told = sum(sample.told is not None for sample in samples)
+    return {"aligner": aligner, "told": told, **stream_probes(codec.spec, utterances, len(SYMBOLS), steps, tell)}
 
 
 def _aligner(name: str) -> Aligner:
-    """Forced alignment by the phoneme head of a codec, and the text read by the packaged G2P."""
+    """What the teacher told; else forced alignment by the phoneme head of a codec, and the text read by the packaged
+    G2P."""
     import torch
 
     from speech_mtp import audio, hub, plugins
     from speech_mtp.corpus.align import unit_of_frame
+    from speech_mtp.corpus.told_durations import unit_at_frames
     from speech_mtp.text.g2p.base import read_text
 
     codec = hub.load_aligner(name)
     g2p = plugins.build("text.g2p", "hibari")
 
-    def align(wave: Tensor, sample_rate: int, text: str) -> tuple[Tensor, Tensor, float] | None:
-        laws = codec.phonemes_heard(audio.resample(wave, sample_rate, codec.spec.sample_rate))
-        phonemes = torch.tensor([unit.id for unit in read_text(g2p, text)])
+    def align(sample: Sample, sample_rate: int) -> tuple[Tensor, Tensor, float] | None:
+        if sample.told is not None:
+            ids, ends_ms = sample.told
+            frames = -(-len(sample.wave) * TOLD_RATE_HZ // sample_rate)
+            return torch.tensor(ids), unit_at_frames(ends_ms, frames, TOLD_RATE_HZ), TOLD_RATE_HZ
+        laws = codec.phonemes_heard(audio.resample(sample.wave, sample_rate, codec.spec.sample_rate))
+        phonemes = torch.tensor([unit.id for unit in read_text(g2p, sample.text or "")])
         unit = unit_of_frame(laws, phonemes)
         return None if unit is None else (phonemes, unit, codec.spec.frame_rate_hz)
 

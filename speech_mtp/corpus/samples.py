@@ -15,10 +15,13 @@ from speech_mtp import audio
 from speech_mtp.corpus.manifest import MANIFEST, read_manifest
 from speech_mtp.corpus.store import SAMPLE_RATE, AudioStore
 from speech_mtp.corpus.texts import stable_fraction
+from speech_mtp.text.phonemes import parse
 
 AUDIO = (".wav", ".flac", ".ogg")
-Recording = tuple[str, str | None, Tensor]
-"""Voice, text if it is known, wave ``[S]``."""
+Told = tuple[list[int], list[int]]
+"""Phonemes (ids of :data:`speech_mtp.text.phonemes.SYMBOLS`) and the millisecond at which each ends."""
+Recording = tuple[str, str | None, Tensor, Told | None]
+"""Voice, text if it is known, wave ``[S]``, what its teacher told of its phonemes."""
 
 
 def from_folder(folder: Path, sample_rate: int, per_voice: int) -> Iterator[Recording]:
@@ -35,7 +38,7 @@ def from_folder(folder: Path, sample_rate: int, per_voice: int) -> Iterator[Reco
         if taken[voice] <= per_voice:
             words = path.with_suffix(".txt")
             text = words.read_text(encoding="utf-8").strip() if words.is_file() else None
-            yield voice, text, audio.read(path, sample_rate)[0]
+            yield voice, text, audio.read(path, sample_rate)[0], None
 
 
 def from_corpus(folder: Path, split: str, sample_rate: int, per_voice: int) -> Iterator[Recording]:
@@ -49,12 +52,14 @@ def from_corpus(folder: Path, split: str, sample_rate: int, per_voice: int) -> I
         found = [(row.voice, row.text, i) for i, row in enumerate(made) if row.split == split]
         for voice, text, i in _chosen(found, folder, split, per_voice):
             wave, rate = audio.read(folder / made[i].audio)
-            yield voice, text, audio.resample(wave, rate, sample_rate)
+            yield voice, text, audio.resample(wave, rate, sample_rate), None
         return
     store = AudioStore([folder])
     found = [(row.voice, row.text, i) for i, row in enumerate(store.rows) if row.split == split]
     for voice, text, i in _chosen(found, folder, split, per_voice):
-        yield voice, text, audio.resample(store.wave(i), SAMPLE_RATE, sample_rate)
+        row = store.rows[i]
+        told = None if row.ends_ms is None else ([unit.id for unit in parse(row.phonemes)], row.ends_ms)
+        yield voice, text, audio.resample(store.wave(i), SAMPLE_RATE, sample_rate), told
 
 
 def _chosen(found: list[tuple[str, str, int]], folder: Path, split: str, per_voice: int) -> list[tuple[str, str, int]]:

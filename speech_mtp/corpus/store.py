@@ -71,10 +71,13 @@ class AudioStoreWriter:
         f0_hz: np.ndarray,
         ends_ms: list[int] | None = None,
     ) -> StoredUtterance:
-        """``wave [S]`` float in [-1, 1] at 24 kHz, ``f0_hz [ceil(S / 240)]`` (0 unvoiced)."""
+        """``wave [S]`` float in [-1, 1] at 24 kHz, ``f0_hz [ceil(S / 240)]`` (0 unvoiced). Raises ``ValueError`` for
+        pitch or phonemes of another length."""
         row = StoredUtterance(id, voice, text, phonemes, split, self._samples, len(wave), self._steps, ends_ms)
         if len(f0_hz) != row.pitch_steps:
             raise ValueError(f"{id}: {len(f0_hz)} pitch values for {len(wave)} samples; expected {row.pitch_steps}.")
+        if ends_ms and ends_ms[-1] > 1000 * len(wave) / SAMPLE_RATE + 1:
+            raise ValueError(f"{id}: the last phoneme ends at {ends_ms[-1]} ms, after the audio does.")
         (np.clip(wave, -1, 1) * 32767).round().astype("<i2").tofile(self._audio)
         f0_hz.astype("<f4").tofile(self._pitch)
         self._audio.flush()

@@ -13,8 +13,9 @@ from speech_mtp.evaluation.codec_report import Sample
 from speech_mtp.evaluation.f0 import COARSE_RATE_HZ, coarse_log_f0
 from speech_mtp.evaluation.stream_probes import Aligned
 
-Aligner = Callable[[Tensor, int, str], tuple[Tensor, Tensor, float] | None]
-"""``(wave [S], sample rate, text)`` -> phonemes ``[U]``, the unit of each frame ``[F]`` and frames per second."""
+Aligner = Callable[[Sample, int], tuple[Tensor, Tensor, float] | None]
+"""``(sample, sample rate)`` -> phonemes ``[U]``, the unit of each frame ``[F]`` and frames per second; None for one
+that cannot be aligned."""
 
 
 def aligned_utterances(
@@ -24,7 +25,7 @@ def aligned_utterances(
     rate = codec.spec.sample_rate
     for i, sample in enumerate(samples):
         report(f"align {i + 1} of {len(samples)}")
-        found = align(sample.wave, rate, sample.text) if sample.text else None
+        found = align(sample, rate) if sample.text else None
         if found is None or sample.text is None:
             continue
         phonemes, unit, frames_per_second = found

@@ -32,11 +32,13 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Sample:
-    """A recording ``wave [S]`` at the codec's sample rate. Without a ``text`` its own transcript is the reference."""
+    """A recording ``wave [S]`` at the codec's sample rate. Without a ``text`` its own transcript is the reference.
+    ``told``, where its teacher did: the ids of its phonemes, and the millisecond at which each ends."""
 
     voice: str
     text: str | None
     wave: Tensor
+    told: tuple[list[int], list[int]] | None = None
 
 
 @dataclass

@@ -12,8 +12,12 @@ pytest.importorskip("librosa", reason="needs the eval extra")
 pytest.importorskip("matplotlib", reason="needs the eval extra")
 
 from speech_mtp import audio, hub
-from speech_mtp.cli.evaluate import _judges, eval_codec
+from speech_mtp.cli.evaluate import _aligner, _judges, eval_codec
+from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.codecs.encodec import Encodec
+from speech_mtp.evaluation.alignment import aligned_utterances
+from speech_mtp.evaluation.codec_report import Sample
+from speech_mtp.text.phonemes import SYMBOLS, parse
 
 
 @pytest.fixture
@@ -61,3 +65,14 @@ def test_another_recogniser_hears_the_words() -> None:
         _judges("tests.corpus.sine_teacher:Sine")
     with pytest.raises(ValueError, match="no 'pocketsphynx' in frontends"):
         _judges("pocketsphynx")
+
+
+def test_what_the_teacher_told_counts_before_what_the_aligner_hears(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = Decoupled.tiny(len(SYMBOLS))
+    monkeypatch.setattr(hub, "load_aligner", lambda name: codec)
+    ids = [unit.id for unit in parse("aba")]
+    wave = 0.1 * torch.randn(9_600, generator=torch.Generator().manual_seed(0))
+    sample = Sample("v", "hi", wave, (ids, [90, 230, 400]))
+    told = next(aligned_utterances(codec, [sample], _aligner("x")))
+    assert told.phonemes.tolist() == ids
+    assert told.unit.tolist() == [0, 0, 1, 1, 1, 1, 2, 2, 2, 2]

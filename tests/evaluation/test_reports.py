@@ -23,6 +23,7 @@ from speech_mtp.evaluation.codec_report import Sample, code_agreement, codec_rep
 from speech_mtp.evaluation.judges import Judges, check_installed
 from speech_mtp.evaluation.speech_report import speech_report
 from speech_mtp.plugins import MissingExtra
+from speech_mtp.text.phonemes import parse
 from speech_mtp.types import Codes, Finish
 
 SENTENCES = ["the dog ran home", "we had soup", "it is late now"]
@@ -210,7 +211,10 @@ def test_a_folder_has_a_folder_per_voice_and_texts_beside(tmp_path: Path) -> Non
         audio.write(tmp_path / voice / f"{name}.wav", recording(0, 0.1), CODEC_RATE)
     (tmp_path / "bob" / "1.txt").write_text("good morning\n")
     found = list(from_folder(tmp_path, CODEC_RATE, per_voice=1))
-    assert [(voice, text) for voice, text, _ in found] == [("ann", None), ("bob", "good morning")]
+    assert [(voice, text, told) for voice, text, _, told in found] == [
+        ("ann", None, None),
+        ("bob", "good morning", None),
+    ]
     with pytest.raises(ValueError, match="16000 Hz is needed"):
         list(from_folder(tmp_path, 16_000, per_voice=1))
     (tmp_path / "empty").mkdir()
@@ -223,10 +227,13 @@ def test_a_store_gives_the_same_sentences_of_its_voices(tmp_path: Path) -> None:
     for voice, texts in (("a", ["one", "two", "three"]), ("b", ["three", "four"])):
         for text in texts:
             wave = recording(len(text), 0.1).numpy()
-            writer.append(f"{voice}-{text}", voice, text, "", "dev", wave, torch.zeros(10).numpy())
+            ends = [30, 90] if voice == "b" else None
+            writer.append(f"{voice}-{text}", voice, text, "hˈi", "dev", wave, torch.zeros(10).numpy(), ends)
     writer.close()
     found = list(from_corpus(tmp_path, "dev", CODEC_RATE, per_voice=1))
-    assert [(voice, text) for voice, text, _ in found] == [("a", "three"), ("b", "three")]
+    assert [(voice, text) for voice, text, _, _ in found] == [("a", "three"), ("b", "three")]
+    hi = [unit.id for unit in parse("hi")]
+    assert [told for *_, told in found] == [None, (hi, [30, 90])]
     with pytest.raises(ValueError, match="no test utterance"):
         list(from_corpus(tmp_path, "test", CODEC_RATE, per_voice=1))
     with pytest.raises(FileNotFoundError):
