@@ -169,13 +169,8 @@ def waveform_task(stage: WaveformCodecRun, workers: Workers | None = None) -> Wa
 
 
 def _start_codec(codec: Codec, stage: CodecRun) -> None:
-    if stage.start is None:
-        return
-    trained = hub.load_codec(stage.start)
-    if stage.start_partly:
-        _start_partly(codec, trained)
-    else:
-        _start_from(codec, trained, stage.start)
+    if stage.start is not None:
+        _start_from(codec, hub.load_codec(stage.start), stage.start, stage.start_partly)
 
 
 def _codec_inputs(
@@ -201,7 +196,7 @@ def _lm(stage: LMRun) -> dict[str, Any]:
     lm, units = _direct_form(stage, corpus) if form == hub.DIRECT else _talker(stage, corpus)
     if stage.start is not None:
         load = hub.load_direct_lm if form == hub.DIRECT else hub.load_speech_lm
-        _start_from(lm, load(stage.start), str(stage.start))
+        _start_from(lm, load(stage.start), str(stage.start), stage.start_partly)
     told_apart = corpus.told_apart(lm.config.voices)
     objective = None if stage.objective is None else plugins.build("objectives", stage.objective)
     task = LMTask(lm, told_apart, units, stage.task, stage.torch_device(), workers, objective, stage.loop.steps)
@@ -372,22 +367,20 @@ def _package_head(stage: PackageHeadRun) -> dict[str, Any]:
     return {"out": str(stage.out), "bytes": sum(path.stat().st_size for path in stage.out.iterdir())}
 
 
-def _start_from(module: torch.nn.Module, trained: torch.nn.Module, name: str) -> None:
-    """Copy the weights of ``trained``; raises ``ValueError`` where its shapes are others."""
+def _start_from(module: torch.nn.Module, trained: torch.nn.Module, name: str, partly: bool = False) -> None:
+    """Copy the weights of ``trained``, or ``partly`` those that ``module`` has in the same shape. Raises ``ValueError``
+    where its shapes are others."""
+    state = trained.state_dict()
+    if partly:
+        own = module.state_dict()
+        state = own | {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
     try:
-        module.load_state_dict(trained.state_dict())
+        module.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(
             f"{name} cannot be started from: {str(error).splitlines()[-1].strip()} Give the settings `model` that "
             "it was trained with, or train without `start`."
         ) from error
-
-
-def _start_partly(module: torch.nn.Module, trained: torch.nn.Module) -> None:
-    """Copy those weights of ``trained`` that ``module`` has in the same shape."""
-    own = module.state_dict()
-    fitting = {name: value for name, value in trained.state_dict().items() if name in own}
-    module.load_state_dict({**own, **{k: v for k, v in fitting.items() if v.shape == own[k].shape}})
 
 
 def _finish(

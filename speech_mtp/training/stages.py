@@ -160,7 +160,8 @@ class UnitsRun(Stage):
 
 
 class LMRun(Stage):
-    """Train a speech LM on ``codes``; ``start`` is the folder of one whose weights it starts from.
+    """Train a speech LM on ``codes``; ``start`` is the folder of one whose weights it starts from, ``start_partly`` as
+    for a codec: the talker of other codes begins with all but their tables.
 
     ``objective`` names a plug-in of ``objectives`` (default: the next group, of the direct form with its text).
     ``model.name`` is its form: ``talker`` (the default), fed with the ``units`` that the stage of that name stored, or
@@ -174,6 +175,7 @@ class LMRun(Stage):
     units: Path | None = None
     backbone: dict[str, Any] | None = None
     start: Path | None = None
+    start_partly: bool = False
     model: dict[str, Any] = {}
     objective: dict[str, Any] | str | None = None
     task: LMTaskConfig = LMTaskConfig()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,32 @@ def test_the_whole_way(name: str, folder: Path, backbone: dict[str, Any], monkey
     assert report["voices"] == ["high", "low"]
     assert (report["swap"] is None) == (codec.spec.timbre_dim == 0)
     assert sum(len(books) for books in report["streams"].values()) == codec.spec.num_streams
+
+
+def test_a_talker_of_other_codes_starts_with_all_but_their_tables(folder: Path, backbone: dict[str, Any]) -> None:
+    sizes = Decoupled.tiny().config
+    for levels, talker in (((8, 5, 5, 5), "first"), ((4, 4, 4, 4), "second")):
+        hub.save_codec(Decoupled(replace(sizes, content_levels=levels)), folder / "codec", "fp32")
+        codes = folder / f"codes_{talker}"
+        carry_out(folder, backbone, "encode", out=codes)
+        if talker == "first":
+            carry_out(folder, backbone, "units", codes=[codes])
+            carry_out(folder, backbone, "lm", codes=[codes], out=folder / "first")
+    still = {
+        "codes": [codes],
+        "out": folder / "second",
+        "start": folder / "first/export",
+        "loop": {"steps": 1, "learning_rate": 1e-12},
+    }
+    with pytest.raises(ValueError, match=r"cannot be started from: size mismatch for output"):
+        carry_out(folder, backbone, "lm", **still)
+    carry_out(folder, backbone, "lm", **still, start_partly=True)
+    before, after = (hub.load_speech_lm(folder / name / "export").state_dict() for name in ("first", "second"))
+    others = {key for key in before if before[key].shape != after[key].shape}
+    assert {key.split(".")[1] for key in others} == {"tables", "down"}
+    assert len(others) < len(before) / 2
+    for key in before.keys() - others:
+        torch.testing.assert_close(after[key], before[key])
 
 
 @pytest.mark.parametrize("name", CODECS)
