@@ -11,7 +11,8 @@ cd "$(dirname "$0")/../.."
 study="${STUDY:-runs/tokenizer_study}"
 data="${DATA:-[runs/spoken]}"
 dev="${DEV:-runs/store}" # recordings that no codec was trained on, as a store
-sentences="${SENTENCES:-recipes/corpus/dev_sentences.txt}"
+sentences="${SENTENCES:-recipes/corpus/dev_sentences.txt}" # words of all are judged, and the sound of the first 120
+more="${MORE_SENTENCES-recipes/corpus/dev_patterns.txt}"
 names=("$@")
 [ $# -gt 0 ] || names=(coupled coupled_four coupled_one semi_decoupled semi_decoupled_phonemes
     encodec mimi decoupled decoupled2)
@@ -46,9 +47,10 @@ for name in "${names[@]}"; do
                 "run.lm=$run/talker/export" "run.codes=[$out/codes]" "run.codec=$out/codec/export" \
                 run.storage=fp32 run.card=recipes/tiny_en/CARD.md
             [ -f "$run/drafts.json" ] || speech-mtp eval drafts --model "$run/model" --sentences "$sentences" \
-                --heads "$run/heads/export/eagle3,$run/heads/export/medusa" --json "$run/drafts.json"
+                --limit 60 --decoded 12 --heads "$run/heads/export/eagle3,$run/heads/export/medusa" \
+                --json "$run/drafts.json"
             [ -f "$run/speech.json" ] || speech-mtp eval speech --model "$run/model" --sentences "$sentences" \
-                --json "$run/speech.json"
+                ${more:+--sentences "$more"} --opinions 120 --json "$run/speech.json"
         done
     done
 done

@@ -66,8 +66,11 @@ group = typer.Typer(rich_markup_mode=None, help="Measure a model or a codec.")
 
 @group.command("speech")
 def eval_speech(
-    sentences: Annotated[Path, typer.Option(help="A text file with one sentence a line.")],
+    sentences: Annotated[list[Path], typer.Option(help="A text file with one sentence a line; may be repeated.")],
     out: Annotated[Path, typer.Option("--json", help="File for the report.")],
+    opinions: Annotated[
+        int | None, typer.Option(min=0, help="Opinion scores of so many sentences, the first ones; the words of all.")
+    ] = None,
     voice: Annotated[str | None, typer.Option(help="Name of a voice; by default every voice in turn.")] = None,
     reference: Annotated[Path | None, typer.Option(help="A recording of the voice, to compare speakers with.")] = None,
     model: Model = "tiny-en",
@@ -88,8 +91,11 @@ def eval_speech(
     from speech_mtp import audio
     from speech_mtp.evaluation.speech_report import speech_report
 
-    texts = read_lines(sentences)
-    check_texts(texts, sentences)
+    texts = []
+    for path in sentences:
+        lines = read_lines(path)
+        check_texts(lines, path)
+        texts += lines
     recording = audio.read(reference, mono=True) if reference else None
     judges, judge = _judges(recogniser)
     speakers: dict[str, Callable[[str], Utterance]]
@@ -110,7 +116,7 @@ def eval_speech(
     reports = {}
     for name, say in speakers.items():
         known = recording or (_recording_of(model, name) if teacher is None else None)
-        reports[name] = speech_report(say, texts, known, judges)
+        reports[name] = speech_report(say, texts, known, judges, opinions)
         print(f"{name}: {summary(reports[name])}", flush=True)
     worst = max(reports, key=lambda name: reports[name]["wer"])
     figures = {k: v for k, v in reports[worst].items() if k != "rows"}

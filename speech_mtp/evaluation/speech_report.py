@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from speech_mtp.evaluation.intervals import estimate, ratio
 from speech_mtp.evaluation.judges import Judges
 from speech_mtp.evaluation.last_word import last_word_heard
 from speech_mtp.evaluation.latency import delays, real_time_factor
@@ -45,9 +46,12 @@ def speech_report(
     sentences: Sequence[str],
     reference: tuple[Tensor, int] | None = None,
     judges: Judges | None = None,
+    opinions: int | None = None,
 ) -> dict[str, Any]:
     """Aggregates, the worst sentences and one row per sentence (``rows``), all of it plain JSON.
 
+    Opinion scores, which take most of the time, are those of the first ``opinions`` sentences (None: of all); the other
+    rows have none. ``wer_interval`` holds 95 % of the bootstrap samples of the sentences.
     ``reference`` is a wave of the voice with its rate; without one, utterances are compared with the mean of the others
     (``similarity_to`` says which). Rates are fractions, times are in the unit of their name. An utterance in which no
     speech is found has ``similarity`` None and counts as 0. Raises ``ValueError`` for no sentences,
@@ -59,8 +63,8 @@ def speech_report(
     rows: list[dict[str, Any]] = []
     errors: list[WordErrors] = []
     speakers: list[Tensor | None] = []
-    for text in progress(sentences, "speech", "sentence"):
-        row, found, speaker = _judge(text, say(text), judges)
+    for i, text in enumerate(progress(sentences, "speech", "sentence")):
+        row, found, speaker = _judge(text, say(text), judges, opinions is None or i < opinions)
         rows.append(row)
         errors.append(found)
         speakers.append(speaker)
@@ -73,7 +77,9 @@ def speech_report(
     return {**report, "rows": rows}
 
 
-def _judge(text: str, spoken: Spoken, judges: Judges) -> tuple[dict[str, Any], WordErrors, Tensor | None]:
+def _judge(
+    text: str, spoken: Spoken, judges: Judges, opinion: bool
+) -> tuple[dict[str, Any], WordErrors, Tensor | None]:
     wave, rate = spoken.wave, spoken.sample_rate
     heard = judges.transcribe(wave, rate)
     found = word_errors(text, heard)
@@ -87,8 +93,8 @@ def _judge(text: str, spoken: Spoken, judges: Judges) -> tuple[dict[str, Any], W
         "words": found.words,
         "finish_reason": spoken.finish.reason,
         "success": spoken.finish.reason == "stop" and last_word_heard(text, heard),
-        "dnsmos": judges.opinion(wave, rate),
-        "distill_mos": judges.second_opinion(wave, rate),
+        "dnsmos": judges.opinion(wave, rate) if opinion else None,
+        "distill_mos": judges.second_opinion(wave, rate) if opinion else None,
         "seconds": seconds,
         "compute_s": spoken.compute_s,
         "rtf": real_time_factor(spoken.compute_s, seconds),
@@ -115,16 +121,22 @@ def _aggregate(rows: list[dict[str, Any]], errors: WordErrors) -> dict[str, Any]
     def total(key: str) -> float:
         return sum(row[key] or 0.0 for row in rows)
 
+    def mean(key: str) -> float | None:
+        values = [row[key] for row in rows if row[key] is not None]
+        return sum(values) / len(values) if values else None
+
     first = delays([row["ttfa_ms"] for row in rows])
     return {
         "sentences": len(rows),
         "seconds": total("seconds"),
         "wer": errors.wer,
+        "wer_interval": estimate(torch.tensor([[row["errors"], row["words"]] for row in rows]), ratio)["interval"],
         "cer": errors.cer,
         "success_rate": total("success") / len(rows),
         "finish_reasons": dict(Counter(row["finish_reason"] for row in rows)),
-        "dnsmos": total("dnsmos") / len(rows),
-        "distill_mos": total("distill_mos") / len(rows),
+        "opinions": sum(row["dnsmos"] is not None for row in rows),
+        "dnsmos": mean("dnsmos"),
+        "distill_mos": mean("distill_mos"),
         "similarity": total("similarity") / len(rows) if any(row["similarity"] is not None for row in rows) else None,
         "rtf": real_time_factor(total("compute_s"), total("seconds")),
         "ttfa_ms_p50": first.p50,

@@ -79,6 +79,20 @@ def test_aggregates_weigh_words_and_seconds() -> None:
     json.dumps(report)
 
 
+def test_opinions_may_be_of_the_first_sentences_alone() -> None:
+    waves = {text: torch.ones(1000 * (i + 1)) for i, text in enumerate(SENTENCES)}
+    heard = ["the dog ran home", "we had soap", "it is late now"]
+    few = speech_report(lambda text: Said(waves[text]), SENTENCES, judges=judges(heard), opinions=2)
+    assert few["opinions"] == 2
+    assert few["dnsmos"] == pytest.approx(1.5)
+    assert [row["dnsmos"] for row in few["rows"]] == [1, 2, None]
+    assert few["wer"] == pytest.approx(1 / 11)
+    low, high = few["wer_interval"]
+    assert 0 == low < few["wer"] < high <= 1 / 3
+    none = speech_report(lambda text: Said(waves[text]), SENTENCES, judges=judges(heard), opinions=0)
+    assert none["dnsmos"] is none["distill_mos"] is None
+
+
 def test_a_runaway_is_no_success_and_silence_is_all_words_lost() -> None:
     said = iter([Said(torch.ones(1000), finish=Finish("runaway")), Said(torch.zeros(1000)), Said(torch.ones(1000))])
 
