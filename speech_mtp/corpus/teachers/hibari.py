@@ -37,7 +37,7 @@ class Speaker:
     pace: float = 1.0
 
 
-SPEAKERS = {"heart": Speaker(), "drew": Speaker(slowing=Fraction(17, 20), pitch=0.74, pace=0.95)}
+SPEAKERS = {"heart": Speaker(), "drew": Speaker(slowing=Fraction(9, 10), pitch=5 / 9, pace=0.96)}
 
 
 def altered(number: int) -> Speaker:
@@ -49,7 +49,7 @@ def altered(number: int) -> Speaker:
 
 
 class Hibari(Teacher):
-    """The model's own voice "heart" (female, about 190 Hz) and "drew" made from it (male, about 120 Hz), with the
+    """The model's own voice "heart" (female, about 190 Hz) and "drew" made from it (male, about 95 Hz), with the
     pitch curve that drove them. The same seed gives the same audio.
 
     ``speakers`` more, ``alt00`` and so on, are made from it in the same way (see :func:`altered`).
