@@ -262,14 +262,19 @@ class TestEval:
         monkeypatch.setattr(evaluate, "_recording_of", lambda model, voice: None)
         made: list[str] = []
 
-        def fake(say: object, texts: list[str], reference: object, judges: object) -> dict[str, object]:
+        def fake(
+            say: object, texts: list[str], reference: object, judges: object, opinions: int | None
+        ) -> dict[str, object]:
+            assert (texts, opinions) == (["Hello there.", "Good morning."], 1)
             spoken = say(texts[0])  # type: ignore[operator]
             made.append(texts[0])
             return {"wer": float(len(made)), "rows": [spoken.seconds]}
 
         monkeypatch.setattr(module, "speech_report", fake)
         Path("lines.txt").write_text("Hello there.\n", encoding="utf-8")
-        assert run(monkeypatch, "eval", "speech", "--sentences", "lines.txt", "--json", "scores.json") == 0
+        Path("more.txt").write_text("Good morning.\n", encoding="utf-8")
+        files = ["--sentences", "lines.txt", "--sentences", "more.txt", "--opinions", "1", "--json", "scores.json"]
+        assert run(monkeypatch, "eval", "speech", *files) == 0
         assert capsys.readouterr().err == ""
         report = json.loads(Path("scores.json").read_text())
         assert (report["voice"], report["wer"]) == ("high", 2.0)
@@ -286,7 +291,7 @@ class TestEval:
     ) -> None:
         from speech_mtp.evaluation import speech_report as module
 
-        def fake(say: object, texts: list[str], reference: object, judges: object) -> dict[str, object]:
+        def fake(say: object, texts: list[str], *rest: object) -> dict[str, object]:
             spoken = say(texts[0])  # type: ignore[operator]
             assert spoken.first_audio_s == spoken.compute_s > 0
             return {"wer": spoken.seconds, "reason": spoken.finish.reason}

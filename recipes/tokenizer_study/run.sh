@@ -12,7 +12,7 @@ study="${STUDY:-runs/tokenizer_study}"
 data="${DATA:-[runs/spoken]}"
 dev="${DEV:-runs/store}" # recordings that no codec was trained on, as a store
 sentences="${SENTENCES:-recipes/corpus/dev_sentences.txt}" # words of all are judged, and the sound of the first 120
-more="${MORE_SENTENCES-recipes/corpus/dev_patterns.txt}"
+patterns="${MORE_SENTENCES-recipes/corpus/dev_patterns.txt}"
 names=("$@")
 [ $# -gt 0 ] || names=(coupled coupled_four coupled_one semi_decoupled semi_decoupled_phonemes
     encodec mimi decoupled decoupled2)
@@ -50,7 +50,7 @@ for name in "${names[@]}"; do
                 --limit 60 --decoded 12 --heads "$run/heads/export/eagle3,$run/heads/export/medusa" \
                 --json "$run/drafts.json"
             [ -f "$run/speech.json" ] || speech-mtp eval speech --model "$run/model" --sentences "$sentences" \
-                ${more:+--sentences "$more"} --opinions 120 --json "$run/speech.json"
+                ${patterns:+--sentences "$patterns"} --opinions 120 --json "$run/speech.json"
         done
     done
 done

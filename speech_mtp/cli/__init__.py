@@ -14,6 +14,7 @@ import typer
 
 from speech_mtp.cli import bench, evaluate
 from speech_mtp.cli.demo import demo
+from speech_mtp.cli.evaluate_codec import eval_codec
 from speech_mtp.cli.export import export
 from speech_mtp.cli.serve import serve
 from speech_mtp.cli.speech import say, tokenize
@@ -29,6 +30,7 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False, help="Speech lang
 for command in (say, tokenize, convert, generate, serve, demo, corpus, train, export):
     app.command()(command)
 bench.group.command("trunk")(bench_trunk)
+evaluate.group.command("codec")(eval_codec)
 app.add_typer(voices, name="voices")
 app.add_typer(evaluate.group, name="eval")
 app.add_typer(bench.group, name="bench")

@@ -1,4 +1,4 @@
-"""Measuring models: ``eval speech``, ``eval codec``, ``eval drafts``, ``eval text``, ``eval
+"""Measuring models: ``eval speech``, ``eval drafts``, ``eval text``, ``eval
 completion``, ``eval objectives``, ``eval tokenizers``."""
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import typer
 from speech_mtp.cli.shared import (
     Backbone,
     BestOf,
-    CodecSource,
     Device,
     Lexicon,
     Model,
@@ -28,7 +27,6 @@ from speech_mtp.cli.shared import (
     check_output,
     check_texts,
     chosen_dtype,
-    codec_of,
     in_blocks,
     listed,
     load_head,
@@ -43,11 +41,6 @@ from speech_mtp.cli.shared import (
 from speech_mtp.progress import Telling
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from speech_mtp.codecs.base import Codec
-    from speech_mtp.evaluation.alignment import Aligner
-    from speech_mtp.evaluation.codec_report import Sample
     from speech_mtp.evaluation.judges import Judges
     from speech_mtp.lm.bundle import SpeechModel
     from speech_mtp.streaming.timed import Utterance
@@ -91,13 +84,9 @@ def eval_speech(
     from speech_mtp import audio
     from speech_mtp.evaluation.speech_report import speech_report
 
-    texts = []
-    for path in sentences:
-        lines = read_lines(path)
-        check_texts(lines, path)
-        texts += lines
+    texts = [text for path in sentences for text in _texts(path)]
     recording = audio.read(reference, mono=True) if reference else None
-    judges, judge = _judges(recogniser)
+    judges, judge = judges_of(recogniser)
     speakers: dict[str, Callable[[str], Utterance]]
     if teacher is None:
         loaded = load_model(model, backbone, threads=threads, lexicon=lexicon)
@@ -121,6 +110,13 @@ def eval_speech(
     worst = max(reports, key=lambda name: reports[name]["wer"])
     figures = {k: v for k, v in reports[worst].items() if k != "rows"}
     write_report(out, {**who, "voice": worst, **figures, **settings, "voices": reports})
+
+
+def _texts(path: Path) -> list[str]:
+    """The lines of a file, all of which can be spoken."""
+    lines = read_lines(path)
+    check_texts(lines, path)
+    return lines
 
 
 def _voices_of(
@@ -161,7 +157,7 @@ def _teachers(spec: str, voice: str | None, seed: int) -> dict[str, Callable[[st
     return {name: partial(say, name) for name in names}
 
 
-def _judges(recogniser: str | None) -> tuple[Judges, str]:
+def judges_of(recogniser: str | None) -> tuple[Judges, str]:
     """The judges, of which ``recogniser`` transcribes, and its name."""
     from speech_mtp import plugins
     from speech_mtp.evaluation.judge_input import judge_wave
@@ -183,134 +179,6 @@ def _recording_of(model: str, voice: str) -> tuple[Any, int] | None:
 
     paths = [hub.find_model(model) / "voices" / f"{voice}{suffix}" for suffix in audio.FORMATS]
     return next((audio.read(path, mono=True) for path in paths if path.is_file()), None)
-
-
-PARTS = ("quality", "views", "probes", "swaps")
-TOLD_RATE_HZ = 100
-"""Frames a second at which told durations are read."""
-
-
-@group.command("codec")
-def eval_codec(
-    out: Annotated[Path, typer.Option("--json", help="File for the report.")],
-    audio_dir: Annotated[
-        list[Path] | None, typer.Option("--audio", help="Folder of recordings, one folder a voice; may be repeated.")
-    ] = None,
-    corpus_dir: Annotated[
-        list[Path] | None, typer.Option("--corpus", help="Folder of a corpus; may be repeated.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="Which part of a corpus.")] = "dev",
-    per_voice: Annotated[int, typer.Option(min=1, help="Recordings of each voice at most.")] = 50,
-    codec: CodecSource = "tiny-en",
-    parts: Annotated[str, typer.Option(help=f"What to measure, with commas between: {', '.join(PARTS)}.")] = (
-        "quality,views,probes"
-    ),
-    per_voice_probes: Annotated[int, typer.Option(min=1, help="The same for the part 'probes'.")] = 60,
-    probe_steps: Annotated[int, typer.Option(min=1, help="Training steps of each probe.")] = 600,
-    swap_pairs: Annotated[int, typer.Option(min=1, help="Pairs of utterances of the part 'swaps'.")] = 20,
-    aligner: Annotated[
-        str,
-        typer.Option(
-            help="Codec whose phoneme head tells which phoneme a frame speaks; the same for all codecs. "
-            "A corpus laid out for training may hold what the teacher told, which counts before it."
-        ),
-    ] = "tiny-en",
-    plot: Annotated[Path | None, typer.Option(help="PNG file for a picture of 'views' and 'probes'.")] = None,
-    recogniser: Recogniser = None,
-    seed: int = 0,
-    threads: Threads = None,
-) -> None:
-    """Quality (round trip, bit rate, code usage, timbre swap, agreement of voices, melody) and predictability: codes
-    that stay in other views of a recording, what probes tell of each stream, and what swapping each stream changes."""
-    _check_files(out, plot)
-    wanted = _parts(parts)
-    if not audio_dir and not corpus_dir:
-        raise ValueError("Give the recordings to evaluate on: --audio DIR or --corpus FOLDER.")
-    from speech_mtp import hub
-    from speech_mtp.corpus.samples import from_corpus, from_folder
-    from speech_mtp.evaluation.codec_report import Sample, codec_report
-    from speech_mtp.evaluation.plots import predictability_bars
-    from speech_mtp.evaluation.predictability_table import predictability_table
-    from speech_mtp.evaluation.stream_swaps import stream_swaps
-    from speech_mtp.evaluation.view_agreement import view_agreement
-    from speech_mtp.threads import use_threads
-
-    use_threads(threads)
-    judges, judge = _judges(recogniser)
-    loaded = hub.load_codec(codec_of(codec))
-
-    def recordings(number: int) -> list[Sample]:
-        rate = loaded.spec.sample_rate
-        found = [sample for folder in audio_dir or () for sample in from_folder(folder, rate, number)]
-        found += [sample for folder in corpus_dir or () for sample in from_corpus(folder, split, rate, number)]
-        return [Sample(*sample) for sample in found]
-
-    samples = recordings(per_voice)
-    report: dict[str, Any] = {"codec": codec, "recogniser": judge}
-    if "quality" in wanted:
-        report |= codec_report(loaded, samples, judges, seed)
-        print(summary(report["round_trip"]))
-    if "views" in wanted:
-        report["views"] = view_agreement(loaded, samples, seed, report=Telling())
-    if "probes" in wanted:
-        report["probes"] = _probes(loaded, recordings(per_voice_probes), aligner, probe_steps)
-    if "swaps" in wanted:
-        report["swaps"] = stream_swaps(loaded, samples, swap_pairs, judges, seed, Telling())
-    print(predictability_table(report))
-    if plot is not None:
-        predictability_bars(report, plot)
-        print(f"wrote {plot}")
-    write_report(out, report)
-
-
-def _parts(text: str) -> set[str]:
-    from speech_mtp.plugins import nearest
-
-    wanted = {part.strip() for part in text.split(",")}
-    for part in sorted(wanted - set(PARTS)):
-        raise ValueError(f"--parts has no {part!r}; {nearest(part, PARTS)}.")
-    return wanted
-
-
-def _probes(codec: Codec, samples: list[Sample], aligner: str, steps: int) -> dict[str, Any] | None:
-    """None, and a word about it, where too few recordings have a text."""
-    from speech_mtp.evaluation.alignment import aligned_utterances
-    from speech_mtp.evaluation.stream_probes import FEWEST_SENTENCES, stream_probes
-    from speech_mtp.text.phonemes import SYMBOLS
-
-    if len({sample.text for sample in samples if sample.text}) < FEWEST_SENTENCES:
-        print(f"probes: left out, they need {FEWEST_SENTENCES} recordings of different sentences with their texts")
-        return None
-    tell = Telling()
-    utterances = list(aligned_utterances(codec, samples, _aligner(aligner), tell))
-    told = sum(sample.told is not None for sample in samples)
-    return {"aligner": aligner, "told": told, **stream_probes(codec.spec, utterances, len(SYMBOLS), steps, tell)}
-
-
-def _aligner(name: str) -> Aligner:
-    """What the teacher told; else forced alignment by the phoneme head of a codec, and the text read by the packaged
-    G2P."""
-    import torch
-
-    from speech_mtp import audio, hub, plugins
-    from speech_mtp.corpus.align import unit_of_frame
-    from speech_mtp.corpus.told_durations import unit_at_frames
-    from speech_mtp.text.g2p.base import read_text
-
-    codec = hub.load_aligner(name)
-    g2p = plugins.build("text.g2p", "hibari")
-
-    def align(sample: Sample, sample_rate: int) -> tuple[Tensor, Tensor, float] | None:
-        if sample.told is not None:
-            ids, ends_ms = sample.told
-            frames = -(-len(sample.wave) * TOLD_RATE_HZ // sample_rate)
-            return torch.tensor(ids), unit_at_frames(ends_ms, frames, TOLD_RATE_HZ), TOLD_RATE_HZ
-        laws = codec.phonemes_heard(audio.resample(sample.wave, sample_rate, codec.spec.sample_rate))
-        phonemes = torch.tensor([unit.id for unit in read_text(g2p, sample.text or "")])
-        unit = unit_of_frame(laws, phonemes)
-        return None if unit is None else (phonemes, unit, codec.spec.frame_rate_hz)
-
-    return align
 
 
 @group.command("drafts")
@@ -462,7 +330,7 @@ def eval_objectives(
     plot: Annotated[Path | None, typer.Option(help="Draw loss over steps and seconds: a PNG file.")] = None,
 ) -> None:
     """Objectives of trunks side by side, over seeds, against the next token alone."""
-    _check_files(out, plot)
+    check_files(out, plot)
     from speech_mtp.evaluation import objective_study as module
     from speech_mtp.evaluation.plots import objective_curves
 
@@ -478,7 +346,7 @@ def eval_tokenizers(
     base: Annotated[str, typer.Option(help="The codec that the others' word errors are compared with.")] = "coupled",
 ) -> None:
     """Codecs side by side, by what a talker makes of the codes of each."""
-    _check_files(out, plot)
+    check_files(out, plot)
     from speech_mtp.evaluation import tokenizer_study as module
     from speech_mtp.evaluation.plots import tokenizer_bars
 
@@ -486,7 +354,8 @@ def eval_tokenizers(
     _tell_study(folder, report, module.study_table(report), out, plot, partial(tokenizer_bars, report))
 
 
-def _check_files(out: Path, plot: Path | None) -> None:
+def check_files(out: Path, plot: Path | None) -> None:
+    """Refuse, before any work, a report or a picture that cannot be written."""
     check_output(out, (".json",))
     if plot is not None:
         check_output(plot, (".png",))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from speech_mtp import audio
 from speech_mtp.corpus.manifest import read_manifest
 from speech_mtp.files import open_at
 from speech_mtp.progress import progress
+from speech_mtp.text.phonemes import parse
 
 SAMPLE_RATE = 24_000
 PITCH_HOP = 240
@@ -43,6 +45,18 @@ class StoredUtterance:
     @property
     def pitch_steps(self) -> int:
         return -(-self.samples // PITCH_HOP)
+
+    def check_ends(self) -> None:
+        """ValueError unless phonemes end one after another within the audio."""
+        ends = self.ends_ms
+        if ends is None:
+            return
+        milliseconds = 1000 * self.samples / SAMPLE_RATE
+        if not ends or ends[0] < 0 or ends[-1] > milliseconds + 1 or any(a > b for a, b in pairwise(ends)):
+            raise ValueError(
+                f"{self.id}: its phonemes do not end one after another within its {milliseconds:.0f} ms ({ends}); "
+                "speak the store anew."
+            )
 
 
 class AudioStoreWriter:
@@ -72,12 +86,15 @@ class AudioStoreWriter:
         ends_ms: list[int] | None = None,
     ) -> StoredUtterance:
         """``wave [S]`` float in [-1, 1] at 24 kHz, ``f0_hz [ceil(S / 240)]`` (0 unvoiced). Raises ``ValueError`` for
-        pitch or phonemes of another length."""
+        pitch of another length, and for ``ends_ms`` that are not those of ``phonemes`` in this audio."""
         row = StoredUtterance(id, voice, text, phonemes, split, self._samples, len(wave), self._steps, ends_ms)
         if len(f0_hz) != row.pitch_steps:
             raise ValueError(f"{id}: {len(f0_hz)} pitch values for {len(wave)} samples; expected {row.pitch_steps}.")
-        if ends_ms and ends_ms[-1] > 1000 * len(wave) / SAMPLE_RATE + 1:
-            raise ValueError(f"{id}: the last phoneme ends at {ends_ms[-1]} ms, after the audio does.")
+        row.check_ends()
+        if ends_ms is not None and len(ends_ms) != len(parse(phonemes)):
+            raise ValueError(
+                f"{id}: {len(ends_ms)} ends for the phonemes {phonemes!r}; expected {len(parse(phonemes))}."
+            )
         (np.clip(wave, -1, 1) * 32767).round().astype("<i2").tofile(self._audio)
         f0_hz.astype("<f4").tofile(self._pitch)
         self._audio.flush()
@@ -114,10 +131,14 @@ def rows_in(folder: Path) -> list[StoredUtterance]:
 
 
 def _filled(path: Path) -> list[tuple[Path, list[StoredUtterance]]]:
-    """The stores in ``path`` that hold something. Raises FileNotFoundError where none does."""
+    """The stores in ``path`` that hold something. Raises FileNotFoundError where none does, and ValueError for
+    phonemes that end elsewhere than in their audio."""
     found = [(folder, rows) for folder in stores_in(path) if (rows := read_rows(folder))]
     if not found:
         raise FileNotFoundError(f"{path} holds no corpus rows; run the corpus recipe first.")
+    for _, rows in found:
+        for row in rows:
+            row.check_ends()
     return found
 
 

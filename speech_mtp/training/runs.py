@@ -23,7 +23,6 @@ import torch
 
 from speech_mtp import hub, plugins
 from speech_mtp.codecs._rowwise import TrainableCodec
-from speech_mtp.codecs.base import Codec
 from speech_mtp.codecs.coupled import Coupled
 from speech_mtp.codecs.decoupled import Decoupled, DecoupledConfig
 from speech_mtp.corpus import answers
@@ -146,7 +145,7 @@ def codec_task(stage: CodecRun | CoupledCodecRun, workers: Workers | None = None
     torch.manual_seed(stage.loop.seed)
     sizes = replace(stage.model, num_symbols=len(SYMBOLS))
     codec = Decoupled(sizes) if isinstance(sizes, DecoupledConfig) else Coupled(sizes)
-    _start_codec(codec, stage)
+    _start(codec, stage, hub.load_codec)
     given = _codec_inputs(stage, workers)
     return CodecTask(codec, *given) if isinstance(codec, Decoupled) else CoupledTask(codec, *given)
 
@@ -164,13 +163,8 @@ def waveform_task(stage: WaveformCodecRun, workers: Workers | None = None) -> Wa
     if not issubclass(kind, TrainableCodec):
         raise ValueError(f"{kind.__name__} is no codec of waveforms that is trained here; name encodec or mimi.")
     codec = kind.from_sizes(sizes)
-    _start_codec(codec, stage)
+    _start(codec, stage, hub.load_codec)
     return WaveformTask(codec, *_codec_inputs(stage, workers))
-
-
-def _start_codec(codec: Codec, stage: CodecRun) -> None:
-    if stage.start is not None:
-        _start_from(codec, hub.load_codec(stage.start), stage.start, stage.start_partly)
 
 
 def _codec_inputs(
@@ -194,9 +188,7 @@ def _lm(stage: LMRun) -> dict[str, Any]:
     units: TextStore
     corpus = load_codes(*stage.codes)
     lm, units = _direct_form(stage, corpus) if form == hub.DIRECT else _talker(stage, corpus)
-    if stage.start is not None:
-        load = hub.load_direct_lm if form == hub.DIRECT else hub.load_speech_lm
-        _start_from(lm, load(stage.start), str(stage.start), stage.start_partly)
+    _start(lm, stage, hub.load_direct_lm if form == hub.DIRECT else hub.load_speech_lm)
     told_apart = corpus.told_apart(lm.config.voices)
     objective = None if stage.objective is None else plugins.build("objectives", stage.objective)
     task = LMTask(lm, told_apart, units, stage.task, stage.torch_device(), workers, objective, stage.loop.steps)
@@ -367,13 +359,26 @@ def _package_head(stage: PackageHeadRun) -> dict[str, Any]:
     return {"out": str(stage.out), "bytes": sum(path.stat().st_size for path in stage.out.iterdir())}
 
 
+def _start(module: torch.nn.Module, stage: CodecRun | LMRun, load: Callable[[Any], torch.nn.Module]) -> None:
+    """Begin with the weights that ``stage`` names, if it names any."""
+    if stage.start is not None:
+        _start_from(module, load(stage.start), str(stage.start), stage.start_partly)
+    elif stage.start_partly:
+        raise ValueError("start_partly needs start: name what the training starts from, or leave start_partly out.")
+
+
 def _start_from(module: torch.nn.Module, trained: torch.nn.Module, name: str, partly: bool = False) -> None:
     """Copy the weights of ``trained``, or ``partly`` those that ``module`` has in the same shape. Raises ``ValueError``
-    where its shapes are others."""
+    where its shapes are others, or all are."""
     state = trained.state_dict()
     if partly:
         own = module.state_dict()
-        state = own | {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
+        fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
+        if not fitting:
+            raise ValueError(
+                f"{name} cannot be started from: none of its weights has the shape of one that is trained."
+            )
+        state = own | fitting
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

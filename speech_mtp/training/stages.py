@@ -160,8 +160,8 @@ class UnitsRun(Stage):
 
 
 class LMRun(Stage):
-    """Train a speech LM on ``codes``; ``start`` is the folder of one whose weights it starts from, ``start_partly`` as
-    for a codec: the talker of other codes begins with all but their tables.
+    """Train a speech LM on ``codes``; ``start`` is the folder of one whose weights it starts from. With
+    ``start_partly`` it takes those that have the same shape, so that a talker of other codes need not begin anew.
 
     ``objective`` names a plug-in of ``objectives`` (default: the next group, of the direct form with its text).
     ``model.name`` is its form: ``talker`` (the default), fed with the ``units`` that the stage of that name stored, or

@@ -127,6 +127,27 @@ def test_too_many_phonemes_cannot_be_aligned() -> None:
     assert unit_of_frame(torch.zeros(3, 8).log_softmax(-1), torch.tensor([1, 1, 2])) is None
 
 
+@pytest.mark.parametrize("ends", [[], [90], [30, 20, 90], [-5, 60, 90], [30, 60, 102], [10, 20, 30, 40]])
+def test_ends_that_are_not_those_of_the_phonemes_are_refused(ends: list[int], tmp_path: Path) -> None:
+    wave, pitch = np.zeros(2400, np.float32), np.zeros(10)
+    writer = AudioStoreWriter(tmp_path)
+    with pytest.raises(ValueError, match=r"^u: (its phonemes do not end|\d ends for the phonemes 'ab a'; expected 3)"):
+        writer.append("u", "v", "t", "ab a", "train", wave, pitch, ends)
+    writer.append("u", "v", "t", "ab a", "train", wave, pitch, [30, 60, 101])  # half a millisecond of rounding
+    writer.close()
+
+
+def test_a_store_with_ends_after_its_audio_is_refused(tmp_path: Path) -> None:
+    """As stores were whose ends were told of the audio before its silence was trimmed."""
+    writer = AudioStoreWriter(tmp_path)
+    writer.append("u", "v", "t", "ab", "train", np.zeros(2400, np.float32), np.zeros(10), [30, 100])
+    writer.close()
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(rows.read_text().replace("[30, 100]", "[230, 300]"))
+    with pytest.raises(ValueError, match=r"^u: its phonemes do not end .* within its 100 ms .*; speak the store anew"):
+        AudioStore([tmp_path])
+
+
 def test_what_a_teacher_told_is_not_heard_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = AudioStoreWriter(tmp_path)
     wave, pitch = 0.1 * np.random.default_rng(0).standard_normal(9600).astype(np.float32), np.zeros(40)

@@ -12,7 +12,8 @@ pytest.importorskip("librosa", reason="needs the eval extra")
 pytest.importorskip("matplotlib", reason="needs the eval extra")
 
 from speech_mtp import audio, hub
-from speech_mtp.cli.evaluate import _aligner, _judges, eval_codec
+from speech_mtp.cli.evaluate import judges_of
+from speech_mtp.cli.evaluate_codec import eval_codec, told_or_heard
 from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.codecs.encodec import Encodec
 from speech_mtp.evaluation.alignment import aligned_utterances
@@ -53,18 +54,18 @@ def test_an_unknown_part_is_named(tmp_path: Path) -> None:
 
 
 def test_another_recogniser_hears_the_words() -> None:
-    usual, name = _judges(None)
+    usual, name = judges_of(None)
     assert name == "whisper-tiny.en"
-    judges, name = _judges("tests.training.ear:Ear")
+    judges, name = judges_of("tests.training.ear:Ear")
     assert name == "ear"
     assert judges.transcribe(torch.zeros(480), 24_000) == ""
     assert judges.opinion is usual.opinion
     with pytest.raises(ValueError, match="give one of them"):
-        _judges("pocketsphinx,faster_whisper")
+        judges_of("pocketsphinx,faster_whisper")
     with pytest.raises(ValueError, match="which is no recogniser"):
-        _judges("tests.corpus.sine_teacher:Sine")
+        judges_of("tests.corpus.sine_teacher:Sine")
     with pytest.raises(ValueError, match="no 'pocketsphynx' in frontends"):
-        _judges("pocketsphynx")
+        judges_of("pocketsphynx")
 
 
 def test_what_the_teacher_told_counts_before_what_the_aligner_hears(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +74,6 @@ def test_what_the_teacher_told_counts_before_what_the_aligner_hears(monkeypatch:
     ids = [unit.id for unit in parse("aba")]
     wave = 0.1 * torch.randn(9_600, generator=torch.Generator().manual_seed(0))
     sample = Sample("v", "hi", wave, (ids, [90, 230, 400]))
-    told = next(aligned_utterances(codec, [sample], _aligner("x")))
+    told = next(aligned_utterances(codec, [sample], told_or_heard("x")))
     assert told.phonemes.tolist() == ids
     assert told.unit.tolist() == [0, 0, 1, 1, 1, 1, 2, 2, 2, 2]

@@ -17,7 +17,7 @@ pytest.importorskip("librosa", reason="needs the eval extra")
 from safetensors.torch import load_file
 
 from speech_mtp import audio, hub, plugins
-from speech_mtp.cli import evaluate
+from speech_mtp.cli import evaluate_codec
 from speech_mtp.cli.voices import chosen
 from speech_mtp.codecs.base import Codec
 from speech_mtp.codecs.dac import Dac
@@ -170,14 +170,16 @@ def test_the_whole_way(name: str, folder: Path, backbone: dict[str, Any], monkey
     monkeypatch.setattr(
         codec_report, "codec_report", lambda codec, found, judges, seed: whole(codec, found, EARS, seed)
     )
-    evaluate.eval_codec(Path("c.json"), corpus_dir=[folder / "store"], codec="package", parts="quality", aligner="x")
+    evaluate_codec.eval_codec(
+        Path("c.json"), corpus_dir=[folder / "store"], codec="package", parts="quality", aligner="x"
+    )
     report = json.loads(Path("c.json").read_text())
     assert report["voices"] == ["high", "low"]
     assert (report["swap"] is None) == (codec.spec.timbre_dim == 0)
     assert sum(len(books) for books in report["streams"].values()) == codec.spec.num_streams
 
 
-def test_a_talker_of_other_codes_starts_with_all_but_their_tables(folder: Path, backbone: dict[str, Any]) -> None:
+def test_a_talker_of_other_codes_starts_with_what_has_the_same_shape(folder: Path, backbone: dict[str, Any]) -> None:
     sizes = Decoupled.tiny().config
     for levels, talker in (((8, 5, 5, 5), "first"), ((4, 4, 4, 4), "second")):
         hub.save_codec(Decoupled(replace(sizes, content_levels=levels)), folder / "codec", "fp32")
@@ -195,6 +197,8 @@ def test_a_talker_of_other_codes_starts_with_all_but_their_tables(folder: Path, 
     with pytest.raises(ValueError, match=r"cannot be started from: size mismatch for output"):
         carry_out(folder, backbone, "lm", **still)
     carry_out(folder, backbone, "lm", **still, start_partly=True)
+    with pytest.raises(ValueError, match=r"start_partly needs start"):
+        carry_out(folder, backbone, "lm", **{**still, "start": None}, start_partly=True)
     before, after = (hub.load_speech_lm(folder / name / "export").state_dict() for name in ("first", "second"))
     others = {key for key in before if before[key].shape != after[key].shape}
     assert {key.split(".")[1] for key in others} == {"tables", "down"}
@@ -262,7 +266,8 @@ def test_the_codecs_own_head_aligns_unless_another_is_named(
 
 def test_the_evaluation_aligns_by_the_head_of_a_codec(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "build", lambda family, spec: Letters())
-    found = evaluate._aligner(str(folder / "aligner"))(0.3 * torch.randn(16_000), 16_000, "the fox.")
+    align = evaluate_codec.told_or_heard(str(folder / "aligner"))
+    found = align(codec_report.Sample("ann", "the fox.", 0.3 * torch.randn(16_000)), 16_000)
     assert found is not None
     phonemes, unit, rate_hz = found
     assert phonemes.tolist() == [one.id for one in read_text(Letters(), "the fox.")]

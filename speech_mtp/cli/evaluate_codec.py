@@ -1,0 +1,150 @@
+"""``eval codec``: what a codec keeps, what it keeps apart, and what its codes tell."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from speech_mtp.cli.evaluate import Recogniser, check_files, judges_of
+from speech_mtp.cli.shared import CodecSource, Threads, codec_of, summary, write_report
+from speech_mtp.progress import Telling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from speech_mtp.codecs.base import Codec
+    from speech_mtp.evaluation.alignment import Aligner
+    from speech_mtp.evaluation.codec_report import Sample
+
+PARTS = ("quality", "views", "probes", "swaps")
+TOLD_RATE_HZ = 1000
+"""Steps a second in which told durations are read."""
+
+
+def eval_codec(
+    out: Annotated[Path, typer.Option("--json", help="File for the report.")],
+    audio_dir: Annotated[
+        list[Path] | None, typer.Option("--audio", help="Folder of recordings, one folder a voice; may be repeated.")
+    ] = None,
+    corpus_dir: Annotated[
+        list[Path] | None, typer.Option("--corpus", help="Folder of a corpus; may be repeated.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which part of a corpus.")] = "dev",
+    per_voice: Annotated[int, typer.Option(min=1, help="Recordings of each voice at most.")] = 50,
+    codec: CodecSource = "tiny-en",
+    parts: Annotated[str, typer.Option(help=f"What to measure, with commas between: {', '.join(PARTS)}.")] = (
+        "quality,views,probes"
+    ),
+    per_voice_probes: Annotated[int, typer.Option(min=1, help="The same for the part 'probes'.")] = 60,
+    probe_steps: Annotated[int, typer.Option(min=1, help="Training steps of each probe.")] = 600,
+    swap_pairs: Annotated[int, typer.Option(min=1, help="Pairs of utterances of the part 'swaps'.")] = 20,
+    aligner: Annotated[
+        str,
+        typer.Option(
+            help="Codec whose phoneme head tells which phoneme a frame speaks; the same for all codecs. "
+            "A corpus laid out for training may hold what the teacher told, which counts before it."
+        ),
+    ] = "tiny-en",
+    plot: Annotated[Path | None, typer.Option(help="PNG file for a picture of 'views' and 'probes'.")] = None,
+    recogniser: Recogniser = None,
+    seed: int = 0,
+    threads: Threads = None,
+) -> None:
+    """Quality (round trip, bit rate, code usage, timbre swap, agreement of voices, melody) and predictability: codes
+    that stay in other views of a recording, what probes tell of each stream, and what swapping each stream changes."""
+    check_files(out, plot)
+    wanted = _parts(parts)
+    if not audio_dir and not corpus_dir:
+        raise ValueError("Give the recordings to evaluate on: --audio DIR or --corpus FOLDER.")
+    from speech_mtp import hub
+    from speech_mtp.corpus.samples import from_corpus, from_folder
+    from speech_mtp.evaluation.codec_report import Sample, codec_report
+    from speech_mtp.evaluation.plots import predictability_bars
+    from speech_mtp.evaluation.predictability_table import predictability_table
+    from speech_mtp.evaluation.stream_swaps import stream_swaps
+    from speech_mtp.evaluation.view_agreement import view_agreement
+    from speech_mtp.threads import use_threads
+
+    use_threads(threads)
+    judges, judge = judges_of(recogniser)
+    loaded = hub.load_codec(codec_of(codec))
+
+    def recordings(number: int) -> list[Sample]:
+        rate = loaded.spec.sample_rate
+        found = [sample for folder in audio_dir or () for sample in from_folder(folder, rate, number)]
+        found += [sample for folder in corpus_dir or () for sample in from_corpus(folder, split, rate, number)]
+        return [Sample(*sample) for sample in found]
+
+    samples = recordings(per_voice)
+    report: dict[str, Any] = {"codec": codec, "recogniser": judge}
+    if "quality" in wanted:
+        report |= codec_report(loaded, samples, judges, seed)
+        print(summary(report["round_trip"]))
+    if "views" in wanted:
+        report["views"] = view_agreement(loaded, samples, seed, report=Telling())
+    if "probes" in wanted:
+        report["probes"] = _probes(loaded, recordings(per_voice_probes), aligner, probe_steps)
+    if "swaps" in wanted:
+        report["swaps"] = stream_swaps(loaded, samples, swap_pairs, judges, seed, Telling())
+    print(predictability_table(report))
+    if plot is not None:
+        predictability_bars(report, plot)
+        print(f"wrote {plot}")
+    write_report(out, report)
+
+
+def _parts(text: str) -> set[str]:
+    from speech_mtp.plugins import nearest
+
+    wanted = {part.strip() for part in text.split(",")}
+    for part in sorted(wanted - set(PARTS)):
+        raise ValueError(f"--parts has no {part!r}; {nearest(part, PARTS)}.")
+    return wanted
+
+
+def _probes(codec: Codec, samples: list[Sample], aligner: str, steps: int) -> dict[str, Any] | None:
+    """None, and a word about it, where too few recordings have a text."""
+    from speech_mtp.evaluation.alignment import aligned_utterances
+    from speech_mtp.evaluation.stream_probes import FEWEST_SENTENCES, stream_probes
+    from speech_mtp.text.phonemes import SYMBOLS
+
+    spoken = [sample for sample in samples if sample.text]
+    if len({sample.text for sample in spoken}) < FEWEST_SENTENCES:
+        print(f"probes: left out, they need {FEWEST_SENTENCES} recordings of different sentences with their texts")
+        return None
+    tell = Telling()
+    utterances = list(aligned_utterances(codec, spoken, told_or_heard(aligner), tell))
+    told = sum(sample.told is not None for sample in spoken)
+    heard = None if told == len(spoken) else aligner
+    return {"aligner": heard, "told": told, **stream_probes(codec.spec, utterances, len(SYMBOLS), steps, tell)}
+
+
+def told_or_heard(aligner: str) -> Aligner:
+    """What the teacher told; else forced alignment by the phoneme head of the codec ``aligner``, and the text read by
+    the packaged G2P, which are loaded for the first recording that needs them."""
+    import torch
+
+    from speech_mtp import audio, hub, plugins
+    from speech_mtp.corpus.align import unit_of_frame
+    from speech_mtp.corpus.told_durations import unit_at_frames
+    from speech_mtp.text.g2p.base import read_text
+
+    @cache
+    def loaded() -> tuple[Any, Any]:
+        return hub.load_aligner(aligner), plugins.build("text.g2p", "hibari")
+
+    def align(sample: Sample, sample_rate: int) -> tuple[Tensor, Tensor, float] | None:
+        if sample.told is not None:
+            ids, ends_ms = sample.told
+            steps = -(-len(sample.wave) * TOLD_RATE_HZ // sample_rate)
+            return torch.tensor(ids), unit_at_frames(ends_ms, steps, TOLD_RATE_HZ), TOLD_RATE_HZ
+        codec, g2p = loaded()
+        laws = codec.phonemes_heard(audio.resample(sample.wave, sample_rate, codec.spec.sample_rate))
+        phonemes = torch.tensor([unit.id for unit in read_text(g2p, sample.text or "")])
+        unit = unit_of_frame(laws, phonemes)
+        return None if unit is None else (phonemes, unit, codec.spec.frame_rate_hz)
+
+    return align
