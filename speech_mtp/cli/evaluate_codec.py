@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from speech_mtp.codecs.base import Codec
     from speech_mtp.evaluation.alignment import Aligner
     from speech_mtp.evaluation.codec_report import Sample
+    from speech_mtp.types import CodecSpec
 
 PARTS = ("quality", "views", "probes", "swaps")
-TOLD_RATE_HZ = 1000
-"""Steps a second in which told durations are read."""
 
 
 def eval_codec(
@@ -136,13 +135,13 @@ def told_or_heard(aligner: str) -> Aligner:
     def loaded() -> tuple[Any, Any]:
         return hub.load_aligner(aligner), plugins.build("text.g2p", "hibari")
 
-    def align(sample: Sample, sample_rate: int) -> tuple[Tensor, Tensor, float] | None:
+    def align(sample: Sample, spec: CodecSpec) -> tuple[Tensor, Tensor, float] | None:
         if sample.told is not None:
             ids, ends_ms = sample.told
-            steps = -(-len(sample.wave) * TOLD_RATE_HZ // sample_rate)
-            return torch.tensor(ids), unit_at_frames(ends_ms, steps, TOLD_RATE_HZ), TOLD_RATE_HZ
+            frames = -(-len(sample.wave) // spec.samples_per_frame)
+            return torch.tensor(ids), unit_at_frames(ends_ms, frames, spec.frame_rate_hz), spec.frame_rate_hz
         codec, g2p = loaded()
-        laws = codec.phonemes_heard(audio.resample(sample.wave, sample_rate, codec.spec.sample_rate))
+        laws = codec.phonemes_heard(audio.resample(sample.wave, spec.sample_rate, codec.spec.sample_rate))
         phonemes = torch.tensor([unit.id for unit in read_text(g2p, sample.text or "")])
         unit = unit_of_frame(laws, phonemes)
         return None if unit is None else (phonemes, unit, codec.spec.frame_rate_hz)

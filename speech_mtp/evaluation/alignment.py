@@ -12,10 +12,11 @@ from speech_mtp.codecs.base import Codec
 from speech_mtp.evaluation.codec_report import Sample
 from speech_mtp.evaluation.f0 import COARSE_RATE_HZ, coarse_log_f0
 from speech_mtp.evaluation.stream_probes import Aligned
+from speech_mtp.types import CodecSpec
 
-Aligner = Callable[[Sample, int], tuple[Tensor, Tensor, float] | None]
-"""``(sample, sample rate)`` -> phonemes ``[U]``, the unit of each frame ``[F]`` and frames per second; None for one
-that cannot be aligned."""
+Aligner = Callable[[Sample, CodecSpec], tuple[Tensor, Tensor, float] | None]
+"""``(sample, spec of its codec)`` -> phonemes ``[U]``, the unit of each frame ``[F]`` and frames per second, which need
+not be the codec's; None for one that cannot be aligned."""
 
 
 def aligned_utterances(
@@ -25,7 +26,7 @@ def aligned_utterances(
     rate = codec.spec.sample_rate
     for i, sample in enumerate(samples):
         report(f"align {i + 1} of {len(samples)}")
-        found = align(sample, rate) if sample.text else None
+        found = align(sample, codec.spec) if sample.text else None
         if found is None or sample.text is None:
             continue
         phonemes, unit, frames_per_second = found

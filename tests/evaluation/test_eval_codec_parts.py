@@ -16,6 +16,7 @@ from speech_mtp.cli.evaluate import judges_of
 from speech_mtp.cli.evaluate_codec import eval_codec, told_or_heard
 from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.codecs.encodec import Encodec
+from speech_mtp.corpus.store import AudioStoreWriter
 from speech_mtp.evaluation.alignment import aligned_utterances
 from speech_mtp.evaluation.codec_report import Sample
 from speech_mtp.text.phonemes import SYMBOLS, parse
@@ -77,3 +78,23 @@ def test_what_the_teacher_told_counts_before_what_the_aligner_hears(monkeypatch:
     told = next(aligned_utterances(codec, [sample], told_or_heard("x")))
     assert told.phonemes.tolist() == ids
     assert told.unit.tolist() == [0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+
+
+def test_what_was_told_and_by_whom_the_rest_was_aligned_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = Decoupled.tiny(len(SYMBOLS))
+    monkeypatch.setattr(hub, "load_codec", lambda name: codec)
+    monkeypatch.setattr(hub, "load_aligner", lambda name: codec)
+    for name, untold in (("told", -1), ("mixed", 0)):
+        writer = AudioStoreWriter(tmp_path / name)
+        for i in range(12):
+            ends = None if i == untold else [100, 200, 1000]
+            wave = (0.1 * torch.randn(24_000, generator=torch.Generator().manual_seed(i))).numpy()
+            writer.append(f"{i}", "v", f"the sun number {i}", "aba", "dev", wave, torch.zeros(100).numpy(), ends)
+        writer.close()
+        out = tmp_path / f"{name}.json"
+        eval_codec(out, corpus_dir=[tmp_path / name], parts="probes", probe_steps=1, aligner="x")
+    told, mixed = (json.loads((tmp_path / f"{name}.json").read_text())["probes"] for name in ("told", "mixed"))
+    assert (told["aligner"], told["told"], told["utterances"]) == (None, 12, 12)
+    assert (mixed["aligner"], mixed["told"]) == ("x", 11)

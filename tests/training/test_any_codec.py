@@ -34,6 +34,7 @@ from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.streaming.timed import speak_timed
 from speech_mtp.text.g2p.base import read_text
 from speech_mtp.text.phonemes import SYMBOLS, parse, render
+from speech_mtp.training import runs
 from speech_mtp.training.lm import talker_weights
 from speech_mtp.training.runs import run
 from speech_mtp.training.stages import TrainConfig
@@ -207,6 +208,11 @@ def test_a_talker_of_other_codes_starts_with_what_has_the_same_shape(folder: Pat
         torch.testing.assert_close(after[key], before[key])
 
 
+def test_a_start_that_fits_nowhere_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^x cannot be started from: none of its weights"):
+        runs._start_from(torch.nn.Linear(2, 3), torch.nn.Linear(4, 5), "x", partly=True)
+
+
 @pytest.mark.parametrize("name", CODECS)
 def test_a_saved_codec_is_the_same_codec(name: str, tmp_path: Path) -> None:
     codec = tiny(name)
@@ -267,7 +273,8 @@ def test_the_codecs_own_head_aligns_unless_another_is_named(
 def test_the_evaluation_aligns_by_the_head_of_a_codec(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "build", lambda family, spec: Letters())
     align = evaluate_codec.told_or_heard(str(folder / "aligner"))
-    found = align(codec_report.Sample("ann", "the fox.", 0.3 * torch.randn(16_000)), 16_000)
+    spec = replace(Decoupled.tiny().spec, sample_rate=16_000)
+    found = align(codec_report.Sample("ann", "the fox.", 0.3 * torch.randn(16_000)), spec)
     assert found is not None
     phonemes, unit, rate_hz = found
     assert phonemes.tolist() == [one.id for one in read_text(Letters(), "the fox.")]
