@@ -34,7 +34,25 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Mask | None, 
         return mask.attend(queries, keys, values, grouped)
     if grouped and mask is not None and queries.device.type == "cuda":
         return _side_by_side(queries, keys, values, mask)
+    if queries.device.type == "cpu" and queries.dtype is torch.bfloat16 and queries.requires_grad:
+        return _learning_in_bf16(queries, keys, values, mask, chain)
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=chain, enable_gqa=grouped)
+
+
+FEW = 128
+"""Up to so many queries learn faster in float32 than in bfloat16."""
+
+
+def _learning_in_bf16(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, chain: bool) -> Tensor:
+    """:func:`attention` in bfloat16 with gradients, on a CPU: of 16 queries they take torch ten times as long in
+    bfloat16 as in float32."""
+    grouped, dtype = queries.shape[1] != keys.shape[1], queries.dtype
+    if queries.shape[2] <= FEW:
+        queries, keys, values = queries.float(), keys.float(), values.float()
+        mask = mask.float() if mask is not None and mask.is_floating_point() else mask
+    with torch.autocast("cpu", enabled=False):
+        seen = F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=chain, enable_gqa=grouped)
+    return seen.to(dtype)
 
 
 def _side_by_side(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
