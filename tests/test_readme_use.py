@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("wordfreq", reason="needs the train extra")
 
 from speech_mtp import hub
 from speech_mtp.cli import evaluate
-from speech_mtp.corpus.codes import CodeCorpus, CodeRow, save_codes
 from speech_mtp.evaluation import speech_report
 from speech_mtp.hub import backbones, heads
 from speech_mtp.lm.backbone import fingerprint_of
 from speech_mtp.lm.text_lm import TextLM
-from speech_mtp.text.g2p.base import read_text
-from speech_mtp.text.phonemes import render
 from tests.cli.running import run
-from tests.lm.tiny import Letters
 from tests.test_readme import BLOCKS, ROOT
 from tests.text_tiny import tiny_folder, tiny_head
 from tests.tiny import tiny_model
@@ -33,7 +27,11 @@ INSTALLS = ("python3 -m venv", ".venv/bin/pip", "source .venv")
 """What the test environment has done already."""
 HEAD = "run.heads.medusa.head"
 TOY = {
-    "recipes/tiny_en/units.yaml": ["run.hidden_layer=2", "run.g2p=tests.lm.tiny:Letters"],
+    "recipes/tiny_en/speak.yaml": [
+        *("run.utterances=8", "run.characters=[1, 80]", "run.dev=0.3", "run.workers=1"),
+        "run.voices=[{teacher: tests.corpus.sine_teacher:Sine, share: 1}]",
+    ],
+    "recipes/tiny_en/units.yaml": ["run.hidden_layer=2"],
     "recipes/tiny_en/config.yaml": [
         *(f"run.model.{size}" for size in ("dim=32", "num_layers=2", "heads=2", "hidden=48", "unit_dim=16")),
         *("run.task.batch=2", "run.loop.steps=2"),
@@ -58,10 +56,9 @@ TOY = {
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder: the recipes, with small data. Whatever model is asked for is a tiny one of random weights."""
-    shutil.copytree(ROOT / "recipes", tmp_path / "clone/recipes", ignore=shutil.ignore_patterns("codes.npz"))
+    shutil.copytree(ROOT / "recipes", tmp_path / "clone/recipes")
     prompts = tmp_path / "clone/recipes/text_mtp/prompts.jsonl"
     prompts.write_text("".join(prompts.read_text("utf-8").splitlines(keepends=True)[:12]), "utf-8")
-    toy_codes(tmp_path / "clone/recipes/tiny_en/codes")
     speech, backbone = tiny_model(), tiny_folder(tmp_path / "backbone")
     head = {"name": "eagle3", "depth": 2, "private": False, "draft_vocab": 50}
     tiny_head(TextLM.from_folder(backbone), tmp_path / "heads" / hub.DEFAULT_HEAD, **head)
@@ -77,23 +74,6 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(speech_report, "speech_report", lambda say, texts, *rest: {"wer": float(say(texts[0]).seconds)})
     monkeypatch.chdir(tmp_path / "clone")
     return tmp_path / "clone"
-
-
-def toy_codes(folder: Path) -> None:
-    """Eight utterances of three frames a letter."""
-    texts = [f"{word} is good." for word in ("it", "he", "she", "this", "that", "bread", "milk", "tea")]
-    rows, units, start = [], [], 0
-    for i, text in enumerate(texts):
-        count = 3 * sum(c.isalpha() or c == "." for c in text)
-        rows.append(
-            CodeRow(str(i), "low", text, render(read_text(Letters(), text)), "dev" if i > 5 else "train", start, count)
-        )
-        units.append(torch.arange(count) // 6)
-        start += count
-    frames = torch.stack([torch.randint(0, size, (start,)) for size in (1000, 200)])
-    save_codes(CodeCorpus(rows, frames, torch.cat(units), torch.randn(len(rows), 8)), folder)
-    sizes = {"codebook_sizes": [1000, 200], "frame_rate_hz": 25.0, "timbre_dim": 8}
-    (folder / "codec.json").write_text(json.dumps(sizes), "utf-8")
 
 
 def carry_out(monkeypatch: pytest.MonkeyPatch, line: str) -> int:
@@ -138,7 +118,6 @@ def test_what_it_names_is_in_the_repository() -> None:
     named = {word for line in COMMANDS for word in shlex.split(line, comments=True) if word.startswith("recipes/")}
     assert len(named) >= 4
     assert [name for name in named if not (ROOT / name).exists()] == []
-    assert (ROOT / "recipes/tiny_en/codes/codes.npz").is_file()
 
 
 @pytest.mark.parametrize(
