@@ -1,4 +1,4 @@
-"""recipes/tiny_en/run.sh, the whole way to a model, with a program in place of ``speech-mtp`` that notes what it is told."""
+"""recipes/tiny_en/run.sh, the whole way to a model, with a program in place of ``speech-mtp`` that notes its arguments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ READERS = ("units.yaml", "config.yaml", "heads.yaml", "package.yaml")
 """Recipes that are told of all codes."""
 STUB = """#!/usr/bin/env bash
 echo "$*" >> "$NOTES"
-for word in "$@"; do case "$word" in run.out=*) out="${word#run.out=}"; mkdir -p "$out"; touch "$out/made.json" ;; esac; done
+for word in "$@"; do
+    case "$word" in run.out=*) out="${word#run.out=}"; mkdir -p "$out"; touch "$out/made.json" ;; esac
+done
 """
 
 
