@@ -1,4 +1,4 @@
-"""recipes/tiny_en/run.sh, the whole way to a model, with a program in place of ``speech-mtp`` that notes its arguments."""
+"""recipes/tiny_en/run.sh, the whole way to a model, with a program in place of ``speech-mtp`` that notes its words."""
 
 from __future__ import annotations
 
