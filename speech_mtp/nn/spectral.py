@@ -2,10 +2,46 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 import torchaudio
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def magnitude(spectrum: Tensor) -> Tensor:
+    """The magnitude of complex numbers, as ``abs``, which guards against overflow and takes three times as long."""
+    return (spectrum.real.square() + spectrum.imag.square()).sqrt()
+
+
+class _Magnitudes(torch.autograd.Function):
+    """``|rfft|`` of frames ``[..., n]``, n even. Its gradient is one inverse transform of half a spectrum; torch's own
+    is a complex transform of a whole one."""
+
+    @staticmethod
+    def forward(ctx: Any, frames: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(frames)
+        found = magnitude(spectrum)
+        ctx.save_for_backward(spectrum, found)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        spectrum, found = ctx.saved_tensors
+        scale = gradient / found.clamp(min=torch.finfo(found.dtype).tiny)
+        scale[..., 1:-1] *= 0.5  # bins that stand for two
+        n = 2 * (found.shape[-1] - 1)
+        return torch.fft.irfft(spectrum * scale, n, norm="forward")
+
+
+def magnitudes(wave: Tensor, window: Tensor, hop: int) -> Tensor:
+    """The spectrum's magnitude ``[B, T, n // 2 + 1]`` of ``wave [B, S]`` in windows ``[n]`` that begin every ``hop``
+    samples from the first on, as many as are whole."""
+    found: Tensor = _Magnitudes.apply(wave.unfold(-1, len(window), hop) * window)
+    return found
 
 
 class LogMel(nn.Module):
@@ -22,7 +58,7 @@ class LogMel(nn.Module):
         )
 
     def forward(self, wave: Tensor) -> Tensor:
-        return self._log(self.mel(self._padded(wave)))
+        return self._log(magnitudes(self._padded(wave), self.mel.spectrogram.window, self.hop))
 
     def spectrum(self, wave: Tensor) -> Tensor:
         """The complex spectrum ``[B, n_fft // 2 + 1, ceil(S / hop)]`` whose magnitude :meth:`of_magnitude` takes."""
@@ -31,7 +67,7 @@ class LogMel(nn.Module):
 
     def of_magnitude(self, magnitude: Tensor) -> Tensor:
         """``magnitude [B, n_fft // 2 + 1, T]`` -> ``[B, T, num_mels]``."""
-        return self._log(self.mel.mel_scale(magnitude))
+        return self._log(magnitude.transpose(1, 2))
 
     def _padded(self, wave: Tensor) -> Tensor:
         frames = -(-wave.shape[-1] // self.hop)
@@ -39,8 +75,9 @@ class LogMel(nn.Module):
         after = frames * self.hop - wave.shape[-1] + self.n_fft - self.hop - before
         return F.pad(wave, (before, after))
 
-    def _log(self, mel: Tensor) -> Tensor:
-        return mel.clamp(min=1e-5).log().transpose(1, 2)
+    def _log(self, magnitude: Tensor) -> Tensor:
+        """``magnitude [B, T, n_fft // 2 + 1]`` -> ``[B, T, num_mels]``."""
+        return (magnitude @ self.mel.mel_scale.fb).clamp(min=1e-5).log()
 
 
 class LowSpectrum(nn.Module):
@@ -60,10 +97,8 @@ class LowSpectrum(nn.Module):
         frames = -(-wave.shape[-1] // self.hop)
         before = (self.n_fft - self.hop) // 2
         after = frames * self.hop - wave.shape[-1] + self.n_fft - self.hop - before
-        spec = torch.stft(
-            F.pad(wave, (before, after)), self.n_fft, self.hop, window=self.window, center=False, return_complex=True
-        )
-        return spec[:, 1 : self.bins + 1].abs().clamp(min=1e-4).log().transpose(1, 2)
+        framed = F.pad(wave, (before, after)).unfold(-1, self.n_fft, self.hop) * self.window
+        return magnitude(torch.fft.rfft(framed)[..., 1 : self.bins + 1]).clamp(min=1e-4).log()
 
 
 def minimum_phase(log_magnitude: Tensor) -> Tensor:
@@ -91,15 +126,16 @@ class SpectralLoss(nn.Module):
 
     def forward(self, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """``(log-magnitude L1, spectral convergence)``, both scalars."""
-        both = torch.cat([fake, real])
         log_terms, convergence = [], []
         for n_fft in self.sizes:
-            window = getattr(self, f"window_{n_fft}")
-            spec = torch.stft(both, n_fft, n_fft // 4, window=window, return_complex=True)
-            a, b = (spec.real.square() + spec.imag.square()).clamp(min=1e-8).sqrt().chunk(2)
+            a, b = (self._magnitudes(wave, n_fft) for wave in (fake, real))
             log_terms.append(F.l1_loss((a + self.floor).log(), (b + self.floor).log()))
             convergence.append((a - b).norm() / b.norm().clamp(min=1e-3))
         return torch.stack(log_terms).mean(), torch.stack(convergence).mean()
+
+    def _magnitudes(self, wave: Tensor, n_fft: int) -> Tensor:
+        centred = F.pad(wave[:, None], (n_fft // 2, n_fft // 2), mode="reflect")[:, 0]
+        return magnitudes(centred, getattr(self, f"window_{n_fft}"), n_fft // 4).clamp(min=1e-4)
 
 
 class MultiScaleMel(nn.Module):

@@ -14,7 +14,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from speech_mtp.codecs.decoupled import Decoupled, scaled
-from speech_mtp.nn import perturb
+from speech_mtp.nn import perturb, spectral
 from speech_mtp.nn.fsq import FSQ
 from speech_mtp.nn.source import pulse_train
 
@@ -108,13 +108,13 @@ def perturbed_mel(codec: Decoupled, wave: Tensor, lengths: Tensor, hertz: Tensor
         wave = F.pad(wave.float(), (0, -wave.shape[-1] % size))
         wave = perturb.reverberate(wave, change.decay_s, change.direct_db, rate)
         spectrum = codec.mel.spectrum(wave)
-        magnitude = spectrum.abs().clamp(min=perturb.FLOOR)
+        magnitude = spectral.magnitude(spectrum).clamp(min=perturb.FLOOR)
         phase = spectrum / magnitude
         harmonics = pulses_of(codec, hertz[:, : magnitude.shape[2]], change)
         magnitude = perturb.change_voice(magnitude, change.pitch, change.formants, rate, harmonics)
         magnitude = magnitude * perturb.random_gain(len(wave), magnitude.shape[1], change.gain_db)[..., None]
         noise = codec.mel.spectrum(perturb.coloured_noise(wave, lengths, change.snr_db))
-        mel = scaled(codec.mel.of_magnitude((magnitude * phase + noise).abs()))
+        mel = scaled(codec.mel.of_magnitude(spectral.magnitude(magnitude * phase + noise)))
         return perturb.stretch(mel, change.mel_axis)
 
 
@@ -124,7 +124,7 @@ def pulses_of(codec: Decoupled, hertz: Tensor, change: Change) -> perturb.Harmon
     track = (held(hertz) * change.pitch[:, None]).clamp(50, 600)
     samples = F.interpolate(track[:, None], scale_factor=float(hop), mode="linear")[:, 0]
     wave, _ = pulse_train(samples, torch.zeros(len(hertz), dtype=torch.float64, device=hertz.device), rate)
-    magnitude = codec.mel.spectrum(wave).abs()
+    magnitude = spectral.magnitude(codec.mel.spectrum(wave))
     at = torch.linspace(0, rate / 2, magnitude.shape[1], device=hertz.device)
     share = ((change.voiced_hz[:, None] - at) / 1_000 + 0.5).clamp(0, 1) * (change.voiced_hz > 0)[:, None]
     return perturb.Harmonics(magnitude, share[:, None] * (hertz > 0)[..., None])

@@ -14,7 +14,7 @@ from speech_mtp.nn.critics import SpectrogramCritics, critic_loss, generator_los
 from speech_mtp.nn.fsq import FSQ
 from speech_mtp.nn.source import pulse_train
 from speech_mtp.nn.source_filter import Pitch, SourceFilterDecoder
-from speech_mtp.nn.spectral import LogMel, LowSpectrum, SpectralLoss, minimum_phase
+from speech_mtp.nn.spectral import LogMel, LowSpectrum, SpectralLoss, magnitudes, minimum_phase
 from speech_mtp.nn.transformer import rotate
 
 
@@ -157,6 +157,33 @@ def test_what_is_voiced_is_pulses_at_the_given_pitch_and_the_rest_noise() -> Non
     assert power("noisy", 0.0)[0] > 0.1
     wave = power("harmonic", 1.0, 200.0)[1]
     torch.testing.assert_close(wave[120:], wave[:-120], atol=1e-2, rtol=0.0)
+
+
+def test_magnitudes_and_their_gradient_are_those_of_stft() -> None:
+    torch.manual_seed(0)
+    window = torch.hann_window(64, dtype=torch.float64)
+    waves = [torch.randn(2, 300, dtype=torch.float64).requires_grad_()]
+    waves.append(waves[0].detach().clone().requires_grad_())
+    theirs = torch.stft(waves[0], 64, 24, window=window, center=False, return_complex=True).abs().transpose(1, 2)
+    ours = magnitudes(waves[1], window, 24)
+    torch.testing.assert_close(ours, theirs)
+    weights = torch.randn_like(ours)
+    for found in (theirs, ours):
+        (found.square() * weights).sum().backward()
+    torch.testing.assert_close(waves[1].grad, waves[0].grad)
+    silence = torch.zeros(1, 64, dtype=torch.float64, requires_grad=True)
+    magnitudes(silence, window, 24).sum().backward()
+    assert silence.grad is not None
+    assert not silence.grad.any()
+
+
+@pytest.mark.parametrize("hop", [240, 256])
+def test_log_mel_is_that_of_torchaudio(hop: int) -> None:
+    torch.manual_seed(0)
+    mel, wave = LogMel(24_000, 1024, hop, 80), torch.randn(2, 5000)
+    expected = mel.mel(mel._padded(wave)).clamp(min=1e-5).log().transpose(1, 2)
+    torch.testing.assert_close(mel(wave), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mel.of_magnitude(mel.spectrum(wave).abs()), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_spectral_loss_is_zero_only_for_equal_waves() -> None:
