@@ -9,9 +9,12 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 out="${OUT:-runs/hours}" each="${EACH:-24000}"
 mkdir -p "$out"
-made_of="$each utterances a part, sentences $(sha256sum < "${SENTENCES:-runs/sentences/sentences.txt}")"
+codec="${CODEC:-runs/codec/export}"
+made_of="$each utterances a part, sentences $(sha256sum < "${SENTENCES:-runs/sentences/sentences.txt}")
+codec $([ -f "$codec/model.safetensors" ] && sha256sum < "$codec/model.safetensors" || echo "$codec")"
 if [ -f "$out/made_of" ] && [ "$(cat "$out/made_of")" != "$made_of" ]; then
-    echo "$out was made of other sentences, or in parts of another size; restore those, or give another folder (OUT)." >&2
+    echo "$out was made of other sentences, with another codec, or in parts of another size; restore those, or give" \
+        "another folder (OUT)." >&2
     exit 1
 fi
 echo "$made_of" > "$out/made_of"
@@ -22,7 +25,7 @@ for part in ${PARTS:-0 1 2 3 4 5 6 7 8 9 10 11}; do
         speech-mtp train recipes/tiny_en/speak.yaml "run.out=$spoken" "run.utterances=$each" \
             "run.first=$((part * each))" "run.workers=${WORKERS:-0}" \
             "run.texts=[${SENTENCES:-runs/sentences/sentences.txt}]"
-        speech-mtp train recipes/tiny_en/encode.yaml "run.data=[$spoken]" "run.codec=${CODEC:-runs/codec/export}" \
+        speech-mtp train recipes/tiny_en/encode.yaml "run.data=[$spoken]" "run.codec=$codec" \
             "run.aligner=${ALIGNER:-tiny-en}" "run.out=$codes"
     fi
     rm -rf "$spoken"

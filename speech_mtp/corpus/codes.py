@@ -1,9 +1,8 @@
-"""The corpus as a talker reads it: codes, alignment and timbre of every utterance, small enough to commit.
+"""The corpus as a talker reads it: codes, alignment and timbre of every utterance, some hundredth of its sound.
 
 A folder holds ``rows.jsonl`` and ``codes.safetensors``: ``frames [K, total]`` int16, ``unit [total]`` int16 (the text
 unit of each frame), ``timbre [rows, E]`` float16 (E is 0 for a codec without timbre), and ``codec.json`` with what a
 talker must know of the codec. The backbone's states are not stored; they are rebuilt from the text.
-A *packed* folder holds the arrays in one compressed file ``codes.npz``, a third of the size, to be kept with a recipe.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,7 +27,7 @@ from speech_mtp.files import replacing
 from speech_mtp.text.phonemes import parse
 from speech_mtp.types import CodecSpec, Codes
 
-PACKED, CODEC = "codes.npz", "codec.json"
+CODEC = "codec.json"
 
 
 @dataclass(frozen=True)
@@ -112,8 +110,6 @@ def load_codes(*folders: Path) -> CodeCorpus:
 
 
 def _load_one(folder: Path) -> CodeCorpus:
-    if (folder / PACKED).exists():
-        return replace(_unpack(folder / PACKED), codec=_read_facts(folder))
     if not (folder / "codes.safetensors").exists():
         raise FileNotFoundError(f"{folder} holds no codes.safetensors; run the encode stage of the recipe first.")
     rows = [CodeRow(**json.loads(line)) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -132,40 +128,6 @@ def _read_facts(folder: Path) -> CodecFacts | None:
         return None
     entries = json.loads((folder / CODEC).read_text(encoding="utf-8"))
     return CodecFacts(**{k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()})  # type: ignore[arg-type]
-
-
-def pack_codes(corpus: CodeCorpus, folder: Path) -> None:
-    """Write the packed form: bytes apart, so that they compress; units as steps. Nothing is lost."""
-    folder.mkdir(parents=True, exist_ok=True)
-    codes = corpus.frames.numpy().astype(np.uint16)
-    steps = np.diff(corpus.unit.numpy().astype(np.int64), prepend=0)
-    steps[[row.start for row in corpus.rows]] = 0
-    if steps.min() < 0 or steps.max() > 255 or any(int(corpus.unit[row.start]) for row in corpus.rows):
-        raise ValueError("Only aligned codes can be packed: units that start at 0 and never fall.")
-    rows = "".join(json.dumps(asdict(row)) + "\n" for row in corpus.rows).encode()
-    with replacing(folder / PACKED) as path, path.open("wb") as file:
-        np.savez_compressed(
-            file,
-            rows=np.frombuffer(rows, np.uint8),
-            low=(codes & 255).astype(np.uint8),
-            high=(codes >> 8).astype(np.uint8),
-            steps=steps.astype(np.uint8),
-            timbre=corpus.timbre.numpy().astype(np.float16),
-        )
-    _write_facts(corpus, folder)
-
-
-def _unpack(path: Path) -> CodeCorpus:
-    with np.load(path, allow_pickle=False) as file:
-        rows = [CodeRow(**json.loads(line)) for line in file["rows"].tobytes().decode().splitlines()]
-        frames = file["low"].astype(np.int16) + (file["high"].astype(np.int16) << 8)
-        total = file["steps"].astype(np.int64).cumsum()
-        timbre = file["timbre"]
-    unit = np.empty_like(total)
-    for row in rows:
-        part = slice(row.start, row.start + row.frames)
-        unit[part] = total[part] - total[row.start]
-    return CodeCorpus(rows, torch.from_numpy(frames), torch.from_numpy(unit.astype(np.int16)), torch.from_numpy(timbre))
 
 
 def save_codes(corpus: CodeCorpus, folder: Path) -> None:

@@ -131,8 +131,10 @@ def rows_in(folder: Path) -> list[StoredUtterance]:
 
 
 def _filled(path: Path) -> list[tuple[Path, list[StoredUtterance]]]:
-    """The stores in ``path`` that hold something. Raises FileNotFoundError where none does, and ValueError for
-    phonemes that end elsewhere than in their audio."""
+    """The stores in ``path`` that hold something. Raises FileNotFoundError where none does, and ValueError for a store
+    that has others in it, and for phonemes that end elsewhere than in their audio."""
+    if (path / "rows.jsonl").is_file() and stores_in(path) != [path]:
+        raise ValueError(f"{path} is a store of audio and has others in it; give each a folder of its own.")
     found = [(folder, rows) for folder in stores_in(path) if (rows := read_rows(folder))]
     if not found:
         raise FileNotFoundError(f"{path} holds no corpus rows; run the corpus recipe first.")

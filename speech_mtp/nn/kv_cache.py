@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from speech_mtp.nn.visibility import Mask, Stripes, block_attention
+from speech_mtp.nn.visibility import Mask, Stripes, block_attention, plain_attention
 
 
 class Attends(Protocol):
@@ -31,28 +31,10 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Mask | None, 
     if isinstance(mask, BlockMask):
         return block_attention(queries, keys, values, mask, grouped)
     if isinstance(mask, Stripes):
-        return mask.attend(queries, keys, values, grouped)
+        return mask.attend(queries, keys, values)
     if grouped and mask is not None and queries.device.type == "cuda":
         return _side_by_side(queries, keys, values, mask)
-    if queries.device.type == "cpu" and queries.dtype is torch.bfloat16 and queries.requires_grad:
-        return _learning_in_bf16(queries, keys, values, mask, chain)
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=chain, enable_gqa=grouped)
-
-
-FEW = 128
-"""Up to so many queries learn faster in float32 than in bfloat16."""
-
-
-def _learning_in_bf16(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, chain: bool) -> Tensor:
-    """:func:`attention` in bfloat16 with gradients, on a CPU: of 16 queries they take torch ten times as long in
-    bfloat16 as in float32."""
-    grouped, dtype = queries.shape[1] != keys.shape[1], queries.dtype
-    if queries.shape[2] <= FEW:
-        queries, keys, values = queries.float(), keys.float(), values.float()
-        mask = mask.float() if mask is not None and mask.is_floating_point() else mask
-    with torch.autocast("cpu", enabled=False):
-        seen = F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=chain, enable_gqa=grouped)
-    return seen.to(dtype)
+    return plain_attention(queries, keys, values, mask, chain)
 
 
 def _side_by_side(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from torch.autograd.function import once_differentiable
 
 
 def magnitude(spectrum: Tensor) -> Tensor:
-    """The magnitude of complex numbers, as ``abs``, which guards against overflow and takes three times as long."""
+    """The magnitude of complex numbers, without a gradient at 0; ``abs`` guards against overflow and takes three times
+    as long."""
     return (spectrum.real.square() + spectrum.imag.square()).sqrt()
 
 
@@ -31,7 +32,7 @@ class _Magnitudes(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         spectrum, found = ctx.saved_tensors
-        scale = gradient / found.clamp(min=torch.finfo(found.dtype).tiny)
+        scale = gradient / found.clamp(min=1e-20)
         scale[..., 1:-1] *= 0.5  # bins that stand for two
         n = 2 * (found.shape[-1] - 1)
         return torch.fft.irfft(spectrum * scale, n, norm="forward")
@@ -97,8 +98,8 @@ class LowSpectrum(nn.Module):
         frames = -(-wave.shape[-1] // self.hop)
         before = (self.n_fft - self.hop) // 2
         after = frames * self.hop - wave.shape[-1] + self.n_fft - self.hop - before
-        framed = F.pad(wave, (before, after)).unfold(-1, self.n_fft, self.hop) * self.window
-        return magnitude(torch.fft.rfft(framed)[..., 1 : self.bins + 1]).clamp(min=1e-4).log()
+        found = magnitudes(F.pad(wave, (before, after)), self.window, self.hop)
+        return found[..., 1 : self.bins + 1].clamp(min=1e-4).log()
 
 
 def minimum_phase(log_magnitude: Tensor) -> Tensor:

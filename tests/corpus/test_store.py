@@ -182,3 +182,11 @@ def test_code_corpora_round_trip_and_join(tmp_path: Path) -> None:
         assert len(unit) == both.rows[i].frames
         assert (unit.diff() >= 0).all()
         assert int(unit[-1]) <= 4
+
+
+def test_a_store_with_others_in_it_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "part00"):
+        folder.mkdir(exist_ok=True)
+        (folder / "rows.jsonl").write_text("")
+    with pytest.raises(ValueError, match="has others in it; give each a folder of its own"):
+        AudioStore([tmp_path])

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from speech_mtp.nn.kv_cache import FEW, attention
+from speech_mtp.nn.kv_cache import attention
+from speech_mtp.nn.visibility import FEW
 
 
 def given(count: int, dtype: torch.dtype) -> list[Tensor]:
@@ -38,6 +39,20 @@ def test_values_and_gradients_are_those_of_float32(count: int, kind: int) -> Non
         found.append([seen, *(x.grad for x in inputs)])
     for in_bf16, in_fp32 in zip(*found, strict=True):
         torch.testing.assert_close(in_bf16.float(), in_fp32, atol=0.1, rtol=0.02)
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_few_queries_learn_in_float32(kind: int) -> None:
+    inputs, mask = given(FEW, torch.bfloat16), masks(FEW)[kind]
+    wide = mask.float() if mask is not None and mask.is_floating_point() else mask
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = attention(*inputs, mask, chain=mask is None)
+        mixed = attention(inputs[0], *(x.detach().float() for x in inputs[1:]), wide, chain=mask is None)
+    expected = F.scaled_dot_product_attention(
+        *(x.detach().float() for x in inputs), wide, is_causal=mask is None, enable_gqa=True
+    )
+    assert torch.equal(seen, expected.to(torch.bfloat16))
+    assert torch.equal(mixed, seen)
 
 
 def test_what_does_not_learn_is_computed_as_torch_does() -> None:

@@ -171,10 +171,20 @@ def test_magnitudes_and_their_gradient_are_those_of_stft() -> None:
     for found in (theirs, ours):
         (found.square() * weights).sum().backward()
     torch.testing.assert_close(waves[1].grad, waves[0].grad)
-    silence = torch.zeros(1, 64, dtype=torch.float64, requires_grad=True)
-    magnitudes(silence, window, 24).sum().backward()
-    assert silence.grad is not None
-    assert not silence.grad.any()
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-24, 1e-12])
+def test_next_to_silence_gradients_stay_small(scale: float) -> None:
+    torch.manual_seed(0)
+    for wave in (torch.randn(2, 4800), torch.ones(2, 4800)):
+        quiet = (scale * wave).requires_grad_()
+        (1e4 * magnitudes(quiet, torch.hann_window(64), 24)).sum().backward()
+        assert quiet.grad is not None
+        assert quiet.grad.abs().max() < 1e7
+        quiet.grad = None
+        for features in (LogMel(24_000, 1024, 240, 80), LowSpectrum(2048, 240, 85)):
+            features(quiet).sum().backward()
+        assert not quiet.grad.any() or scale
 
 
 @pytest.mark.parametrize("hop", [240, 256])

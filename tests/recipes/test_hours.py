@@ -46,9 +46,9 @@ def test_parts_are_spoken_encoded_and_let_go(tmp_path: Path) -> None:
 def test_other_sentences_or_sizes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "sentences.txt").write_text("One.\nTwo.\n")
     assert run(tmp_path, PARTS="0")[0] == 0
-    for settings in ({"EACH": "20"}, {}):
+    for settings in ({"EACH": "20"}, {"CODEC": "tiny-en"}, {}):
         if not settings:
             (tmp_path / "sentences.txt").write_text("One.\nTwo.\nThree.\n")
         status, told, said = run(tmp_path, PARTS="1", **settings)
         assert (status, told) == (1, [])
-        assert "made of other sentences, or in parts of another size" in said
+        assert "made of other sentences, with another codec, or in parts of another size" in said

@@ -7,6 +7,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from speech_mtp import config as settings
+from speech_mtp.training.inputs import inputs
+from speech_mtp.training.stages import TrainConfig
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 READERS = ("units.yaml", "config.yaml", "heads.yaml", "package.yaml")
 """Recipes that are told of all codes."""
@@ -18,38 +22,46 @@ done
 """
 
 
-def told(clone: Path) -> list[list[str]]:
+def told(clone: Path, **more: str) -> list[list[str]]:
     """The arguments of every call, in order."""
     notes = clone / "notes"
     notes.write_text("")
     path = f"{clone / 'bin'}:{os.environ['PATH']}"
-    given = {**os.environ, "PATH": path, "NOTES": str(notes), "PARTS": "0 1", "EACH": "10"}
+    given = {"PATH": path, "NOTES": str(notes), "PARTS": "0 1", "EACH": "10", **more}
     subprocess.run(["bash", str(clone / "recipes/tiny_en/run.sh")], check=True, env=given)
     return [line.split() for line in notes.read_text().splitlines()]
 
 
-def test_the_whole_way_is_gone_in_order_and_what_is_encoded_stays(tmp_path: Path) -> None:
+def test_the_whole_way_is_gone_in_order(tmp_path: Path) -> None:
+    """Every call is one that ``train`` takes, and what it reads is there or was made before."""
     shutil.copytree(RECIPES, tmp_path / "recipes")
-    (tmp_path / "runs/sentences").mkdir(parents=True)
-    (tmp_path / "runs/sentences/sentences.txt").write_text("One.\nTwo.\n")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/speech-mtp").write_text(STUB)
     (tmp_path / "bin/speech-mtp").chmod(0o755)
-    calls = told(tmp_path)
-    recipes = [call[1] for call in calls if call[0] == "train"]
-    assert [name for name in recipes if not (tmp_path / name).is_file()] == []
-    steps = [name.removeprefix("recipes/").removesuffix(".yaml") for name in recipes]
-    order = ["corpus/many", "tokenizer/speak", "tokenizer/codec2_voices", "tiny_en/speak", "tiny_en/encode"]
-    order += ["tiny_en/units", "tiny_en/config", "tiny_en/heads", "tiny_en/package"]
-    assert sorted(order, key=steps.index) == order
-    codes = [folder.name for folder in sorted((tmp_path / "runs/hours").glob("codes*"))]
-    assert codes == ["codes00", "codes01", "codes_spoken", "codes_spoken_kokoro"]
-    every = f"run.codes=[{','.join(f'runs/hours/{name}' for name in codes)}]"
+    calls = [call for call in told(tmp_path) if call[0] == "train"]
+    made: set[Path] = set()
+    kinds: list[str] = []
+    for _, recipe, *changes in calls:
+        stage = settings.load(tmp_path / recipe, TrainConfig, changes).run
+        needed = [Path(name) for _, name in inputs(stage) if name != "tiny-en"]
+        assert [path for path in needed if not ((tmp_path / path).exists() or path in made)] == [], recipe
+        made |= {
+            stage.out,
+            stage.out / "export",
+            *(stage.out / "export" / name for name in getattr(stage, "heads", ())),
+        }
+        kinds.append(stage.kind)
+    assert kinds[-5:] == ["encode", "units", "lm", "speech_mtp", "package"]
+    codes = [f"runs/hours/{name}" for name in ("codes00", "codes01", "codes_spoken", "codes_spoken_kokoro")]
     readers = [call for call in calls if call[1].removeprefix("recipes/tiny_en/") in READERS]
     assert len(readers) == len(READERS)
-    assert all(every in call for call in readers)
+    assert all(f"run.codes=[{','.join(codes)}]" in call for call in readers)
     again = [call[1] for call in told(tmp_path) if call[0] == "train"]
-    assert "recipes/tiny_en/encode.yaml" not in again
-    assert again == [
-        name for name in recipes if name not in ("recipes/tiny_en/encode.yaml", "recipes/tiny_en/speak.yaml")
-    ]
+    assert [call[1] for call in calls if call[1] not in again] == ["recipes/tiny_en/speak.yaml"] * 2
+
+
+def test_a_recipe_that_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
+    script = RECIPES / "tiny_en/run.sh"
+    done = subprocess.run(["bash", str(script), "cuda"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no recipe cuda" in done.stderr
