@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 
 def assert_linear(function: Callable[[str], object], text: str, *, tries: int = 8) -> None:
-    """Assert that ``text`` takes no more than 8 times as long as a quarter of it (4 if linear, 16 if quadratic), and less
+    """Assert that ``text`` takes at most 8 times as long as a quarter of it (4 if linear, 16 if quadratic), and less
     than 20 s of processor time.
 
     The least time of each counts, of three tries or more in turn, so that a busy machine does not decide.
