@@ -5,11 +5,20 @@
 # A codec of recordings of one's own: store.yaml, then config.yaml, or cuda.yaml on a GPU.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-for stage in speak speak_kokoro aligned codec2 codec2_frames aligned_voices codec2_voices codec2_voices_decoder \
-    dev dev_voices; do
-    speech-mtp train "recipes/tokenizer/$stage.yaml"
-done
+recipes=(
+    recipes/tokenizer/speak.yaml
+    recipes/tokenizer/speak_kokoro.yaml
+    recipes/tokenizer/aligned.yaml
+    recipes/tokenizer/codec2.yaml
+    recipes/tokenizer/codec2_frames.yaml
+    recipes/tokenizer/aligned_voices.yaml
+    recipes/tokenizer/codec2_voices.yaml
+    recipes/tokenizer/codec2_voices_decoder.yaml
+    recipes/tokenizer/dev.yaml
+    recipes/tokenizer/dev_voices.yaml
+)
+for recipe in "${recipes[@]}"; do speech-mtp train "$recipe"; done
+codec=runs/codec2_voices_decoder
 for store in dev_told dev_voices; do
-    speech-mtp eval codec --corpus "runs/$store" --codec runs/codec2_voices_decoder/export \
-        --json "runs/codec2_voices_decoder/$store.json"
+    speech-mtp eval codec --corpus "runs/$store" --codec "$codec/export" --json "$codec/$store.json"
 done

@@ -23,21 +23,22 @@ indices that broadcast."""
 STRIPE = 128
 """Queries that look at the same range of keys."""
 FEW = 128
-"""Up to so many queries learn faster in float32 than in bfloat16 on a CPU; of 16, torch's take ten times as long."""
+"""Up to so many queries learn faster in float32 than in bfloat16 on a CPU: the gradient of 16 takes a tenth."""
 
 
 def plain_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, chain: bool = False) -> Tensor:
-    """Attention of ``[B, H, M, d]`` over ``[B, H', S, d]`` by torch; in float32 where :data:`FEW` queries learn in
-    bfloat16 on a CPU. ``mask`` and ``chain`` as for :func:`speech_mtp.nn.kv_cache.attention`."""
-    grouped, dtype = queries.shape[1] != keys.shape[1], queries.dtype
-    learning = queries.device.type == "cpu" and dtype is torch.bfloat16 and queries.requires_grad
-    if not learning or queries.shape[2] > FEW:
+    """Attention of ``[B, H, M, d]`` over ``[B, H', S, d]`` by torch. Of up to :data:`FEW` queries on a CPU it is in
+    float32 where mixed precision wants bfloat16, in training and in what is measured beside it. ``mask`` and ``chain``
+    as for :func:`speech_mtp.nn.kv_cache.attention`."""
+    grouped = queries.shape[1] != keys.shape[1]
+    mixed = queries.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    if not mixed or torch.get_autocast_dtype("cpu") is not torch.bfloat16 or queries.shape[2] > FEW:
         return F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=chain, enable_gqa=grouped)
     mask = mask.float() if mask is not None and mask.is_floating_point() else mask
     q, k, v = (x.float() for x in (queries, keys, values))
     with torch.autocast("cpu", enabled=False):
         seen = F.scaled_dot_product_attention(q, k, v, mask, is_causal=chain, enable_gqa=grouped)
-    return seen.to(dtype)
+    return seen.to(torch.bfloat16)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Attention while learning in bfloat16 on a CPU: the same as in float32 up to the rounding of what goes in and out."""
+"""Attention under mixed precision on a CPU: the same as in float32 up to the rounding of what goes in and out."""
 
 from __future__ import annotations
 
@@ -42,20 +42,23 @@ def test_values_and_gradients_are_those_of_float32(count: int, kind: int) -> Non
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2])
-def test_few_queries_learn_in_float32(kind: int) -> None:
+def test_few_queries_are_in_float32_whether_they_learn_or_not(kind: int) -> None:
     inputs, mask = given(FEW, torch.bfloat16), masks(FEW)[kind]
     wide = mask.float() if mask is not None and mask.is_floating_point() else mask
     with torch.autocast("cpu", torch.bfloat16):
         seen = attention(*inputs, mask, chain=mask is None)
         mixed = attention(inputs[0], *(x.detach().float() for x in inputs[1:]), wide, chain=mask is None)
+        with torch.no_grad():
+            measured = attention(*inputs, mask, chain=mask is None)
     expected = F.scaled_dot_product_attention(
         *(x.detach().float() for x in inputs), wide, is_causal=mask is None, enable_gqa=True
     )
     assert torch.equal(seen, expected.to(torch.bfloat16))
     assert torch.equal(mixed, seen)
+    assert torch.equal(measured, seen)
 
 
-def test_what_does_not_learn_is_computed_as_torch_does() -> None:
+def test_without_mixed_precision_it_is_torchs() -> None:
     queries, keys, values = (x.detach() for x in given(5, torch.bfloat16))
     expected = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=True)
     assert torch.equal(attention(queries, keys, values, None, chain=True), expected)
