@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from speech_mtp.evaluation.codec_report import Sample
     from speech_mtp.types import CodecSpec
 
-PARTS = ("quality", "views", "probes", "swaps")
+PARTS = ("quality", "words", "views", "probes", "swaps")
 
 
 def eval_codec(
@@ -52,15 +52,16 @@ def eval_codec(
     seed: int = 0,
     threads: Threads = None,
 ) -> None:
-    """Quality (round trip, bit rate, code usage, timbre swap, agreement of voices, melody) and predictability: codes
-    that stay in other views of a recording, what probes tell of each stream, and what swapping each stream changes."""
+    """Quality (round trip, bit rate, code usage, timbre swap, agreement of voices, melody), the words that each voice
+    loses in the round trip, and predictability: codes that stay in other views of a recording, what probes tell of each
+    stream, and what swapping each stream changes."""
     check_files(out, plot)
     wanted = _parts(parts)
     if not audio_dir and not corpus_dir:
         raise ValueError("Give the recordings to evaluate on: --audio DIR or --corpus FOLDER.")
     from speech_mtp import hub
     from speech_mtp.corpus.samples import from_corpus, from_folder
-    from speech_mtp.evaluation.codec_report import Sample, codec_report
+    from speech_mtp.evaluation.codec_report import Sample, codec_report, words_by_voice
     from speech_mtp.evaluation.plots import predictability_bars
     from speech_mtp.evaluation.predictability_table import predictability_table
     from speech_mtp.evaluation.stream_swaps import stream_swaps
@@ -82,6 +83,10 @@ def eval_codec(
     if "quality" in wanted:
         report |= codec_report(loaded, samples, judges, seed)
         print(summary(report["round_trip"]))
+    if "words" in wanted:
+        report["words"] = words_by_voice(loaded, samples, judges)
+        for voice, counts in report["words"].items():
+            print(f"{voice}: {summary(counts)}")
     if "views" in wanted:
         report["views"] = view_agreement(loaded, samples, seed, report=Telling())
     if "probes" in wanted:

@@ -109,6 +109,22 @@ def _round_trip(codec: Codec, encoded: list[_Encoded], judges: Judges) -> dict[s
     }
 
 
+def words_by_voice(codec: Codec, samples: Sequence[Sample], judges: Judges) -> dict[str, dict[str, int]]:
+    """Of every voice how many ``recordings`` and ``words`` there are, and how many of these are heard otherwise in the
+    recordings (``errors_original``) and after the round trip (``errors``). Recordings without a word are left out."""
+    found: dict[str, dict[str, int]] = {}
+    for sample in progress(samples, "words"):
+        one = _encode(codec, sample, judges)
+        if not one.text:
+            continue
+        before = word_errors(one.text, one.heard)
+        after = word_errors(one.text, judges.transcribe(one.decoded, codec.spec.sample_rate))
+        counts = {"recordings": 1, "words": before.words, "errors_original": before.errors, "errors": after.errors}
+        known = found.setdefault(sample.voice, dict.fromkeys(counts, 0))
+        found[sample.voice] = {name: known[name] + count for name, count in counts.items()}
+    return found
+
+
 def _streams(codec: Codec, encoded: list[_Encoded]) -> dict[str, list[dict[str, float]]]:
     """Usage, perplexity and bits per second of every codebook of every stream."""
     sizes, rate = codec.spec.codebook_sizes, codec.spec.frame_rate_hz

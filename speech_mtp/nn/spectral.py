@@ -45,6 +45,15 @@ def magnitudes(wave: Tensor, window: Tensor, hop: int) -> Tensor:
     return found
 
 
+def centred(wave: Tensor, n_fft: int, hop: int) -> Tensor:
+    """``wave [B, S]`` with zeros around it: each of its ``ceil(S / hop)`` windows of ``n_fft`` has the middle of its own
+    ``hop`` samples in the middle."""
+    frames = -(-wave.shape[-1] // hop)
+    before = (n_fft - hop) // 2
+    after = frames * hop - wave.shape[-1] + n_fft - hop - before
+    return F.pad(wave, (before, after))
+
+
 class LogMel(nn.Module):
     """Log-mel spectrogram, one column per ``hop`` samples: ``wave [B, S]`` -> ``[B, ceil(S / hop), num_mels]``.
 
@@ -59,22 +68,16 @@ class LogMel(nn.Module):
         )
 
     def forward(self, wave: Tensor) -> Tensor:
-        return self._log(magnitudes(self._padded(wave), self.mel.spectrogram.window, self.hop))
+        return self._log(magnitudes(centred(wave, self.n_fft, self.hop), self.mel.spectrogram.window, self.hop))
 
     def spectrum(self, wave: Tensor) -> Tensor:
         """The complex spectrum ``[B, n_fft // 2 + 1, ceil(S / hop)]`` whose magnitude :meth:`of_magnitude` takes."""
-        window = self.mel.spectrogram.window
-        return torch.stft(self._padded(wave), self.n_fft, self.hop, window=window, center=False, return_complex=True)
+        window, wave = self.mel.spectrogram.window, centred(wave, self.n_fft, self.hop)
+        return torch.stft(wave, self.n_fft, self.hop, window=window, center=False, return_complex=True)
 
     def of_magnitude(self, magnitude: Tensor) -> Tensor:
         """``magnitude [B, n_fft // 2 + 1, T]`` -> ``[B, T, num_mels]``."""
         return self._log(magnitude.transpose(1, 2))
-
-    def _padded(self, wave: Tensor) -> Tensor:
-        frames = -(-wave.shape[-1] // self.hop)
-        before = (self.n_fft - self.hop) // 2
-        after = frames * self.hop - wave.shape[-1] + self.n_fft - self.hop - before
-        return F.pad(wave, (before, after))
 
     def _log(self, magnitude: Tensor) -> Tensor:
         """``magnitude [B, T, n_fft // 2 + 1]`` -> ``[B, T, num_mels]``."""
@@ -95,10 +98,7 @@ class LowSpectrum(nn.Module):
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
     def forward(self, wave: Tensor) -> Tensor:
-        frames = -(-wave.shape[-1] // self.hop)
-        before = (self.n_fft - self.hop) // 2
-        after = frames * self.hop - wave.shape[-1] + self.n_fft - self.hop - before
-        found = magnitudes(F.pad(wave, (before, after)), self.window, self.hop)
+        found = magnitudes(centred(wave, self.n_fft, self.hop), self.window, self.hop)
         return found[..., 1 : self.bins + 1].clamp(min=1e-4).log()
 
 

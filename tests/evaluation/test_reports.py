@@ -19,7 +19,7 @@ from speech_mtp import audio
 from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.corpus.samples import from_corpus, from_folder
 from speech_mtp.corpus.store import AudioStoreWriter
-from speech_mtp.evaluation.codec_report import Sample, code_agreement, codec_report
+from speech_mtp.evaluation.codec_report import Sample, codec_report, words_by_voice
 from speech_mtp.evaluation.judges import Judges, check_installed
 from speech_mtp.evaluation.speech_report import speech_report
 from speech_mtp.plugins import MissingExtra
@@ -165,6 +165,16 @@ def test_every_part_of_the_codec_report() -> None:
     assert report["melody"]["voiced_utterances"] == 4
     assert report["melody"]["mel_distance"] > 0
     json.dumps(report)
+
+
+def test_words_are_counted_by_voice_before_and_after_the_round_trip() -> None:
+    made = [*samples(), Sample("b", "...", recording(9))]
+    said = {id(sample.wave): sample.text for sample in made}
+    ears = Judges(transcribe=lambda wave, rate: said.get(id(wave)) or "good evening there")
+    found = words_by_voice(CODEC, made, ears)
+    # "hello there" is heard as "good evening there": one word otherwise, one too many; "good morning" likewise.
+    counts = {"recordings": 2, "words": 4, "errors_original": 0, "errors": 4}
+    assert found == {"a": counts, "b": counts}
 
 
 def test_one_voice_has_no_swap_and_no_agreement() -> None:
