@@ -46,8 +46,8 @@ def magnitudes(wave: Tensor, window: Tensor, hop: int) -> Tensor:
 
 
 def centred(wave: Tensor, n_fft: int, hop: int) -> Tensor:
-    """``wave [B, S]`` with zeros around it: each of its ``ceil(S / hop)`` windows of ``n_fft`` has the middle of its own
-    ``hop`` samples in the middle."""
+    """``wave [B, S]`` with zeros around it: each of its ``ceil(S / hop)`` windows of ``n_fft`` has the middle of its
+    own ``hop`` samples in the middle."""
     frames = -(-wave.shape[-1] // hop)
     before = (n_fft - hop) // 2
     after = frames * hop - wave.shape[-1] + n_fft - hop - before

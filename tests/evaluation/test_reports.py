@@ -19,7 +19,7 @@ from speech_mtp import audio
 from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.corpus.samples import from_corpus, from_folder
 from speech_mtp.corpus.store import AudioStoreWriter
-from speech_mtp.evaluation.codec_report import Sample, codec_report, words_by_voice
+from speech_mtp.evaluation.codec_report import Sample, code_agreement, codec_report, words_by_voice
 from speech_mtp.evaluation.judges import Judges, check_installed
 from speech_mtp.evaluation.speech_report import speech_report
 from speech_mtp.plugins import MissingExtra
