@@ -43,7 +43,7 @@ def test_values_and_gradients_are_those_of_float32(count: int, kind: int) -> Non
 
 @pytest.mark.parametrize("kind", [0, 1, 2])
 def test_few_queries_are_in_float32_whether_they_learn_or_not(kind: int) -> None:
-    inputs, mask = given(FEW, torch.bfloat16), masks(FEW)[kind]
+    inputs, mask = given(16, torch.bfloat16), masks(16)[kind]
     wide = mask.float() if mask is not None and mask.is_floating_point() else mask
     with torch.autocast("cpu", torch.bfloat16):
         seen = attention(*inputs, mask, chain=mask is None)
