@@ -1,7 +1,9 @@
 """Multi-resolution spectrogram critics for adversarial training of decoders.
 
-Complex spectrograms at several window sizes, a small 2-D network each (the MRD of Univnet, arXiv:2106.07889, on real
-and imaginary parts as in EnCodec, arXiv:2210.13438), least-squares losses (Mao et al. 2017) and feature matching.
+Spectrograms at several window sizes, a small 2-D network each (the MRD of UnivNet, arXiv:2106.07889, on the logarithm
+of the magnitude), least-squares losses (Mao et al. 2017) and feature matching. Real and imaginary parts, as EnCodec
+(arXiv:2210.13438) takes them, teach so small a network nothing: what is wrong with decoded speech lies in its quiet
+parts, and they are next to nothing there.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from speech_mtp.nn.spectral import centred, magnitudes
+
 
 class SpectrogramCritic(nn.Module):
     """``wave [B, S]`` -> a map of scores and the feature maps before it."""
@@ -23,16 +27,17 @@ class SpectrogramCritic(nn.Module):
         super().__init__()
         self.n_fft = n_fft
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
-        sizes = [2, width, width, width, width]
+        sizes = [1, width, width, width, width]
         self.layers = nn.ModuleList(
             weight_norm(nn.Conv2d(a, b, (9, 3), stride=(2, 1), padding=(4, 1))) for a, b in pairwise(sizes)
         )
         self.score = weight_norm(nn.Conv2d(width, 1, 3, padding=1))
 
     def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
-        spec = torch.stft(wave, self.n_fft, self.n_fft // 4, window=self.window, return_complex=True, normalized=True)
-        x = torch.stack([spec.real, spec.imag], 1)
-        x = x.sign() * (x.abs() + 1e-4).log1p() * 3
+        hop = self.n_fft // 4
+        found = magnitudes(centred(wave, self.n_fft, hop), self.window, hop) / self.n_fft**0.5
+        x = ((found + 1e-4).log() + 5) / 3  # about 0 +- 1 for speech
+        x = x.transpose(1, 2)[:, None]
         features = []
         for layer in self.layers:
             x = F.leaky_relu(layer(x), 0.1)
@@ -43,7 +48,7 @@ class SpectrogramCritic(nn.Module):
 class SpectrogramCritics(nn.Module):
     """One critic per window size; ``wave [B, S]`` -> their outputs, or that of critic ``only`` alone."""
 
-    def __init__(self, sizes: tuple[int, ...] = (512, 1024, 2048), width: int = 24) -> None:
+    def __init__(self, sizes: tuple[int, ...] = (256, 512, 1024), width: int = 24) -> None:
         super().__init__()
         self.critics = nn.ModuleList(SpectrogramCritic(n, width) for n in sizes)
 

@@ -54,7 +54,7 @@ class CodecWeights:
 @dataclass(frozen=True)
 class CriticConfig:
     """Critics of ``width`` on crops of ``crop_frames`` (0: the whole decoded crop), every ``every`` steps; with ``one``
-    a single resolution a step, each in its turn."""
+    a single resolution a step, each in its turn. They learn at ``rate`` times the codec's learning rate."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -62,6 +62,7 @@ class CriticConfig:
     crop_frames: int = 0
     every: int = 1
     one: bool = False
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)

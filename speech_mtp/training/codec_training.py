@@ -76,7 +76,8 @@ class CodecTraining(Task):
         if config.weights.critic:
             self.critics = SpectrogramCritics(width=config.critics.width).to(device)
             self.modules["critics"] = self.critics
-            self.optimizers["critics"] = torch.optim.AdamW(self.critics.parameters(), betas=(0.8, 0.98), fused=True)
+            group = {"params": list(self.critics.parameters()), "scale": config.critics.rate}
+            self.optimizers["critics"] = torch.optim.AdamW([group], betas=(0.8, 0.98), fused=True)
 
     @abstractmethod
     def check(self, codec: Any) -> None:
