@@ -214,6 +214,22 @@ def test_critics_want_ones_for_real_and_noughts_for_fake_and_the_generator_ones(
     assert [float(x) for x in generator_loss(scored, noughts, ones)] == [1.0, 1.0]  # type: ignore[arg-type]
 
 
+def test_critics_hear_what_is_quiet() -> None:
+    """Noise 50 dB under a tone, of low frequencies in one wave and of high ones in the other."""
+    torch.manual_seed(0)
+    critics = SpectrogramCritics((256,), 8)
+    optimizer = torch.optim.Adam(critics.parameters(), 3e-3)
+    tone = torch.sin(torch.arange(2000) * 0.1)
+    noise = torch.randn(2, 2, 2001) * 3e-3
+    low, high = tone + noise[0, :, 1:] + noise[0, :, :-1], tone + noise[1, :, 1:] - noise[1, :, :-1]
+    for _ in range(120):
+        loss = critic_loss(critics, low, high)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.1  # 0.5: no difference heard
+
+
 def test_critics_learn_to_tell_noise_from_a_tone() -> None:
     torch.manual_seed(0)
     critics = SpectrogramCritics((256,), 8)

@@ -132,7 +132,7 @@ def test_several_scales_see_what_one_window_blurs() -> None:
 
 
 def test_critics_judge_a_part_of_the_crop_one_at_a_time(humming: AudioStore) -> None:
-    settings = CriticConfig(width=8, crop_frames=4, every=2, one=True)
+    settings = CriticConfig(width=8, crop_frames=4, every=2, one=True, rate=3.0)
     task = task_of(humming, weights=CodecWeights(critic=1.0), critics=settings)
     assert task.critics.critics[0].score.in_channels == 8
     fake, real = torch.arange(2 * 7_680.0).view(2, -1), torch.arange(2 * 7_680.0).view(2, -1) + 0.5
@@ -144,6 +144,8 @@ def test_critics_judge_a_part_of_the_crop_one_at_a_time(humming: AudioStore) -> 
         choices.append(only)
     assert choices == [0, 1, 2, 0]
     assert "critics" in task.step(2, 1e-3)
+    rates = {name: o.param_groups[0]["lr"] for name, o in task.optimizers.items()}
+    assert rates == {"codec": 1e-3, "critics": pytest.approx(3e-3)}
     assert "critics" not in task.step(3, 1e-3)
 
 
