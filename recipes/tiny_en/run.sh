@@ -9,7 +9,7 @@ cd "$(dirname "$0")/../.."
 preset="${1:-recipes/tiny_en/config.yaml}"
 [ -f "$preset" ] || { echo "There is no recipe $preset; name one, as recipes/tiny_en/cuda.yaml." >&2 && exit 1; }
 export OUT="${OUT:-runs/hours}" PARTS="${PARTS:-0 1}" SENTENCES="${SENTENCES:-recipes/corpus/sentences.txt}"
-export CODEC=runs/codec2_voices_decoder/export
+export CODEC=runs/codec2_voices_critics/export
 recipes/tokenizer/run.sh
 recipes/tiny_en/hours.sh
 codes=()
