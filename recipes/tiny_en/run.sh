@@ -9,7 +9,7 @@ cd "$(dirname "$0")/../.."
 preset="${1:-recipes/tiny_en/config.yaml}"
 [ -f "$preset" ] || { echo "There is no recipe $preset; name one, as recipes/tiny_en/cuda.yaml." >&2 && exit 1; }
 export OUT="${OUT:-runs/hours}" PARTS="${PARTS:-0 1}" SENTENCES="${SENTENCES:-recipes/corpus/sentences.txt}"
-export CODEC=runs/codec2_voices_critics/export
+export CODEC=runs/codec2_voices/export # its codes; what is trained after it is the decoder alone
 recipes/tokenizer/run.sh
 recipes/tiny_en/hours.sh
 codes=()
@@ -22,7 +22,7 @@ every="[$(IFS=,; echo "${codes[*]}")]"
 speech-mtp train recipes/tiny_en/units.yaml "run.codes=$every"
 speech-mtp train "$preset" "run.codes=$every"
 speech-mtp train recipes/tiny_en/heads.yaml "run.codes=$every" run.lm=runs/talker/export
-speech-mtp train recipes/tiny_en/package.yaml "run.codes=$every" "run.codec=$CODEC" # write a card of your own: run.card=FILE
+speech-mtp train recipes/tiny_en/package.yaml "run.codes=$every" run.codec=runs/codec2_voices_critics/export # write a card of your own: run.card=FILE
 for voice in heart drew; do
     speech-mtp eval speech --model runs/tiny-en --voice "$voice" --sentences recipes/corpus/dev_sentences.txt \
         --sentences recipes/corpus/dev_patterns.txt --opinions 120 --json "runs/tiny-en.$voice.json"

@@ -1,9 +1,9 @@
 """Multi-resolution spectrogram critics for adversarial training of decoders.
 
 Spectrograms at several window sizes, a small 2-D network each (the MRD of UnivNet, arXiv:2106.07889, on the logarithm
-of the magnitude), least-squares losses (Mao et al. 2017) and feature matching. Real and imaginary parts, as EnCodec
-(arXiv:2210.13438) takes them, teach so small a network nothing: what is wrong with decoded speech lies in its quiet
-parts, and they are next to nothing there.
+of the magnitude), least-squares losses (Mao et al. 2017) and feature matching. From real and imaginary parts, as
+EnCodec (arXiv:2210.13438) takes them, networks of this size did not learn to tell decoded speech within hundreds of
+steps (``recipes/tokenizer/RESULTS.md``): what is wrong with it lies in its quiet parts, next to nothing there.
 """
 
 from __future__ import annotations

@@ -7,10 +7,11 @@ makes new voices: such a voice is nobody's, so it has no label.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from speech_mtp.corpus.store import PITCH_HOP, AudioStore
@@ -58,11 +59,11 @@ class CriticConfig:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    width: int = 24
-    crop_frames: int = 0
-    every: int = 1
+    width: Annotated[int, Field(ge=1)] = 24
+    crop_frames: Annotated[int, Field(ge=0)] = 0
+    every: Annotated[int, Field(ge=1)] = 1
     one: bool = False
-    rate: float = 1.0
+    rate: Annotated[float, Field(gt=0)] = 1.0
 
 
 @dataclass(frozen=True)

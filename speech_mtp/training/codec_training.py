@@ -74,6 +74,11 @@ class CodecTraining(Task):
         if config.ema:
             self.modules["average"] = average_of(self.codec)
         if config.weights.critic:
+            if config.critics.crop_frames > config.crop_frames:
+                raise ValueError(
+                    f"task.critics.crop_frames is {config.critics.crop_frames}, but task.crop_frames decodes only "
+                    f"{config.crop_frames}; let the critics hear no more than these."
+                )
             self.critics = SpectrogramCritics(width=config.critics.width).to(device)
             self.modules["critics"] = self.critics
             group = {"params": list(self.critics.parameters()), "scale": config.critics.rate}
@@ -134,6 +139,8 @@ class CodecTraining(Task):
         begin_step(optimizer, learning_rate)
         loss.backward()
         parameters = [p for g in optimizer.param_groups for p in g["params"]]
+        if name == "critics":  # those whose turn it is, the same ones in every process
+            parameters = [p for p in parameters if p.grad is not None]
         self.workers.average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 5.0)
         optimizer.step()

@@ -30,6 +30,7 @@ from speech_mtp.text.phonemes import SYMBOLS
 from speech_mtp.training.inputs import check_inputs, inputs
 from speech_mtp.training.speech_mtp import build_head
 from speech_mtp.training.stages import (
+    CodecRun,
     DocumentsRun,
     LMRun,
     PackageRun,
@@ -115,6 +116,15 @@ def check_plugins(stage: Stage) -> None:
 @pytest.mark.parametrize("path", STAGES, ids=named)
 def test_a_stage_is_valid_and_its_plugins_exist(path: Path) -> None:
     check_plugins(stage_of(path))
+
+
+def test_a_codec_that_is_gone_on_with_keeps_its_sizes() -> None:
+    codecs = [stage for stage in map(stage_of, STAGES) if isinstance(stage, CodecRun)]
+    by_export = {str(stage.out / "export"): stage for stage in codecs}
+    found = [stage for stage in codecs if stage.start in by_export and not stage.start_partly]
+    assert len(found) > 3
+    for stage in found:
+        assert stage.model == by_export[stage.start].model, stage.out
 
 
 @pytest.mark.parametrize("path", sorted(CORPORA), ids=named)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from speech_mtp import config as settings
 from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.corpus.store import AudioStore
 from speech_mtp.nn.critics import SpectrogramCritics, critic_loss
@@ -18,7 +20,9 @@ from speech_mtp.nn.spectral import MultiScaleMel
 from speech_mtp.text.phonemes import SYMBOLS
 from speech_mtp.training import averaging
 from speech_mtp.training.codec_data import NOBODY, CodecWeights, CriticConfig
+from speech_mtp.training.distributed import Workers
 from speech_mtp.training.loop import numbers
+from speech_mtp.training.stages import TrainConfig
 from speech_mtp.training.views import Views
 from tests.training.test_codec import changed, task_of
 
@@ -147,6 +151,35 @@ def test_critics_judge_a_part_of_the_crop_one_at_a_time(humming: AudioStore) -> 
     rates = {name: o.param_groups[0]["lr"] for name, o in task.optimizers.items()}
     assert rates == {"codec": 1e-3, "critics": pytest.approx(3e-3)}
     assert "critics" not in task.step(3, 1e-3)
+
+
+def test_critics_hear_no_more_than_is_decoded(humming: AudioStore) -> None:
+    with pytest.raises(ValueError, match=r"critics\.crop_frames is 99"):
+        task_of(humming, weights=CodecWeights(critic=1.0), critics=CriticConfig(crop_frames=99))
+
+
+@pytest.mark.parametrize("wrong", ["width: 0", "every: 0", "crop_frames: -1", "rate: 0.0"])
+def test_critics_that_cannot_be_are_refused(wrong: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(f"run: {{kind: codec, out: a, data: [b], task: {{critics: {{{wrong}}}}}}}")
+    with pytest.raises(ValueError, match=f"critics.{wrong.split(':')[0]}"):
+        settings.load(tmp_path / "r.yaml", TrainConfig)
+
+
+def test_a_critic_whose_turn_it_is_not_stands_still(humming: AudioStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_noughts(_: Workers, parameters: list[nn.Parameter]) -> None:  # as several processes do
+        for p in parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+
+    monkeypatch.setattr(Workers, "average_gradients", with_noughts)
+    task = task_of(humming, weights=CodecWeights(critic=1.0), critics=CriticConfig(width=4, one=True))
+    for number in range(4):
+        before = [[p.clone() for p in critic.parameters()] for critic in task.critics.critics]
+        task.step(number, 1e-3)
+        moved = [
+            any(not torch.equal(a, b) for a, b in zip(old, critic.parameters(), strict=True))
+            for old, critic in zip(before, task.critics.critics, strict=True)
+        ]
+        assert moved == [k == number % 3 for k in range(3)]
 
 
 def test_one_critic_alone_is_that_critic() -> None:
