@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import shutil
 import sys
 import time
 import zipfile
@@ -324,7 +325,22 @@ def test_the_real_backbone_is_converted(tmp_path: Path) -> None:
     assert backbone.encode(["Hello there."]).hidden.shape == (1, 3, 576)
 
 
+@pytest.mark.parametrize(("said", "heard"), [(270, 270), (1, 2), (None, 2)])
+def test_a_model_says_how_many_voices_it_has_heard(tmp_path: Path, said: int | None, heard: int) -> None:
+    """No fewer than it has, and that many where it says nothing, as older models do."""
+    shutil.copytree(hub.find_model(hub.DEFAULT_MODEL), tmp_path / "model")
+    path = tmp_path / "model/config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("voices_heard") > 200
+    path.write_text(json.dumps(config if said is None else {**config, "voices_heard": said}))
+    assert hub.voices_heard(tmp_path / "model") == heard
+    path.write_text(json.dumps({**config, "voices_heard": "many"}))
+    with pytest.raises(ValueError, match="voices_heard is 'many'"):
+        hub.voices_heard(tmp_path / "model")
+
+
 def test_the_codec_of_a_packaged_model_is_found_in_its_folder() -> None:
     codec = hub.load_codec(hub.DEFAULT_MODEL)
     assert codec.spec.frame_rate_hz == 25
+    assert codec.spec.codebook_sizes == (512, 200)
     assert sum(p.numel() for p in codec.parameters()) <= 9_000_000

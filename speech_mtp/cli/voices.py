@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 group = typer.Typer(no_args_is_help=True, help="Voices of a model, and those that were made of recordings.")
 VoiceFrom = Annotated[Path | None, typer.Option(help="A recording of 3 to 10 seconds: the voice of who speaks in it.")]
-FEW = 8
-"""A codec that has heard no more voices makes others sound near one of them."""
 BLOCK_S = 2.0
 """Seconds of a file that are converted at a time."""
 
@@ -119,6 +117,7 @@ def add_voice(
 ) -> None:
     """Make a voice of a recording; ``say``, ``convert`` and ``serve`` know it by its name."""
     from speech_mtp import hub
+    from speech_mtp.lm.bundle import FEW_VOICES
     from speech_mtp.serving.settings import OPENAI_VOICES
     from speech_mtp.voices.saved import EVERYBODY
 
@@ -130,7 +129,7 @@ def add_voice(
         wave = _recording(recording, rate)
         record = _saved(codec).make(EVERYBODY, name, wave, rate, keep_reference=keep_reference)
     print(f"{record.name}: made of {recording}, {record.id}")
-    if len(own) <= FEW:
+    if hub.voices_heard(model) <= FEW_VOICES:
         print(f"The model was trained on few voices ({', '.join(own)}): this one sounds near one of them.")
 
 

@@ -22,8 +22,8 @@ from speech_mtp.types import CodecSpec, Codes
 
 @dataclass(frozen=True)
 class CoupledConfig:
-    """Sizes of the codec. ``books`` are those of the codebooks: the defaults carry as many bits a frame as the shipped
-    decoupled codec. With ``semantic`` and ``num_symbols`` the first book has a phoneme head."""
+    """Sizes of the codec. ``books`` are those of the codebooks: the defaults carry as many bits a frame as the
+    decoupled one's. With ``semantic`` and ``num_symbols`` the first book has a phoneme head."""
 
     sample_rate: int = 24_000
     hop: int = 240

@@ -27,7 +27,7 @@ from speech_mtp.hub.heads import (
     repack_head,
     save_head,
 )
-from speech_mtp.hub.models import load, load_voices, save_model
+from speech_mtp.hub.models import load, load_voices, save_model, voices_heard
 from speech_mtp.hub.parts import (
     load_aligner,
     load_any_lm,
@@ -89,4 +89,5 @@ __all__ = [
     "save_model",
     "save_speech_lm",
     "save_text_encoder",
+    "voices_heard",
 ]

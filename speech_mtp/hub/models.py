@@ -132,7 +132,8 @@ def load(
     if isinstance(maker, UnitMaker):
         maker.g2p = Lexicon(maker.g2p, words)
     ordered = {name: voices[name] for name in config["voices"]}
-    return SpeechModel(str(name_or_path), maker, lm, load_codec(folder / "codec"), ordered, sampling)
+    codec, heard = load_codec(folder / "codec"), config["voices_heard"]
+    return SpeechModel(str(name_or_path), maker, lm, codec, ordered, sampling, heard)
 
 
 def load_voices(name_or_path: str | Path = DEFAULT_MODEL) -> tuple[Codec, dict[str, Tensor]]:
@@ -141,6 +142,11 @@ def load_voices(name_or_path: str | Path = DEFAULT_MODEL) -> tuple[Codec, dict[s
     folder = find_model(name_or_path)
     config, voices = model_settings(folder)
     return load_codec(folder / "codec"), {name: voices[name] for name in config["voices"]}
+
+
+def voices_heard(name_or_path: str | Path = DEFAULT_MODEL) -> int:
+    """How many voices a model that speaks was trained on, as far as it says so; no fewer than it has."""
+    return int(model_settings(find_model(name_or_path))[0]["voices_heard"])
 
 
 def _talker_parts(folder: Path, config: dict[str, Any], backbone: str | None) -> tuple[UnitMaker, SpeechLM]:

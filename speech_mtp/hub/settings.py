@@ -37,4 +37,7 @@ def model_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if missing or not set(config["voices"]) <= set(voices):
         what = min(missing) if missing else "timbre of every voice"
         raise ValueError(f"The model in {folder} is incomplete: it has no {what}; get it again.")
-    return config, voices
+    heard = config.get("voices_heard", 0)
+    if not isinstance(heard, int):
+        raise ValueError(f"The model in {folder} is damaged (voices_heard is {heard!r}); get it again.")
+    return {**config, "voices_heard": max(heard, len(config["voices"]))}, voices

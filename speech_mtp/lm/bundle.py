@@ -17,12 +17,16 @@ from speech_mtp.types import Sampling
 if TYPE_CHECKING:  # it imports ``transformers``, which takes a second
     from speech_mtp.lm.direct import DirectLM
 
+FEW_VOICES = 8
+"""A model that has heard no more voices makes new ones sound near one of them."""
+
 
 @dataclass
 class SpeechModel:
     """A loaded model: a talker with its reader of text, or the direct form. ``voices`` maps a name to its vector
     ``[E]``: a timbre or, where the codec has none, the one-hot of a voice that the speech LM was trained on (see
-    :class:`~speech_mtp.lm.group_lm.GroupLMConfig`). ``sampling`` is the checkpoint's default."""
+    :class:`~speech_mtp.lm.group_lm.GroupLMConfig`). ``sampling`` is the checkpoint's default, and ``voices_heard`` how
+    many voices it was trained on, as far as it is known."""
 
     name: str
     maker: UnitMaker | TokenMaker
@@ -30,6 +34,7 @@ class SpeechModel:
     codec: Codec
     voices: dict[str, Tensor]
     sampling: Sampling = field(default_factory=Sampling)
+    voices_heard: int = 0
 
     def timbre(self, voice: str | Tensor | None) -> Tensor:
         """``[1, E]`` of a voice, which may be a timbre vector ``[E]`` itself (None: the first one); an unknown name is

@@ -122,6 +122,7 @@ def package(stage: PackageRun) -> dict[str, Any]:
         raise ValueError("The direct form reads its text by itself; leave text_encoder out.")
     else:
         tokenizer = load_tokenizer(hub.resolve_backbone(stage.backbone["sha256"], stage.backbone, None))
+    entries["voices_heard"] = len({row.voice for row in load_codes(*stage.codes).rows})
     with new_folder(stage.out) as aside:
         _write_model(stage, aside, lm, entries, tokenizer)
     return {"out": str(stage.out), "voices": list(stage.voices)}

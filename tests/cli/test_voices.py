@@ -21,6 +21,7 @@ MODEL = tiny_model()
 def _tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SPEECH_MTP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub, "load_voices", lambda name: (MODEL.codec, MODEL.voices))
+    monkeypatch.setattr(hub, "voices_heard", lambda name: 2)
     monkeypatch.setattr(hub, "load", lambda *given, **more: MODEL)
     soundfile.write(tmp_path / "stereo.flac", torch.stack([voice(3.0, rate=44_100)] * 2, 1).numpy(), 44_100)
 
@@ -33,7 +34,9 @@ def test_a_voice_is_made_listed_used_and_removed(
     assert "few voices (low, high)" in capsys.readouterr().out
     (kept,) = (tmp_path / "cache" / "voices" / "voices").iterdir()
     assert set(load_file(kept)) == {"value"}, "the recording is not kept unless that is asked for"
+    monkeypatch.setattr(hub, "voices_heard", lambda name: 9)
     assert run(monkeypatch, "voices", "add", "bob", recording, "--keep-reference") == 0
+    assert "few voices" not in capsys.readouterr().out
     assert run(monkeypatch, "voices", "list") == 0
     listed = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()[-4:]]
     assert (listed[:2], set(listed[2:])) == (["low", "high"], {"ann", "bob"})

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -26,6 +27,7 @@ from websockets.sync.client import connect
 
 from speech_mtp import audio
 from speech_mtp.codecs.decoupled import Decoupled
+from speech_mtp.serving.routes import voices as voice_routes
 from speech_mtp.serving.settings import Settings
 from speech_mtp.serving.sound_in import decode
 from speech_mtp.serving.voices import EVERYBODY, ClientVoices, owner_of
@@ -101,6 +103,13 @@ def in_voice(sample: bytes, text: str = TEXT) -> bytes:
     wave = torch.from_numpy(decode(sample, 24_000, 60))
     timbre = timbre_of(model.codec, wave, 24_000)
     return audio.pcm16(torch.cat([chunk.wave for chunk in speak(model, text, timbre)]))
+
+
+def test_only_a_model_of_few_voices_says_so() -> None:
+    names = SimpleNamespace(voices=["low", "high"])
+    for heard, notes in ((8, 1), (9, 0)):
+        service: Any = SimpleNamespace(model=SimpleNamespace(voices_heard=heard), names=names)
+        assert len(voice_routes._note(service)) == notes
 
 
 # -- OpenAI's SDK, as it is -------------------------------------------------------------------------------------------

@@ -165,6 +165,8 @@ def test_the_whole_way(name: str, folder: Path, backbone: dict[str, Any], monkey
     alone, voices = hub.load_voices(folder / "package")
     assert alone.spec == loaded.codec.spec
     assert list(voices) == list(loaded.voices)
+    spoken = {row.voice for row in load_codes(folder / "encode").rows}
+    assert hub.voices_heard(folder / "package") == loaded.voices_heard == len(spoken)
     assert all(torch.equal(voices[name], loaded.voices[name]) for name in voices)
 
     whole = codec_report.codec_report

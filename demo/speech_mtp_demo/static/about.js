@@ -9,9 +9,9 @@ const LICENCES = [
 ];
 const NOT_DONE = [
   "Languages other than English.",
-  "Real speakers: the shipped codec has heard two synthetic voices, and a new voice will sound near one of them.",
+  "Real speakers: the shipped model has heard some 270 voices, all synthetic; a new voice moves towards yours and is no clone.",
   "WebRTC; sound goes over a WebSocket.",
-  "Drafting of speech: the shipped model drafts text alone, as no head for speech pays yet.",
+  "Drafting of speech: the shipped model drafts text alone, as no head for speech has paid yet.",
 ];
 const COMMANDS = [
   ["tokens per forward, tokens per second", 'speech-mtp generate "Why is the sky blue?" --stats'],

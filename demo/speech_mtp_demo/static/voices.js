@@ -18,8 +18,8 @@ class Voices {
     this.notice = el("p", { class: "notice", role: "alert", hidden: true });
     this.box = el("section", { class: "voices", "aria-label": "Voices" }, this.cards, this.notice,
       el("div", { class: "pair" }, this.own(), this.again()),
-      el("p", { class: "quiet" }, "The shipped codec has heard two voices. A new voice will therefore sound near one of them; "
-        + "train a codec on more speakers for more (recipes/tokenizer)."));
+      el("p", { class: "quiet" }, "The shipped model has heard some 270 synthetic voices. A new voice moves towards yours and is no clone; "
+        + "train a codec on real speakers for more (recipes/tokenizer)."));
     const fill = (list) => this.fill(list);
     watchVoices(fill);
     ownVoices().then(fill, (error) => this.say(error.message));

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import torch
 from fastapi import APIRouter, Query
 
+from speech_mtp.lm.bundle import FEW_VOICES
 from speech_mtp.serving.bodies import FORM_LIMITS, StrictRoute, multipart
 from speech_mtp.serving.errors import ApiError
 from speech_mtp.serving.forms import ConsentForm, ConsentName, VoiceForm, content
@@ -19,8 +20,6 @@ from speech_mtp.voices.shelf import Record
 
 router = APIRouter(route_class=StrictRoute)
 MOST_BYTES = 10 * 2**20
-FEW_VOICES = 8
-"""A codec that has heard no more than these makes other voices sound near one of them."""
 
 
 # -- voices -----------------------------------------------------------------------------------------------------------
@@ -68,7 +67,7 @@ def shape(record: Record) -> dict[str, Any]:
 
 def _note(service: VoiceService) -> dict[str, str]:
     own = service.names.voices
-    if len(own) > FEW_VOICES:
+    if service.model.voices_heard > FEW_VOICES:
         return {}
     return {"note": f"The model was trained on few voices ({', '.join(own)}): a new one sounds near one of them."}
 
