@@ -22,7 +22,8 @@ every="[$(IFS=,; echo "${codes[*]}")]"
 speech-mtp train recipes/tiny_en/units.yaml "run.codes=$every"
 speech-mtp train "$preset" "run.codes=$every"
 speech-mtp train recipes/tiny_en/heads.yaml "run.codes=$every" run.lm=runs/talker/export
-speech-mtp train recipes/tiny_en/package.yaml "run.codes=$every" run.codec=runs/codec2_voices_critics/export # write a card of your own: run.card=FILE
+# Write a card of your own: run.card=FILE.
+speech-mtp train recipes/tiny_en/package.yaml "run.codes=$every" run.codec=runs/codec2_voices_critics/export
 for voice in heart drew; do
     speech-mtp eval speech --model runs/tiny-en --voice "$voice" --sentences recipes/corpus/dev_sentences.txt \
         --sentences recipes/corpus/dev_patterns.txt --opinions 120 --json "runs/tiny-en.$voice.json"

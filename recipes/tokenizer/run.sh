@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Speech of many voices -> codec 2, in runs/codec2_voices_critics/export, and its figures on sentences and voices that were
-# held out. It begins with the packaged codec's weights, where they fit. Every stage resumes after a kill. Extras: offline,
+# Speech of many voices -> codec 2, in runs/codec2_voices_critics/export, and its figures on sentences and voices that
+# were held out. It begins with the packaged codec's weights, where they fit. Every stage resumes after a kill. Extras: offline,
 # train, eval, teachers.
 # A codec of recordings of one's own: store.yaml, then config.yaml, or cuda.yaml on a GPU.
 set -euo pipefail

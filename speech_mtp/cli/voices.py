@@ -117,8 +117,8 @@ def add_voice(
 ) -> None:
     """Make a voice of a recording; ``say``, ``convert`` and ``serve`` know it by its name."""
     from speech_mtp import hub
-    from speech_mtp.lm.bundle import FEW_VOICES
     from speech_mtp.serving.settings import OPENAI_VOICES
+    from speech_mtp.voices.reference import remark
     from speech_mtp.voices.saved import EVERYBODY
 
     codec, own = hub.load_voices(model)
@@ -129,8 +129,8 @@ def add_voice(
         wave = _recording(recording, rate)
         record = _saved(codec).make(EVERYBODY, name, wave, rate, keep_reference=keep_reference)
     print(f"{record.name}: made of {recording}, {record.id}")
-    if hub.voices_heard(model) <= FEW_VOICES:
-        print(f"The model was trained on few voices ({', '.join(own)}): this one sounds near one of them.")
+    if said := remark(own, hub.voices_heard(model)):
+        print(said)
 
 
 @group.command("remove")

@@ -17,9 +17,6 @@ from speech_mtp.types import Sampling
 if TYPE_CHECKING:  # it imports ``transformers``, which takes a second
     from speech_mtp.lm.direct import DirectLM
 
-FEW_VOICES = 8
-"""A model that has heard no more voices makes new ones sound near one of them."""
-
 
 @dataclass
 class SpeechModel:

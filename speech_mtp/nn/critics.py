@@ -53,7 +53,11 @@ class SpectrogramCritics(nn.Module):
         self.critics = nn.ModuleList(SpectrogramCritic(n, width) for n in sizes)
 
     def forward(self, wave: Tensor, only: int | None = None) -> list[tuple[Tensor, list[Tensor]]]:
-        return [critic(wave) for number, critic in enumerate(self.critics) if only in (None, number)]
+        return [critic(wave) for critic in self.due(only)]
+
+    def due(self, only: int | None = None) -> list[nn.Module]:
+        """The critic of that number, or all."""
+        return [*self.critics] if only is None else [self.critics[only]]
 
 
 def critic_loss(critics: SpectrogramCritics, fake: Tensor, real: Tensor, only: int | None = None) -> Tensor:

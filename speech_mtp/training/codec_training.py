@@ -118,7 +118,8 @@ class CodecTraining(Task):
         if self.config.weights.critic > 0 and due:
             fake, real, only = self._judged(fake, real, number)
             loss = critic_loss(self.critics, fake.detach(), real, only)
-            scalars["critics"] = self._update("critics", loss, learning_rate)
+            learning = [p for critic in self.critics.due(only) for p in critic.parameters()]
+            scalars["critics"] = self._update("critics", loss, learning_rate, learning)
             terms["critic"], terms["feature"] = generator_loss(self.critics, fake, real, only)
         total = torch.stack([getattr(self.config.weights, k) * v for k, v in terms.items()]).sum()
         scalars["loss"] = self._update("codec", total, learning_rate)
@@ -134,13 +135,15 @@ class CodecTraining(Task):
         only = number // c.every % len(self.critics.critics) if c.one else None
         return fake[:, start : start + size], real[:, start : start + size], only
 
-    def _update(self, name: str, loss: Tensor, learning_rate: float) -> Tensor:
+    def _update(
+        self, name: str, loss: Tensor, learning_rate: float, parameters: list[nn.Parameter] | None = None
+    ) -> Tensor:
+        """One step of ``parameters``, some of the optimizer's (None: all); the others stand still in every process."""
         optimizer = self.optimizers[name]
         begin_step(optimizer, learning_rate)
         loss.backward()
-        parameters = [p for g in optimizer.param_groups for p in g["params"]]
-        if name == "critics":  # those whose turn it is, the same ones in every process
-            parameters = [p for p in parameters if p.grad is not None]
+        if parameters is None:
+            parameters = [p for g in optimizer.param_groups for p in g["params"]]
         self.workers.average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 5.0)
         optimizer.step()

@@ -6,6 +6,7 @@ of the voice.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -27,6 +28,8 @@ LOUD_BLOCKS = 25
 """Half a second: as loud as the softest of the loudest blocks is loud."""
 BELOW_LOUD = 0.03
 """Blocks that are so much softer than loud ones (-30 dB) are silence."""
+FEW_VOICES = 8
+"""A model that has heard no more voices makes new ones sound near one of them."""
 ABOVE_FLOOR = 2.0
 """Speech is so much louder than what is heard between its words (6 dB)."""
 AROUND = 5
@@ -50,6 +53,13 @@ class Reference:
         timbre = codec.encode(self.speech.to(next(codec.parameters()).device)[None, None]).timbre
         assert timbre is not None
         return timbre[0].float().cpu().clone()
+
+
+def remark(voices: Iterable[str], heard: int) -> str:
+    """What is said of a new voice where a model with ``voices`` of its own has ``heard`` few; else nothing."""
+    if heard > FEW_VOICES:
+        return ""
+    return f"The model was trained on few voices ({', '.join(voices)}): a new one sounds near one of them."
 
 
 def check_timbre(codec: Codec) -> None:

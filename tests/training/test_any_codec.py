@@ -173,10 +173,12 @@ def test_the_whole_way(name: str, folder: Path, backbone: dict[str, Any], monkey
     monkeypatch.setattr(
         codec_report, "codec_report", lambda codec, found, judges, seed: whole(codec, found, EARS, seed)
     )
+    monkeypatch.setattr(codec_report, "words_by_voice", lambda codec, found, judges: {"low": {"words": len(found)}})
     evaluate_codec.eval_codec(
-        Path("c.json"), corpus_dir=[folder / "store"], codec="package", parts="quality", aligner="x"
+        Path("c.json"), corpus_dir=[folder / "store"], codec="package", parts="quality,words", aligner="x"
     )
     report = json.loads(Path("c.json").read_text())
+    assert report["words"] == {"low": {"words": report["utterances"]}}
     assert report["voices"] == ["high", "low"]
     assert (report["swap"] is None) == (codec.spec.timbre_dim == 0)
     assert sum(len(books) for books in report["streams"].values()) == codec.spec.num_streams

@@ -292,6 +292,18 @@ def test_a_killed_package_leaves_the_older_model_whole_and_is_made_again(
     assert not list(folder.glob(".model*"))
 
 
+def test_a_model_tells_of_all_voices_of_its_codes(to_package: Path) -> None:
+    """Also of those that it cannot speak with."""
+    rows = to_package / "codes/rows.jsonl"
+    heard = [json.loads(line) for line in rows.read_text().splitlines()]
+    for row, voice in zip(heard, ("low", "low", "high", "ann"), strict=False):
+        row["voice"] = voice
+    rows.write_text("".join(json.dumps(row) + "\n" for row in heard))
+    run_stage(to_package, "package", out=to_package / "model")
+    config = json.loads((to_package / "model/config.json").read_text())
+    assert (config["voices"], config["voices_heard"]) == (["first"], 3)
+
+
 def test_a_folder_that_is_no_model_is_not_replaced(to_package: Path) -> None:
     (to_package / "notes").mkdir()
     (to_package / "notes" / "config.json").write_text(json.dumps({"kind": "codec"}))

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import torch
 from fastapi import APIRouter, Query
 
-from speech_mtp.lm.bundle import FEW_VOICES
 from speech_mtp.serving.bodies import FORM_LIMITS, StrictRoute, multipart
 from speech_mtp.serving.errors import ApiError
 from speech_mtp.serving.forms import ConsentForm, ConsentName, VoiceForm, content
@@ -16,6 +15,7 @@ from speech_mtp.serving.routes.shared import Client, Service
 from speech_mtp.serving.service import VoiceService
 from speech_mtp.serving.sound_in import decode, refused_as
 from speech_mtp.serving.voices import CONSENT_RATE, MOST_SECONDS, ClientVoices, name_taken, owner_of, refusing
+from speech_mtp.voices.reference import remark
 from speech_mtp.voices.shelf import Record
 
 router = APIRouter(route_class=StrictRoute)
@@ -66,10 +66,8 @@ def shape(record: Record) -> dict[str, Any]:
 
 
 def _note(service: VoiceService) -> dict[str, str]:
-    own = service.names.voices
-    if service.model.voices_heard > FEW_VOICES:
-        return {}
-    return {"note": f"The model was trained on few voices ({', '.join(own)}): a new one sounds near one of them."}
+    said = remark(service.names.voices, service.model.voices_heard)
+    return {"note": said} if said else {}
 
 
 @router.delete("/v1/audio/voices/{voice_id}")
