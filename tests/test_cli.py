@@ -268,7 +268,8 @@ class TestEval:
             assert (texts, opinions) == (["Hello there.", "Good morning."], 1)
             spoken = say(texts[0])  # type: ignore[operator]
             made.append(texts[0])
-            return {"wer": float(len(made)), "rows": [spoken.seconds]}
+            assert spoken.seconds > 0
+            return {"wer": float(len(made)), "rows": [{"errors": 1, "words": 2}, {"errors": 0, "words": 2}]}
 
         monkeypatch.setattr(module, "speech_report", fake)
         Path("lines.txt").write_text("Hello there.\n", encoding="utf-8")
@@ -281,10 +282,55 @@ class TestEval:
         assert set(report["voices"]) == {"low", "high"}
         assert "rows" not in report
         assert report["sampling"]["seed"] == 5
+        files_of = report["voices"]["low"]["files"]
+        assert {name: given["wer"] for name, given in files_of.items()} == {"lines": 0.5, "more": 0.0}
         capsys.readouterr()
+        twice = ["--sentences", "lines.txt", "--sentences", "./lines.txt", "--json", "s.json"]
+        assert "told apart by their names" in refused(monkeypatch, capsys, "eval", "speech", *twice)
         assert "no voice 'x'" in refused(
             monkeypatch, capsys, "eval", "speech", "--sentences", "lines.txt", "--voice", "x", "--json", "s.json"
         )
+
+    def test_other_recognisers_hear_too(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from speech_mtp.evaluation import speech_report as module
+
+        def fake(say: object, texts: list[str], reference: object, judges: Judges, opinions: int | None) -> object:
+            assert list(judges.others) == ["pocketsphinx-en-us"]
+            silence = torch.zeros(24_000)
+            return {"wer": 0.0, "rows": [], "heard": judges.others["pocketsphinx-en-us"](silence, 24_000)}
+
+        monkeypatch.setattr(module, "speech_report", fake)
+        Path("lines.txt").write_text("Hello there.\n", encoding="utf-8")
+        files = ["--sentences", "lines.txt", "--json", "scores.json", "--also-heard-by"]
+        assert run(monkeypatch, "eval", "speech", *files, "pocketsphinx") == 0
+        report = json.loads(Path("scores.json").read_text())
+        assert (report["recogniser"], report["voices"]["low"]["heard"]) == ("whisper-tiny.en", "")
+        capsys.readouterr()
+        for extra, words in (
+            (["pocketsphinx", "--also-heard-by", "pocketsphinx"], "hears already"),
+            (["pocketsphinx", "--recogniser", "pocketsphinx"], "hears already"),
+            (["tests.corpus.sine_teacher:Sine"], "which is no recogniser"),
+        ):
+            assert words in refused(monkeypatch, capsys, "eval", "speech", *files, *extra)
+
+    def test_speakers_are_set_side_by_side(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        voice = {"rows": [{"text": "Hello.", "errors": 0, "words": 1}]}
+        Path("a.json").write_text(json.dumps({"recogniser": "r", "voices": {"heart": voice}}))
+        assert run(monkeypatch, "eval", "speakers", "ours=a.json", "theirs=a.json,a.json", "--json", "o.json") == 0
+        said = capsys.readouterr().out
+        assert "theirs  heart   2     0.00% [0.00%, 0.00%]  +0.00% [+0.00%, +0.00%]" in said
+        assert [row["name"] for row in json.loads(Path("o.json").read_text())["rows"]] == ["ours", "theirs"]
+        for given, words in (
+            (["a.json"], "does not say NAME=FILE"),
+            (["a=a.json", "a=a.json"], "names another"),
+            (["a=b.json"], "b.json cannot be read: No such file"),
+            (["a=o.json"], "o.json is no report of eval speech"),
+        ):
+            assert words in refused(monkeypatch, capsys, "eval", "speakers", *given, "--json", "p.json")
 
     def test_a_teacher_is_reported_as_a_model_is(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

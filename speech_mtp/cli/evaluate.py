@@ -1,12 +1,13 @@
-"""Measuring models: ``eval speech``, ``eval drafts``, ``eval text``, ``eval
+"""Measuring models: ``eval speech``, ``eval speakers``, ``eval drafts``, ``eval text``, ``eval
 completion``, ``eval objectives``, ``eval tokenizers``."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,6 +42,8 @@ from speech_mtp.cli.shared import (
 from speech_mtp.progress import Telling
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from speech_mtp.evaluation.judges import Judges
     from speech_mtp.lm.bundle import SpeechModel
     from speech_mtp.streaming.timed import Utterance
@@ -77,16 +80,22 @@ def eval_speech(
     stream_temperatures: StreamTemperatures = None,
     best_of: BestOf = 1,
     recogniser: Recogniser = None,
+    also_heard_by: Annotated[
+        list[str] | None, typer.Option(help="A second recogniser, whose word errors are told too; may be repeated.")
+    ] = None,
     threads: Threads = None,
 ) -> None:
     """Word errors, success, opinion scores, speaker similarity and speed; the worst voice's figures come first."""
     check_output(out, (".json",))
     from speech_mtp import audio
-    from speech_mtp.evaluation.speech_report import speech_report
+    from speech_mtp.evaluation.speech_report import speech_report, word_rate
 
-    texts = [text for path in sentences for text in _texts(path)]
+    files = {path: _texts(path) for path in sentences}
+    if len({path.stem for path in files}) < len(sentences):
+        raise ValueError("Files of --sentences are told apart by their names; give each once, under another name.")
+    texts = [text for found in files.values() for text in found]
     recording = audio.read(reference, mono=True) if reference else None
-    judges, judge = judges_of(recogniser)
+    judges, judge = judges_of(recogniser, also_heard_by or ())
     speakers: dict[str, Callable[[str], Utterance]]
     if teacher is None:
         loaded = load_model(model, backbone, threads=threads, lexicon=lexicon)
@@ -105,8 +114,12 @@ def eval_speech(
     reports = {}
     for name, say in speakers.items():
         known = recording or (_recording_of(model, name) if teacher is None else None)
-        reports[name] = speech_report(say, texts, known, judges, opinions)
-        print(f"{name}: {summary(reports[name])}", flush=True)
+        report = speech_report(say, texts, known, judges, opinions)
+        if len(files) > 1:  # easy and hard sentences differ more than models do
+            rows = iter(report["rows"])
+            report["files"] = {path.stem: word_rate(list(islice(rows, len(found)))) for path, found in files.items()}
+        reports[name] = report
+        print(f"{name}: {summary(report)}", flush=True)
     worst = max(reports, key=lambda name: reports[name]["wer"])
     figures = {k: v for k, v in reports[worst].items() if k != "rows"}
     write_report(out, {**who, "voice": worst, **figures, **settings, "voices": reports})
@@ -157,20 +170,28 @@ def _teachers(spec: str, voice: str | None, seed: int) -> dict[str, Callable[[st
     return {name: partial(say, name) for name in names}
 
 
-def judges_of(recogniser: str | None) -> tuple[Judges, str]:
-    """The judges, of which ``recogniser`` transcribes, and its name."""
-    from speech_mtp import plugins
-    from speech_mtp.evaluation.judge_input import judge_wave
+def judges_of(recogniser: str | None, others: Sequence[str] = ()) -> tuple[Judges, str]:
+    """The judges, of which ``recogniser`` transcribes, and its name; ``others`` are heard beside it."""
     from speech_mtp.evaluation.judges import Judges, check_installed
-    from speech_mtp.frontends.base import Recogniser as Frontend
 
     check_installed()
-    if recogniser is None:
-        return Judges(), "whisper-tiny.en"
-    heard = plugins.build("frontends", only("recogniser", recogniser))
-    if not isinstance(heard, Frontend):
-        raise ValueError(f"--recogniser is {recogniser!r}, which is no recogniser; name one of frontends.")
-    return Judges(transcribe=lambda wave, rate: heard.transcribe(judge_wave(wave, rate)).text), heard.name
+    more = [_recogniser("also-heard-by", spec) for spec in others]
+    name, transcribe = _recogniser("recogniser", recogniser) if recogniser else ("whisper-tiny.en", None)
+    names = [name, *(other for other, _ in more)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--also-heard-by names a recogniser that hears already: {', '.join(names)}; leave it out.")
+    return (Judges(transcribe, others=dict(more)) if transcribe else Judges(others=dict(more))), name
+
+
+def _recogniser(option: str, spec: str) -> tuple[str, Callable[[Tensor, int], str]]:
+    from speech_mtp import plugins
+    from speech_mtp.evaluation.judge_input import judge_wave
+    from speech_mtp.frontends.base import Recogniser as Frontend
+
+    found = plugins.build("frontends", only(option, spec))
+    if not isinstance(found, Frontend):
+        raise ValueError(f"--{option} is {spec!r}, which is no recogniser; name one of frontends.")
+    return found.name, lambda wave, rate: found.transcribe(judge_wave(wave, rate)).text
 
 
 def _recording_of(model: str, voice: str) -> tuple[Any, int] | None:
@@ -179,6 +200,29 @@ def _recording_of(model: str, voice: str) -> tuple[Any, int] | None:
 
     paths = [hub.find_model(model) / "voices" / f"{voice}{suffix}" for suffix in audio.FORMATS]
     return next((audio.read(path, mono=True) for path in paths if path.is_file()), None)
+
+
+@group.command("speakers")
+def eval_speakers(
+    contenders: Annotated[
+        list[str], typer.Argument(help="NAME=FILE,FILE: reports of eval speech on the same sentences.")
+    ],
+    out: Annotated[Path, typer.Option("--json", help="File for the report.")],
+) -> None:
+    """Models and teachers side by side, by what eval speech has told of them; the first is what others are compared
+    with."""
+    check_output(out, (".json",))
+    from speech_mtp.evaluation.speech_study import compare, comparison_table
+
+    sides: dict[str, list[Path]] = {}
+    for given in contenders:
+        name, equals, files = given.partition("=")
+        if not (name and equals and files) or name in sides:
+            raise ValueError(f"{given!r} does not say NAME=FILE, or names another; write tiny-en=a.json,b.json.")
+        sides[name] = [Path(file) for file in files.split(",")]
+    report = compare(sides)
+    print(comparison_table(report))
+    write_report(out, report)
 
 
 @group.command("drafts")
@@ -240,8 +284,6 @@ def eval_text(
 ) -> None:
     """Held-out loss of a language model: nats a token and bits a byte, for any tokenizer."""
     check_output(out, (".json",))
-    from itertools import islice
-
     from speech_mtp import plugins
     from speech_mtp.corpus.document_store import held_out
     from speech_mtp.evaluation.marginal import Between, ahead_report

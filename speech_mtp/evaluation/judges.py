@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -30,7 +30,7 @@ class Judges:
     """Each takes ``(wave [S], sample_rate)``.
 
     ``transcribe`` gives text, ``opinion`` the overall DNSMOS, ``second_opinion`` the score of DistillMOS, ``embed`` a
-    speaker vector and ``pitch`` a log-F0 track.
+    speaker vector and ``pitch`` a log-F0 track. ``others`` transcribe too, by their names.
     """
 
     transcribe: Callable[[Tensor, int], str] = transcribe
@@ -38,6 +38,7 @@ class Judges:
     second_opinion: Callable[[Tensor, int], float] = distill_mos
     embed: Callable[[Tensor, int], Tensor] = speaker_embedding
     pitch: Callable[[Tensor, int], Tensor] = log_f0
+    others: Mapping[str, Callable[[Tensor, int], str]] = field(default_factory=dict)
 
     def speaker(self, wave: Tensor, sample_rate: int) -> Tensor | None:
         """The speaker vector of generated audio; None if no speech is found in it: a result, not a fault."""

@@ -6,7 +6,7 @@ The report knows no model: it is handed a function that speaks a sentence and te
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -51,7 +51,8 @@ def speech_report(
     """Aggregates, the worst sentences and one row per sentence (``rows``), all of it plain JSON.
 
     Opinion scores, which take most of the time, are those of the first ``opinions`` sentences (None: of all); the other
-    rows have none. ``wer_interval`` holds 95 % of the bootstrap samples of the sentences.
+    rows have none. ``wer_interval`` holds 95 % of the bootstrap samples of the sentences. What each of the other
+    recognisers hears has its own word errors (``others``, by name, in the report and in each row).
     ``reference`` is a wave of the voice with its rate; without one, utterances are compared with the mean of the others
     (``similarity_to`` says which). Rates are fractions, times are in the unit of their name. An utterance in which no
     speech is found has ``similarity`` None and counts as 0. Raises ``ValueError`` for no sentences,
@@ -72,6 +73,8 @@ def speech_report(
     for row, similarity in zip(rows, _similarities(speakers, anchor), strict=True):
         row["similarity"] = similarity
     report = _aggregate(rows, total_errors(errors))
+    if judges.others:
+        report["others"] = {name: word_rate([row["others"][name] for row in rows]) for name in judges.others}
     report["similarity_to"] = "mean of the other utterances" if anchor is None else "reference"
     report["worst"] = sorted(rows, key=lambda row: (row["wer"], row["cer"]), reverse=True)[:NUM_WORST]
     return {**report, "rows": rows}
@@ -92,6 +95,7 @@ def _judge(
         "errors": found.errors,
         "words": found.words,
         "finish_reason": spoken.finish.reason,
+        **({"others": _heard_by(text, spoken, judges)} if judges.others else {}),
         "success": spoken.finish.reason == "stop" and last_word_heard(text, heard),
         "dnsmos": judges.opinion(wave, rate) if opinion else None,
         "distill_mos": judges.second_opinion(wave, rate) if opinion else None,
@@ -102,6 +106,21 @@ def _judge(
         "steps": spoken.steps,
     }
     return row, found, judges.speaker(wave, rate)
+
+
+def _heard_by(text: str, spoken: Spoken, judges: Judges) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, transcribe in judges.others.items():
+        heard = transcribe(spoken.wave, spoken.sample_rate)
+        errors = word_errors(text, heard)
+        found[name] = {"heard": heard, "errors": errors.errors, "words": errors.words}
+    return found
+
+
+def word_rate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Word errors of ``rows`` over their words (``wer``), and the interval of that by the bootstrap over rows."""
+    found = estimate(torch.tensor([[row["errors"], row["words"]] for row in rows]), ratio)
+    return {"wer": found["value"], "wer_interval": found["interval"]}
 
 
 def _similarities(speakers: list[Tensor | None], anchor: Tensor | None) -> list[float | None]:
@@ -129,8 +148,7 @@ def _aggregate(rows: list[dict[str, Any]], errors: WordErrors) -> dict[str, Any]
     return {
         "sentences": len(rows),
         "seconds": total("seconds"),
-        "wer": errors.wer,
-        "wer_interval": estimate(torch.tensor([[row["errors"], row["words"]] for row in rows]), ratio)["interval"],
+        **word_rate(rows),
         "cer": errors.cer,
         "success_rate": total("success") / len(rows),
         "finish_reasons": dict(Counter(row["finish_reason"] for row in rows)),

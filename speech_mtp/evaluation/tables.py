@@ -1,4 +1,4 @@
-"""Reports of text decoding as tables of plain text."""
+"""Tables of plain text: what their cells look like, and those of text decoding."""
 
 from __future__ import annotations
 
@@ -51,6 +51,17 @@ def aligned(title: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in every
     )
+
+
+def form(value: float | None, spec: str) -> str:
+    """A figure, or ``-`` where there is none."""
+    return "-" if value is None else format(value, spec)
+
+
+def within(figure: Mapping[str, Any], spec: str) -> str:
+    """An estimate (:func:`speech_mtp.evaluation.intervals.estimate`): its value and, in brackets, its interval."""
+    low, high = (format(end, spec) for end in figure["interval"])
+    return f"{format(figure['value'], spec)} [{low}, {high}]"
 
 
 def _counts(found: Mapping[str, Any]) -> list[Any]:

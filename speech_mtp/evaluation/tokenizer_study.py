@@ -18,7 +18,7 @@ import torch
 from speech_mtp import plugins
 from speech_mtp.evaluation.intervals import estimate, ratio
 from speech_mtp.evaluation.objective_study import curve
-from speech_mtp.evaluation.tables import aligned
+from speech_mtp.evaluation.tables import aligned, form, within
 
 BASE = "coupled"
 """The codec that others are compared with, unless another is named."""
@@ -223,11 +223,11 @@ def study_table(report: Mapping[str, Any]) -> str:
 def _codec_cells(found: Mapping[str, Any]) -> list[str]:
     equal = found.get("equal")
     return [
-        _form(found.get("bits_per_second"), ".0f"),
-        _form(found.get("round_trip_wer"), "+.2%"),
-        _form(found.get("round_trip_dnsmos"), ".2f"),
-        "-" if equal is None else _within(equal, ".1%"),
-        _form(found.get("entropy"), ".0f"),
+        form(found.get("bits_per_second"), ".0f"),
+        form(found.get("round_trip_wer"), "+.2%"),
+        form(found.get("round_trip_dnsmos"), ".2f"),
+        "-" if equal is None else within(equal, ".1%"),
+        form(found.get("entropy"), ".0f"),
     ]
 
 
@@ -236,21 +236,12 @@ def _talker_cells(found: Mapping[str, Any]) -> list[str]:
     best = {name: max((head[name] for head in heads), default=None) for name in ("first_code", "first_frame")}
     return [
         str(len(found["seeds"])),
-        _form(found.get("talker"), ".1f"),
-        _within(found["wer"], ".2%") if "wer" in found else "-",
-        _within(found["against"], "+.2%") if "against" in found else "-",
-        _form(found.get("success"), ".1%"),
-        _form(found.get("dnsmos"), ".2f"),
-        _form(found.get("similarity"), ".3f"),
-        _form(best["first_code"], ".1%"),
-        _form(best["first_frame"], ".1%"),
+        form(found.get("talker"), ".1f"),
+        within(found["wer"], ".2%") if "wer" in found else "-",
+        within(found["against"], "+.2%") if "against" in found else "-",
+        form(found.get("success"), ".1%"),
+        form(found.get("dnsmos"), ".2f"),
+        form(found.get("similarity"), ".3f"),
+        form(best["first_code"], ".1%"),
+        form(best["first_frame"], ".1%"),
     ]
-
-
-def _form(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _within(figure: Mapping[str, Any], form: str) -> str:
-    low, high = (format(end, form) for end in figure["interval"])
-    return f"{format(figure['value'], form)} [{low}, {high}]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -50,6 +50,21 @@ def judges(heard: list[str], speaker: Callable[[Tensor], Tensor] | None = None) 
         embed=lambda wave, rate: speaker(wave) if speaker else torch.tensor([1.0, 0.0]),
         pitch=lambda wave, rate: torch.arange(10.0),
     )
+
+
+def test_other_recognisers_count_words_of_their_own() -> None:
+    heard = judges(SENTENCES)
+    other = iter(["the dog ran", "we had soup", ""])
+    report = speech_report(
+        lambda text: Said(torch.ones(1000)), SENTENCES, judges=replace(heard, others={"deaf": lambda *_: next(other)})
+    )
+    assert report["wer"] == 0
+    assert report["others"]["deaf"]["wer"] == pytest.approx(5 / 11)
+    low, high = report["others"]["deaf"]["wer_interval"]
+    assert low < 5 / 11 < high
+    assert report["rows"][2]["others"]["deaf"] == {"heard": "", "errors": 4, "words": 4}
+    assert report["success_rate"] == 1
+    assert "others" not in speech_report(lambda text: Said(torch.ones(1000)), SENTENCES, judges=judges(SENTENCES))
 
 
 def test_a_judge_that_is_missing_is_named_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
