@@ -4,6 +4,7 @@
 # and what is done is left alone. About ten core-hours.
 #   recipes/objectives/study.sh                        all
 #   SEEDS="0" recipes/objectives/study.sh token_order prophet       some
+#   COMPILE=true recipes/objectives/study.sh                        in two thirds of the time, with a C++ compiler
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 study="${STUDY:-runs/objectives/study}"
@@ -21,7 +22,7 @@ complete() { speech-mtp eval completion "$1" --json "$2" --functions "$functions
 for seed in ${SEEDS:-0 1 2}; do
     for name in "${names[@]}"; do
         out="$study/$name/$seed"
-        more=("run.out=$out" "run.loop.seed=$seed" "run.task.seed=$seed")
+        more=("run.out=$out" "run.loop.seed=$seed" "run.task.seed=$seed" "run.task.compile=${COMPILE:-false}")
         case "$name" in
         distill)
             [ -d "$study/teacher/export" ] || train teacher "run.out=$study/teacher"

@@ -27,7 +27,8 @@ for name in "${names[@]}"; do
         [ ${#more[@]} -eq 0 ] || speech-mtp train recipes/tokenizer/features.yaml "run.data=$data" "run.out=$study/features"
         recipe "$name" "run.out=$out/codec" "run.data=$data" "${more[@]}"
     fi
-    [ -f "$out/codec.json" ] || speech-mtp eval codec --codec "$out/codec/export" --corpus "$dev" --json "$out/codec.json"
+    [ -f "$out/codec.json" ] || speech-mtp eval codec --codec "$out/codec/export" --corpus "$dev" \
+        --per-voice "${PER_VOICE:-50}" --json "$out/codec.json"
     # One aligner for all, so that talkers differ by their codes alone.
     [ -f "$out/codes/codes.safetensors" ] || speech-mtp train recipes/tiny_en/encode.yaml "run.data=$data" \
         "run.codec=$out/codec/export" "run.out=$out/codes" run.aligner=tiny-en

@@ -186,6 +186,7 @@ def _agreement(codec: Codec, encoded: list[_Encoded], rng: random.Random, max_pa
     return {"pairs": min(max_pairs, len(same)), "same_sentence": mean(same), "chance": mean(other)}
 
 
+@torch.inference_mode()  # codes of `encode` may not be asked for gradients
 def code_agreement(codec: Codec, first: Codes, second: Codes) -> float:
     """Share of steps of a dynamic-time-warping path on which both have the same code of the first stream.
 

@@ -16,6 +16,7 @@ pytest.importorskip("jiwer", reason="needs the eval extra")
 pytest.importorskip("whisper_normalizer", reason="needs the eval extra")
 
 from speech_mtp import audio
+from speech_mtp.codecs.coupled import Coupled
 from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.corpus.samples import from_corpus, from_folder
 from speech_mtp.corpus.store import AudioStoreWriter
@@ -211,6 +212,14 @@ def test_agreement_is_found_through_a_change_of_tempo() -> None:
 
     assert code_agreement(CODEC, codes(content), codes(slow)) == 1.0
     assert code_agreement(CODEC, codes(content), codes(other)) == 0.0
+
+
+def test_agreement_of_a_codec_whose_books_are_trained() -> None:
+    codec = Coupled.tiny()
+    wave = torch.randn(2, 1, 9_600, generator=torch.Generator().manual_seed(0))
+    first, second = (codec.encode(one[None]) for one in wave)
+    assert code_agreement(codec, first, first) == 1.0
+    assert 0 <= code_agreement(codec, first, second) <= 1
 
 
 def test_the_swap_test_tells_timbre_from_content() -> None:
