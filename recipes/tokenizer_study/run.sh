@@ -11,8 +11,6 @@ cd "$(dirname "$0")/../.."
 study="${STUDY:-runs/tokenizer_study}"
 data="${DATA:-[runs/spoken]}"
 dev="${DEV:-runs/store}" # recordings that no codec was trained on, as a store
-sentences="${SENTENCES:-recipes/corpus/dev_sentences.txt}" # words of all are judged, and the sound of the first 120
-patterns="${MORE_SENTENCES-recipes/corpus/dev_patterns.txt}"
 names=("$@")
 [ $# -gt 0 ] || names=(coupled coupled_four coupled_one semi_decoupled semi_decoupled_phonemes
     encodec mimi decoupled decoupled2)
@@ -37,21 +35,8 @@ for name in "${names[@]}"; do
         "run.out=$study/units"
     for seed in ${SEEDS:-0}; do
         for group in ${GROUPS_OF:-5}; do
-            run="$out/g$group/$seed"
-            advance=$((group * 2 < 4 ? 4 : group * 2)) stall=$((30 / group))
-            [ -d "$run/talker/export" ] || recipe talker "run.out=$run/talker" "run.codes=[$out/codes]" \
-                "run.units=$study/units" "run.model.frames_per_group=$group" "run.loop.seed=$seed" \
-                "run.task.seed=$seed" "run.model.layout={name: aligned, max_advance: $advance, ahead: 10, max_stall: $stall}"
-            [ -d "$run/heads/export" ] || recipe heads "run.lm=$run/talker/export" \
-                "run.codes=[$out/codes]" "run.units=$study/units" "run.out=$run/heads" "run.loop.seed=$seed"
-            [ -d "$run/model" ] || speech-mtp train recipes/tiny_en/package.yaml "run.out=$run/model" \
-                "run.lm=$run/talker/export" "run.codes=[$out/codes]" "run.codec=$out/codec/export" \
-                run.storage=fp32 run.card=recipes/tiny_en/CARD.md
-            [ -f "$run/drafts.json" ] || speech-mtp eval drafts --model "$run/model" --sentences "$sentences" \
-                --limit 60 --decoded 12 --heads "$run/heads/export/eagle3,$run/heads/export/medusa" \
-                --json "$run/drafts.json"
-            [ -f "$run/speech.json" ] || speech-mtp eval speech --model "$run/model" --sentences "$sentences" \
-                ${patterns:+--sentences "$patterns"} --opinions 120 --json "$run/speech.json"
+            recipes/tokenizer_study/talker.sh "$out/g$group/$seed" "$out/codes" "$study/units" "$out/codec/export" \
+                "$group" "$seed"
         done
     done
 done

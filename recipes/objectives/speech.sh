@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Objectives and curricula of speech: the small talker of recipes/tokenizer_study on the codes of one of its codecs, the
+# same text and steps for each; what each gives goes to runs/objectives/speech/<name>/g<frames of a group>/<seed>.
+# About forty minutes of a core each, after that codec (recipes/tokenizer_study/run.sh decoupled2).
+#   recipes/objectives/speech.sh
+#   SEEDS="0 1" OF=runs/tokenizer_study/decoupled recipes/objectives/speech.sh next_group frames_forward     some
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+study="${STUDY:-runs/objectives/speech}"
+of="${OF:-runs/tokenizer_study/decoupled2}"
+names=("$@")
+[ $# -gt 0 ] || names=(next_group frames_forward frames_reverse frames_plateau known_pairs)
+
+for name in "${names[@]}"; do
+    groups="5" changes=()
+    case "$name" in
+    next_group) groups="5 2" ;;
+    frames_forward) changes=("run.objective={name: frames, curriculum: forward}") ;;
+    frames_reverse) changes=("run.objective={name: frames, curriculum: reverse}") ;;
+    # The last frame's time must come: each phase ends at the latest when the loss, all frames', stands still.
+    frames_plateau) changes=("run.objective={name: frames, curriculum: {name: forward, plateau: 150}}" run.loop.evaluate_every=50) ;;
+    # Two frames as an id: in parallel, one loss, and only pairs that occur in the corpus are drawn (RPG).
+    known_pairs) groups="2" changes=(run.objective=codes run.model.output=known "run.task.weights={control: 1.0, codes: 4.0}") ;;
+    *) echo "There is no objective of speech $name; see the names in $0." >&2 && exit 1 ;;
+    esac
+    mkdir -p "$study/$name"
+    cp "$of/codec.json" "$study/$name/codec.json"
+    for seed in ${SEEDS:-0}; do
+        for group in $groups; do
+            recipes/tokenizer_study/talker.sh "$study/$name/g$group/$seed" "$of/codes" "$(dirname "$of")/units" \
+                "$of/codec/export" "$group" "$seed" "${changes[@]}"
+        done
+    done
+done
+speech-mtp eval tokenizers "$study" --base next_group --json "$study/table.json" --plot "$study/bars.png"

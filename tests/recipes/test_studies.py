@@ -1,0 +1,61 @@
+"""The scripts of studies: every call is one that the command line takes, and what it reads was made before."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.recipes.calls import RECIPES, check_calls, clone, told
+
+TALKER = ["lm", "speech_mtp", "package", "drafts", "speech"]
+
+
+def test_codecs_are_trained_measured_and_spoken(tmp_path: Path) -> None:
+    calls = told(clone(tmp_path), "tokenizer_study/run.sh", "coupled", "mimi", GROUPS_OF="5 1", MORE_SENTENCES="")
+    kinds = check_calls(tmp_path, calls, {"runs/spoken", "runs/store"})
+    coupled = ["coupled_codec", "codec", "encode", "units", *TALKER, *TALKER]
+    assert kinds == [*coupled, "features", "waveform_codec", "codec", "encode", *TALKER, *TALKER, "tokenizers"]
+    talkers = [call for call in calls if call[1].endswith("/talker.yaml")]
+    assert "run.model.frames_per_group=1" in talkers[1]
+    assert not any("recipes/corpus/dev_patterns.txt" in call for call in calls)
+
+
+def test_objectives_of_speech_are_those_of_one_codec(tmp_path: Path) -> None:
+    clone(tmp_path)
+    source = tmp_path / "runs/tokenizer_study/decoupled2"
+    source.mkdir(parents=True)
+    (source / "codec.json").write_text("{}")
+    there = {f"runs/tokenizer_study/{name}" for name in ("units", "decoupled2/codes", "decoupled2/codec/export")}
+    calls = told(tmp_path, "objectives/speech.sh")
+    kinds = check_calls(tmp_path, calls, there)
+    assert kinds == [*TALKER * 6, "tokenizers"]
+    objectives = [
+        [word for word in call if word.startswith("run.objective=")] for call in calls if "talker.yaml" in call[1]
+    ]
+    assert [bool(words) for words in objectives] == [False, False, True, True, True, True]
+    assert (tmp_path / "runs/objectives/speech/known_pairs/codec.json").is_file()
+
+
+def test_an_objective_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    script = str(clone(tmp_path) / "recipes/objectives/speech.sh")
+    done = subprocess.run(["bash", script, "frames_foward"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no objective of speech frames_foward" in done.stderr
+
+
+def test_objectives_of_text_are_trained_completed_and_probed(tmp_path: Path) -> None:
+    calls = told(clone(tmp_path), "objectives/study.sh", SEEDS="0", COMPILE="true")
+    kinds = check_calls(tmp_path, calls, set())
+    assert kinds[:6] == ["documents", "trunk", "text", "completion", "trunk", "completion"]
+    assert kinds.count("text") == 15
+    assert kinds[-1] == "objectives"
+    trunks = [call for call in calls if call[0] == "train" and "run.loop.seed=0" in call and "probe" not in call[1]]
+    assert all("run.task.compile=true" in call for call in trunks)
+
+
+@pytest.mark.parametrize("script", sorted(RECIPES.rglob("*.sh")), ids=lambda path: path.relative_to(RECIPES).as_posix())
+def test_scripts_can_be_run(script: Path) -> None:
+    assert script.stat().st_mode & 0o100
+    subprocess.run(["bash", "-n", str(script)], check=True)
