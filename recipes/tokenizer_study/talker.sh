@@ -4,7 +4,7 @@
 #   talker.sh RUN CODES UNITS CODEC FRAMES_OF_A_GROUP SEED [key=value ...]     key=value: of talker.yaml
 set -euo pipefail
 run="$1" codes="$2" units="$3" codec="$4" group="$5" seed="$6"
-sentences="${SENTENCES:-recipes/corpus/dev_sentences.txt}" # words of all are judged, and the sound of the first 120
+sentences="${SENTENCES:-recipes/corpus/dev_sentences.txt}" # words of all are judged, the sound of some
 patterns="${MORE_SENTENCES-recipes/corpus/dev_patterns.txt}"
 cd "$(dirname "$0")/../.."
 
@@ -22,4 +22,4 @@ advance=$((group * 2 < 4 ? 4 : group * 2)) stall=$((30 / group))
 [ -f "$run/drafts.json" ] || speech-mtp eval drafts --model "$run/model" --sentences "$sentences" --limit 60 \
     --decoded 12 --heads "$run/heads/export/eagle3,$run/heads/export/medusa" --json "$run/drafts.json"
 [ -f "$run/speech.json" ] || speech-mtp eval speech --model "$run/model" --sentences "$sentences" \
-    ${patterns:+--sentences "$patterns"} --opinions 120 --json "$run/speech.json"
+    ${patterns:+--sentences "$patterns"} --opinions "${OPINIONS:-120}" --json "$run/speech.json"

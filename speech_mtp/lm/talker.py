@@ -83,7 +83,7 @@ class Talker(nn.Module):
     ) -> LMOutput:
         """``index [B, T]``, ``mask [B, 1, T, S]`` bool (True: may look). With a cache, S is its size. A tap k is what
         enters block k, -1 the top after the final norm."""
-        x = self.dropout(x)
+        x = self.dropout(x.to(self.norm.weight.dtype))  # where products are in bfloat16, the sum of layers is not
         found: dict[int, Tensor] = {}
         for i, block in enumerate(self.blocks):
             found[i] = x

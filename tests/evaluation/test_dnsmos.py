@@ -19,6 +19,10 @@ def test_noise_scores_low_and_loud_audio_is_accepted() -> None:
     noisy = dnsmos(torch.randn(len(speech), generator=torch.Generator().manual_seed(0)) * 0.1, 24000)
     assert clean.overall > 2.5 > noisy.overall
     assert clean.p808 > noisy.p808
+    theirs = pytest.importorskip("speechmos.dnsmos").run(judge_wave(speech, 24000), 16_000)
+    ours = dnsmos(speech, 24000)
+    assert ours.overall == pytest.approx(theirs["ovrl_mos"], abs=1e-4)
+    assert ours.p808 == pytest.approx(theirs["p808_mos"], abs=1e-4)
 
 
 def test_the_second_opinion_tells_speech_from_noise(capsys: pytest.CaptureFixture[str]) -> None:
