@@ -297,9 +297,9 @@ class TestEval:
         from speech_mtp.evaluation import speech_report as module
 
         def fake(say: object, texts: list[str], reference: object, judges: Judges, opinions: int | None) -> object:
-            assert list(judges.others) == ["pocketsphinx-en-us"]
+            assert list(judges.others) == ["pocketsphinx"]
             silence = torch.zeros(24_000)
-            return {"wer": 0.0, "rows": [], "heard": judges.others["pocketsphinx-en-us"](silence, 24_000)}
+            return {"wer": 0.0, "rows": [], "heard": judges.others["pocketsphinx"](silence, 24_000)}
 
         monkeypatch.setattr(module, "speech_report", fake)
         Path("lines.txt").write_text("Hello there.\n", encoding="utf-8")
@@ -309,8 +309,8 @@ class TestEval:
         assert (report["recogniser"], report["voices"]["low"]["heard"]) == ("whisper-tiny.en", "")
         capsys.readouterr()
         for extra, words in (
-            (["pocketsphinx", "--also-heard-by", "pocketsphinx"], "hears already"),
-            (["pocketsphinx", "--recogniser", "pocketsphinx"], "hears already"),
+            (["pocketsphinx", "--also-heard-by", "pocketsphinx"], "named twice"),
+            (["pocketsphinx", "--recogniser", "pocketsphinx"], "named twice"),
             (["tests.corpus.sine_teacher:Sine"], "which is no recogniser"),
         ):
             assert words in refused(monkeypatch, capsys, "eval", "speech", *files, *extra)
@@ -320,14 +320,19 @@ class TestEval:
     ) -> None:
         voice = {"rows": [{"text": "Hello.", "errors": 0, "words": 1}]}
         Path("a.json").write_text(json.dumps({"recogniser": "r", "voices": {"heart": voice}}))
-        assert run(monkeypatch, "eval", "speakers", "ours=a.json", "theirs=a.json,a.json", "--json", "o.json") == 0
+        for name in ("b.json", "c.json"):
+            Path(name).write_bytes(Path("a.json").read_bytes())
+        assert run(monkeypatch, "eval", "speakers", "ours=a.json", "theirs=b.json,c.json", "--json", "o.json") == 0
         said = capsys.readouterr().out
         assert "theirs  heart   2     0.00% [0.00%, 0.00%]  +0.00% [+0.00%, +0.00%]" in said
         assert [row["name"] for row in json.loads(Path("o.json").read_text())["rows"]] == ["ours", "theirs"]
         for given, words in (
             (["a.json"], "does not say NAME=FILE"),
-            (["a=a.json", "a=a.json"], "names another"),
-            (["a=b.json"], "b.json cannot be read: No such file"),
+            (["a="], "does not say NAME=FILE"),
+            (["a=a.json", "a=b.json"], "a is named twice"),
+            (["a=a.json", "b=./a.json"], "given twice"),
+            (["a=p.json"], "to be written over"),
+            (["a=none.json"], "none.json cannot be read: No such file"),
             (["a=o.json"], "o.json is no report of eval speech"),
         ):
             assert words in refused(monkeypatch, capsys, "eval", "speakers", *given, "--json", "p.json")

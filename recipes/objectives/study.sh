@@ -4,7 +4,7 @@
 # and what is done is left alone. About ten core-hours.
 #   recipes/objectives/study.sh                        all
 #   SEEDS="0" recipes/objectives/study.sh token_order prophet       some
-#   COMPILE=true recipes/objectives/study.sh                        in two thirds of the time, with a C++ compiler
+#   COMPILE=true recipes/objectives/study.sh                        a whole study, in less time; needs a C++ compiler
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 study="${STUDY:-runs/objectives/study}"
@@ -25,7 +25,7 @@ for seed in ${SEEDS:-0 1 2}; do
         more=("run.out=$out" "run.loop.seed=$seed" "run.task.seed=$seed" "run.task.compile=${COMPILE:-false}")
         case "$name" in
         distill)
-            [ -d "$study/teacher/export" ] || train teacher "run.out=$study/teacher"
+            [ -d "$study/teacher/export" ] || train teacher "run.out=$study/teacher" "run.task.compile=${COMPILE:-false}"
             more+=("run.objective.teacher=$study/teacher/export")
             ;;
         trunk_more | concept | trunk_own) more+=("run.model=$study/trunk/$seed/export") ;;

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # One talker of a study, by name of what is done: trained, a draft head before it trained, packaged, both measured. What
 # is done is left alone, what was cut off goes on.
-#   talker.sh RUN CODES UNITS CODEC FRAMES_OF_A_GROUP SEED [key=value ...]     key=value: of talker.yaml
+#   talker.sh RUN CODES UNITS CODEC FRAMES_OF_A_GROUP SEED [key=value ...]
+# Paths are from the root of the repository; key=value are changes of talker.yaml.
 set -euo pipefail
+[ $# -ge 6 ] || { echo "talker.sh needs RUN CODES UNITS CODEC FRAMES_OF_A_GROUP SEED; see its first lines." >&2 && exit 1; }
 run="$1" codes="$2" units="$3" codec="$4" group="$5" seed="$6"
 sentences="${SENTENCES:-recipes/corpus/dev_sentences.txt}" # words of all are judged, the sound of some
 patterns="${MORE_SENTENCES-recipes/corpus/dev_patterns.txt}"

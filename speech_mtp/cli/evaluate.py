@@ -81,7 +81,7 @@ def eval_speech(
     best_of: BestOf = 1,
     recogniser: Recogniser = None,
     also_heard_by: Annotated[
-        list[str] | None, typer.Option(help="A second recogniser, whose word errors are told too; may be repeated.")
+        list[str] | None, typer.Option(help="A second recogniser, whose words are in the report too; may be repeated.")
     ] = None,
     threads: Threads = None,
 ) -> None:
@@ -92,7 +92,7 @@ def eval_speech(
 
     files = {path: _texts(path) for path in sentences}
     if len({path.stem for path in files}) < len(sentences):
-        raise ValueError("Files of --sentences are told apart by their names; give each once, under another name.")
+        raise ValueError("Files of --sentences are told apart by their names without the ending; give each its own.")
     texts = [text for found in files.values() for text in found]
     recording = audio.read(reference, mono=True) if reference else None
     judges, judge = judges_of(recogniser, also_heard_by or ())
@@ -171,19 +171,21 @@ def _teachers(spec: str, voice: str | None, seed: int) -> dict[str, Callable[[st
 
 
 def judges_of(recogniser: str | None, others: Sequence[str] = ()) -> tuple[Judges, str]:
-    """The judges, of which ``recogniser`` transcribes, and its name; ``others`` are heard beside it."""
+    """The judges, of which ``recogniser`` transcribes, and what it is called: as it was named, for its settings count.
+    ``others`` are heard beside it."""
     from speech_mtp.evaluation.judges import Judges, check_installed
 
     check_installed()
-    more = [_recogniser("also-heard-by", spec) for spec in others]
-    name, transcribe = _recogniser("recogniser", recogniser) if recogniser else ("whisper-tiny.en", None)
-    names = [name, *(other for other, _ in more)]
+    names = [recogniser or "whisper-tiny.en", *others]
     if len(set(names)) < len(names):
-        raise ValueError(f"--also-heard-by names a recogniser that hears already: {', '.join(names)}; leave it out.")
-    return (Judges(transcribe, others=dict(more)) if transcribe else Judges(others=dict(more))), name
+        raise ValueError(f"A recogniser is named twice: {', '.join(names)}; leave one out.")
+    more = {spec: _recogniser("also-heard-by", spec) for spec in others}
+    if recogniser is None:
+        return Judges(others=more), names[0]
+    return Judges(_recogniser("recogniser", recogniser), others=more), names[0]
 
 
-def _recogniser(option: str, spec: str) -> tuple[str, Callable[[Tensor, int], str]]:
+def _recogniser(option: str, spec: str) -> Callable[[Tensor, int], str]:
     from speech_mtp import plugins
     from speech_mtp.evaluation.judge_input import judge_wave
     from speech_mtp.frontends.base import Recogniser as Frontend
@@ -191,7 +193,7 @@ def _recogniser(option: str, spec: str) -> tuple[str, Callable[[Tensor, int], st
     found = plugins.build("frontends", only(option, spec))
     if not isinstance(found, Frontend):
         raise ValueError(f"--{option} is {spec!r}, which is no recogniser; name one of frontends.")
-    return found.name, lambda wave, rate: found.transcribe(judge_wave(wave, rate)).text
+    return lambda wave, rate: found.transcribe(judge_wave(wave, rate)).text
 
 
 def _recording_of(model: str, voice: str) -> tuple[Any, int] | None:
@@ -216,10 +218,18 @@ def eval_speakers(
 
     sides: dict[str, list[Path]] = {}
     for given in contenders:
-        name, equals, files = given.partition("=")
-        if not (name and equals and files) or name in sides:
-            raise ValueError(f"{given!r} does not say NAME=FILE, or names another; write tiny-en=a.json,b.json.")
-        sides[name] = [Path(file) for file in files.split(",")]
+        name, _, listed_files = given.partition("=")
+        files = [Path(file) for file in listed_files.split(",") if file]
+        if not name or not files:
+            raise ValueError(f"{given!r} does not say NAME=FILE; write tiny-en=a.json,b.json.")
+        if name in sides:
+            raise ValueError(f"{name} is named twice; put its reports behind one name, with commas between.")
+        sides[name] = files
+    every = [file.resolve() for files in sides.values() for file in files]
+    twice = next((file for file in every if every.count(file) > 1), None)
+    if twice or out.resolve() in every:
+        where = "given twice" if twice else "to be written over"
+        raise ValueError(f"The report {twice or out} is {where}; give each once, and another file to --json.")
     report = compare(sides)
     print(comparison_table(report))
     write_report(out, report)

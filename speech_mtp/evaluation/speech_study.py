@@ -13,13 +13,17 @@ from speech_mtp.evaluation.intervals import estimate, ratio
 from speech_mtp.evaluation.tables import aligned, form, within
 
 DEFINITIONS = {
-    "wer": "word errors over the words of all voices and runs",
-    "against": "the difference to the first contender, paired by sentence: of the mean errors of a run",
-    "others": "word errors by other recognisers",
-    "files": "word errors by file of sentences",
-    "success": "share of utterances that end by themselves with their last word",
-    "rtf": "seconds of computing a second of sound",
-    "ttfa_ms_p50": "milliseconds until the first sound, median",
+    "runs": "every voice of every report",
+    "wer": "word errors over the words of all runs",
+    "against": "the difference to the first contender: of the mean errors of a run over its words, paired by sentence",
+    "by": "word errors by other recognisers",
+    "of": "word errors by file of sentences, mean over runs",
+    "success_rate": "share of utterances that end by themselves with their last word, mean over runs",
+    "dnsmos": "overall DNSMOS, mean over runs",
+    "distill_mos": "score of DistillMOS, mean over runs",
+    "similarity": "cosine of speaker vectors, mean over runs; none where runs were compared with different things",
+    "rtf": "seconds of computing a second of sound, mean over runs",
+    "ttfa_ms_p50": "milliseconds until the first sound: mean over runs of their medians",
     "interval": "holds 95 % of 1,000 bootstrap samples of the sentences",
 }
 MEANS = ("success_rate", "dnsmos", "distill_mos", "similarity", "rtf", "ttfa_ms_p50")
@@ -28,37 +32,61 @@ MEANS = ("success_rate", "dnsmos", "distill_mos", "similarity", "rtf", "ttfa_ms_
 def compare(contenders: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
     """A row for each contender of its reports, as plain JSON; every voice of every report is a run.
 
-    Raises ValueError for a file that is no such report, for sentences that a run lacks, and for words that were
-    judged by others: none of that can be set side by side.
+    Raises ValueError for a file that is no such report, for other sentences, words that another recogniser heard, and
+    opinions of other numbers of sentences: none of that can be set side by side.
     """
     runs = {name: [run for path in paths for run in _runs(path)] for name, paths in contenders.items()}
-    _check_alike(runs)
+    _check_alike([run for found in runs.values() for run in found])
     first, *_ = runs
-    rows = [{"name": name, **_row(found, [] if name == first else runs[first])} for name, found in runs.items()]
-    return {"rows": rows, "definitions": DEFINITIONS}
+    rows = [
+        {
+            "name": name,
+            "reports": [str(path) for path in contenders[name]],
+            **_row(found, [] if name == first else runs[first]),
+        }
+        for name, found in runs.items()
+    ]
+    one = runs[first][0]
+    about = {name: one[name] for name in ("recogniser", "opinions")}
+    return {**about, "sentences": len(one["rows"]), "rows": rows, "definitions": DEFINITIONS}
 
 
 def _runs(path: Path) -> list[dict[str, Any]]:
     try:
         report = json.loads(path.read_text("utf-8"))
-        voices = report["voices"]
-        return [{**voices[name], "voice": name, "path": path, "recogniser": report["recogniser"]} for name in voices]
+        found = [
+            {**figures, "voice": voice, "path": path, "recogniser": report["recogniser"]}
+            for voice, figures in report["voices"].items()
+        ]
+        whole = all(
+            run["rows"] and all({"text", "errors", "words"} <= row.keys() for row in run["rows"]) for run in found
+        )
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no report of eval speech; check the path, or make it again.") from error
+    if not found or not whole:
+        raise ValueError(f"{path} holds no voice with its sentences; make it again with eval speech.")
+    for run in found:
+        run["opinions"] = sum(row.get("dnsmos") is not None for row in run["rows"])
+    return found
 
 
-def _check_alike(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    every = [run for found in runs.values() for run in found]
-    first = every[0]
-    for run in every:
+def _check_alike(runs: Sequence[Mapping[str, Any]]) -> None:
+    first = runs[0]
+    for run in runs:
+        where = f"{run['path']} and {first['path']}"
         if _texts(run) != _texts(first):
-            raise ValueError(f"{run['path']} and {first['path']} are of other sentences; let both say the same.")
+            raise ValueError(f"{where} are of other sentences, or in another order; let both say the same.")
         if run["recogniser"] != first["recogniser"]:
             raise ValueError(
-                f"Words were heard by {first['recogniser']} in {first['path']} and by {run['recogniser']} in "
-                f"{run['path']}; measure both with one (--recogniser)."
+                f"{where} were heard by {run['recogniser']} and {first['recogniser']}; measure both with one "
+                "(--recogniser)."
+            )
+        if run["opinions"] != first["opinions"]:
+            raise ValueError(
+                f"{where} have opinions of {run['opinions']} and {first['opinions']} sentences; measure both with the "
+                "same --opinions."
             )
 
 
@@ -74,20 +102,25 @@ def _row(runs: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]) -
         words = [row["words"] for row in runs[0]["rows"]]
         sums = torch.tensor(list(zip(mine, theirs, words, strict=True)))
         found["against"] = estimate(sums, lambda t: (t[..., 0] - t[..., 1]) / t[..., 2])
-    found["others"] = {
+    found["by"] = {
         name: _rate([[row["others"][name] for row in run["rows"]] for run in runs])
         for name in runs[0].get("others", {})
         if all(name in run.get("others", {}) for run in runs)
     }
-    found["files"] = {
+    found["of"] = {
         name: sum(run["files"][name]["wer"] for run in runs) / len(runs)
         for name in runs[0].get("files", {})
         if all(name in run.get("files", {}) for run in runs)
     }
-    for name in MEANS:
-        values = [run[name] for run in runs if run.get(name) is not None]
-        found[name] = sum(values) / len(values) if values else None
-    return found
+    found["similarity_to"] = sorted({run["similarity_to"] for run in runs if "similarity_to" in run})
+    alike = len(found["similarity_to"]) <= 1
+    return found | {name: _mean(runs, name) if alike or name != "similarity" else None for name in MEANS}
+
+
+def _mean(runs: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """None where a run has no such figure."""
+    values = [run.get(name) for run in runs]
+    return None if None in values else sum(value for value in values if value is not None) / len(values)
 
 
 def _rate(runs: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -103,28 +136,36 @@ def _mean_errors(runs: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def comparison_table(report: Mapping[str, Any]) -> str:
-    """A line for each contender."""
+    """A line for each contender. Similarities stand there if all are to the same."""
     rows = report["rows"]
-    others, files = ([*dict.fromkeys(name for row in rows for name in row[key])] for key in ("others", "files"))
-    title = ["", "voices", "runs", "WER", "against", *(f"WER, {name}" for name in (*others, *files))]
+    by, of = ([*dict.fromkeys(name for row in rows for name in row[key])] for key in ("by", "of"))
+    title = [
+        "",
+        "voices",
+        "runs",
+        "WER",
+        "against",
+        *(f"WER by {name}" for name in by),
+        *(f"WER of {name}" for name in of),
+    ]
     title += ["ends with its last word", "DNSMOS", "DistillMOS", "similarity", "RTF", "first sound, ms"]
-    return aligned(title, [_cells(row, others, files) for row in rows])
+    alike = len({to for row in rows for to in row["similarity_to"]}) <= 1
+    return aligned(title, [_cells(row, by, of, alike) for row in rows])
 
 
-def _cells(row: Mapping[str, Any], others: Sequence[str], files: Sequence[str]) -> list[str]:
-    heard = [within(row["others"][name], ".2%") if name in row["others"] else "-" for name in others]
+def _cells(row: Mapping[str, Any], by: Sequence[str], of: Sequence[str], alike: bool) -> list[str]:
     return [
         row["name"],
         " ".join(row["voices"]),
         str(row["runs"]),
         within(row["wer"], ".2%"),
         within(row["against"], "+.2%") if "against" in row else "-",
-        *heard,
-        *(form(row["files"].get(name), ".2%") for name in files),
+        *(within(row["by"][name], ".2%") if name in row["by"] else "-" for name in by),
+        *(form(row["of"].get(name), ".2%") for name in of),
         form(row["success_rate"], ".1%"),
         form(row["dnsmos"], ".2f"),
         form(row["distill_mos"], ".2f"),
-        form(row["similarity"], ".3f"),
+        form(row["similarity"] if alike else None, ".3f"),
         form(row["rtf"], ".3f"),
         form(row["ttfa_ms_p50"], ".0f"),
     ]

@@ -58,7 +58,7 @@ def test_another_recogniser_hears_the_words() -> None:
     usual, name = judges_of(None)
     assert name == "whisper-tiny.en"
     judges, name = judges_of("tests.training.ear:Ear")
-    assert name == "ear"
+    assert name == "tests.training.ear:Ear"
     assert judges.transcribe(torch.zeros(480), 24_000) == ""
     assert judges.opinion is usual.opinion
     with pytest.raises(ValueError, match="give one of them"):

@@ -19,11 +19,24 @@ STUB = """#!/usr/bin/env bash
 for word in "$@"; do printf '%s\\t' "$word"; done >> "$NOTES"
 echo >> "$NOTES"
 for word in "$@"; do
-    case "$word" in run.out=*) out="${word#run.out=}"; mkdir -p "$out"; touch "$out/made.json" "$out/index.json" ;; esac
+    case "$word" in run.out=*)
+        out="${word#run.out=}"
+        mkdir -p "$out/export"
+        touch "$out/made.json" "$out/index.json" "$out/codes.safetensors" ;;
+    esac
     [ "$last" != --json ] || { mkdir -p "$(dirname "$word")"; touch "$word"; }
     last="$word"
 done
 """
+
+
+READ = ("sentences", "model", "heads", "head", "codec", "corpus_dir", "folder")
+"""What measures read."""
+
+
+def _each(value: object) -> list[object]:
+    """The several that a value may name."""
+    return [*value] if isinstance(value, list | tuple) else [*str(value).split(",")]
 
 
 def clone(folder: Path) -> Path:
@@ -49,18 +62,24 @@ def check_calls(folder: Path, calls: list[list[str]], there: set[str]) -> list[s
     ``there``, in ``folder``, or was made before."""
     made = {Path(name) for name in there}
     kinds = []
+
+    def check(paths: list[Path], words: list[str]) -> None:
+        missing = [path for path in paths if not (path in made or (folder / path).exists())]
+        assert missing == [], words
+
     for first, *words in calls:
         if first == "train":
             stage = settings.load(folder / words[0], TrainConfig, words[1:]).run
             needed = [Path(name) for _, name in inputs(stage) if name != "tiny-en"]
-            missing = [path for path in needed if not (path in made or (folder / path).exists())]
-            assert missing == [], words
-            heads = [stage.out / "export" / name for name in getattr(stage, "heads", ())]
+            check(needed, words)
+            heads = [stage.out / "export" / name for name in getattr(stage, "heads", ["head"])]
             made |= {stage.out, stage.out / "export", *heads}
             kinds.append(stage.kind)
         else:
             assert first == "eval", words
             group = typer.main.get_command(app).commands["eval"]  # type: ignore[attr-defined]
-            group.commands[words[0]].make_context(words[0], words[1:])
+            given = group.commands[words[0]].make_context(words[0], words[1:]).params
+            read = (given.get(name) for name in READ)
+            check([Path(str(path)) for value in read if value is not None for path in _each(value)], words)
             kinds.append(words[0])
     return kinds

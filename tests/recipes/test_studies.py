@@ -19,13 +19,15 @@ def test_codecs_are_trained_measured_and_spoken(tmp_path: Path) -> None:
     assert kinds == [*coupled, "features", "waveform_codec", "codec", "encode", *TALKER, *TALKER, "tokenizers"]
     talkers = [call for call in calls if call[1].endswith("/talker.yaml")]
     assert "run.model.frames_per_group=1" in talkers[1]
+    again = told(tmp_path, "tokenizer_study/run.sh", "coupled", "mimi", GROUPS_OF="5 1", MORE_SENTENCES="")
+    assert [call[:2] for call in again] == [["eval", "tokenizers"]]
     assert not any("recipes/corpus/dev_patterns.txt" in call for call in calls)
 
 
 def test_objectives_of_speech_are_those_of_one_codec(tmp_path: Path) -> None:
     clone(tmp_path)
     source = tmp_path / "runs/tokenizer_study/decoupled2"
-    source.mkdir(parents=True)
+    (source / "codes").mkdir(parents=True)
     (source / "codec.json").write_text("{}")
     there = {f"runs/tokenizer_study/{name}" for name in ("units", "decoupled2/codes", "decoupled2/codec/export")}
     calls = told(tmp_path, "objectives/speech.sh")
@@ -35,14 +37,25 @@ def test_objectives_of_speech_are_those_of_one_codec(tmp_path: Path) -> None:
         [word for word in call if word.startswith("run.objective=")] for call in calls if "talker.yaml" in call[1]
     ]
     assert [bool(words) for words in objectives] == [False, False, True, True, True, True]
-    assert (tmp_path / "runs/objectives/speech/known_pairs/codec.json").is_file()
+    assert (tmp_path / "runs/objectives/speech/decoupled2/known_pairs/codec.json").is_file()
 
 
-def test_an_objective_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    script = str(clone(tmp_path) / "recipes/objectives/speech.sh")
-    done = subprocess.run(["bash", script, "frames_foward"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "no objective of speech frames_foward" in done.stderr
+def test_what_cannot_work_is_refused_before_any_work(tmp_path: Path) -> None:
+    folder = clone(tmp_path)
+    for script, words, said in (
+        (
+            "objectives/speech.sh",
+            ["next_group", "frames_foward"],
+            "no objective of speech frames_foward; known: next_group",
+        ),
+        ("objectives/speech.sh", [], "runs/tokenizer_study/decoupled2 is no codec of a study"),
+        ("tokenizer_study/talker.sh", ["runs/x"], "talker.sh needs RUN CODES UNITS"),
+    ):
+        command = ["bash", str(folder / "recipes" / script), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert said in done.stderr
+    assert not (folder / "runs").exists()
 
 
 def test_objectives_of_text_are_trained_completed_and_probed(tmp_path: Path) -> None:
