@@ -279,6 +279,13 @@ def test_without_wheel_and_network_it_fails_at_once(tmp_path: Path, monkeypatch:
         hub.resolve_backbone(SHA, {**source, "hub": None}, cache_dir=tmp_path)
 
 
+def test_the_packaged_backbone_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbones, "resolve_backbone", lambda fingerprint, source: Path(fingerprint))
+    assert hub.find_backbone("packaged") == hub.find_backbone() == hub.find_backbone("packaged", "no/model")
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a hub id"):
+        hub.find_backbone("packaged/x/y")
+
+
 def test_only_a_backbone_of_a_listed_fingerprint_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finding, "download", offline)
     (tmp_path / "model.safetensors").write_bytes(b"full precision")

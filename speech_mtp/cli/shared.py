@@ -210,7 +210,7 @@ def load_text_lm(
     lm: TextLM = TextLM.from_folder(folder, getattr(torch, precision.dtype), device=place)
     if precision.blocks is None:
         return lm.prepare(keep_layers, compile=compile, invariant=precision.invariant)
-    source = hub.backbone_source() if backbone is None else None
+    source = hub.backbone_source() if backbone in (None, hub.PACKAGED) else None
     return hub.into_blocks(lm, folder, precision.blocks, source, compile=compile)
 
 

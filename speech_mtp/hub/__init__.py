@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from speech_mtp.files import cache_folder
 from speech_mtp.hub.backbones import (
+    PACKAGED,
     backbone_source,
     block_weights,
     convert_gguf,
@@ -51,6 +52,7 @@ __all__ = [
     "DIRECT",
     "HEADS",
     "OWN_G2P",
+    "PACKAGED",
     "TALKER",
     "TOKENIZER",
     "VOICES",

@@ -65,6 +65,8 @@ def resolve_backbone(
     )
 
 
+PACKAGED = "packaged"
+"""Names the language model of the packaged model in place of a folder or hub id."""
 _LAYOUT = 2  # of the tiles in block files, and of how weights are rounded; another number makes them anew
 
 
@@ -172,13 +174,14 @@ def _bars_on_a_terminal(work: str) -> Iterator[None]:
 
 
 def find_backbone(name: str | None = None, model: str | Path | None = None) -> Path:
-    """The folder of a language model: a folder or hub id, or (None) the backbone of ``model`` (None: the default one).
+    """The folder of a language model: a folder or hub id, or ``packaged`` for the backbone of the packaged model. Without
+    a name it is that of ``model`` (None: the packaged one).
 
     Errors as for :func:`resolve_backbone`, and ValueError for a model of the direct form.
     """
-    if name is not None:
+    if name is not None and name != PACKAGED:
         return _language_model(name)
-    config, _ = model_settings(find_model(model or DEFAULT_MODEL))
+    config, _ = model_settings(find_model((None if name else model) or DEFAULT_MODEL))
     if config["form"] == DIRECT:
         raise ValueError(f"The model {model} has learned to speak and writes no text; name a --backbone folder.")
     return resolve_backbone(config["backbone"]["sha256"], config["backbone"])

@@ -316,8 +316,8 @@ class ContinuationsRun(Stage):
 
 class TrunkRun(Stage):
     """Train a trunk of text on ``documents``, the folder of the stage of that name. ``model`` are the sizes of one that
-    begins from nothing, or the folder or hub id of a Llama to go on with; the documents' tokenizer must then be its
-    own.
+    begins from nothing, or the folder or hub id of a Llama to go on with (``packaged``: the packaged one); the
+    documents' tokenizer must then be its own.
 
     The result is a plain Hugging Face folder, ``out/export``. ``objective`` names a plug-in of ``objectives``.
     """

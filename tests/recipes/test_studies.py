@@ -68,6 +68,17 @@ def test_objectives_of_text_are_trained_completed_and_probed(tmp_path: Path) -> 
     assert all("run.task.compile=true" in call for call in trunks)
 
 
+def test_smollm2_is_gone_on_with_and_measured_before(tmp_path: Path) -> None:
+    calls = told(clone(tmp_path), "objectives/smollm2.sh")
+    kinds = check_calls(tmp_path, calls, {"packaged"})
+    measured = ["text", "trunk", "completion"]
+    assert kinds == ["documents", *measured, *["trunk", *measured] * 3]
+    assert [call[2] for call in calls if call[1] == "completion"][:2] == [
+        "packaged",
+        "runs/objectives/smollm2/smollm2/0/export",
+    ]
+
+
 @pytest.mark.parametrize("script", sorted(RECIPES.rglob("*.sh")), ids=lambda path: path.relative_to(RECIPES).as_posix())
 def test_scripts_can_be_run(script: Path) -> None:
     assert script.stat().st_mode & 0o100
