@@ -174,8 +174,8 @@ def _bars_on_a_terminal(work: str) -> Iterator[None]:
 
 
 def find_backbone(name: str | None = None, model: str | Path | None = None) -> Path:
-    """The folder of a language model: a folder or hub id, or ``packaged`` for the backbone of the packaged model. Without
-    a name it is that of ``model`` (None: the packaged one).
+    """The folder of a language model: a folder or hub id, or ``packaged`` for the backbone of the packaged model.
+    Without a name it is that of ``model`` (None: the packaged one).
 
     Errors as for :func:`resolve_backbone`, and ValueError for a model of the direct form.
     """
