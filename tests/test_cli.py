@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ from speech_mtp.cli.shared import standard_input
 from speech_mtp.evaluation.judges import Judges
 from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.lm.units import UnitMaker
-from speech_mtp.streaming.timed import speak_timed
+from speech_mtp.streaming.timed import Utterance, speak_timed
 from speech_mtp.text.lexicon import Lexicon
+from speech_mtp.types import Finish
 from tests.cli import running
 from tests.cli.running import run
 from tests.tiny import tiny_model
@@ -263,9 +265,10 @@ class TestEval:
         made: list[str] = []
 
         def fake(
-            say: object, texts: list[str], reference: object, judges: object, opinions: int | None
+            say: object, texts: list[str], reference: object, judges: object, opinions: int | None, *rest: object
         ) -> dict[str, object]:
             assert (texts, opinions) == (["Hello there.", "Good morning."], 1)
+            assert rest[1] == ("low", "high")[len(made)]
             spoken = say(texts[0])  # type: ignore[operator]
             made.append(texts[0])
             assert spoken.seconds > 0
@@ -296,7 +299,7 @@ class TestEval:
     ) -> None:
         from speech_mtp.evaluation import speech_report as module
 
-        def fake(say: object, texts: list[str], reference: object, judges: Judges, opinions: int | None) -> object:
+        def fake(say: object, texts: list[str], reference: object, judges: Judges, *rest: object) -> object:
             assert list(judges.others) == ["pocketsphinx"]
             silence = torch.zeros(24_000)
             return {"wer": 0.0, "rows": [], "heard": judges.others["pocketsphinx"](silence, 24_000)}
@@ -314,6 +317,38 @@ class TestEval:
             (["tests.corpus.sine_teacher:Sine"], "which is no recogniser"),
         ):
             assert words in refused(monkeypatch, capsys, "eval", "speech", *files, *extra)
+
+    def test_what_was_judged_before_a_stop_is_not_judged_again(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        spoken: list[str] = []
+
+        def say(name: str, text: str, stop: int) -> Utterance:
+            if len(spoken) == stop:
+                raise KeyboardInterrupt
+            spoken.append(f"{name} {text}")
+            return Utterance(0.1 * torch.ones(24_000), 24_000, [], 5, 5, Finish("stop"), 0.1, 0.1)
+
+        def voices(stop: int) -> None:
+            made = {name: partial(say, name, stop=stop) for name in ("low", "high")}
+            monkeypatch.setattr(evaluate, "_voices_of", lambda *_: made)
+
+        judges = Judges(lambda *_: "one", lambda *_: 3.0, lambda *_: 4.0, lambda wave, _: wave[:2] / wave[:2].norm())
+        monkeypatch.setattr(evaluate, "judges_of", lambda *_: (judges, "nobody"))
+        Path("lines.txt").write_text("One.\nTwo.\n", encoding="utf-8")
+        command = ["eval", "speech", "--sentences", "lines.txt", "--json", "s.json"]
+        voices(stop=3)
+        assert run(monkeypatch, *command) != 0
+        assert sorted(path.name for path in Path.cwd().iterdir()) == ["lines.txt", "s.jsonl"]
+        capsys.readouterr()
+        said = running.refused(monkeypatch, capsys, *command, "--seed", "8")
+        assert "s.jsonl holds measurements with another setting of sampling; remove it" in said
+        voices(stop=9)
+        assert run(monkeypatch, *command) == 0
+        assert spoken == ["low One.", "low Two.", "high One.", "high Two."]
+        assert sorted(path.name for path in Path.cwd().iterdir()) == ["lines.txt", "s.json"]
+        report = json.loads(Path("s.json").read_text())
+        assert (report["wer"], report["similarity"]) == (0.5, pytest.approx(1.0))
 
     def test_speakers_are_set_side_by_side(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -3,6 +3,8 @@ completion``, ``eval objectives``, ``eval tokenizers``."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -85,9 +87,13 @@ def eval_speech(
     ] = None,
     threads: Threads = None,
 ) -> None:
-    """Word errors, success, opinion scores, speaker similarity and speed; the worst voice's figures come first."""
+    """Word errors, success, opinion scores, speaker similarity and speed; the worst voice's figures come first.
+
+    Until the report is whole, what was judged is kept beside it as .jsonl, and a run that was cut off goes on.
+    """
     check_output(out, (".json",))
-    from speech_mtp import audio
+    from speech_mtp import audio, hub
+    from speech_mtp.evaluation.journal import Journal
     from speech_mtp.evaluation.speech_report import speech_report, word_rate
 
     files = {path: _texts(path) for path in sentences}
@@ -111,10 +117,16 @@ def eval_speech(
             raise ValueError(f"--{given} is of a model that speaks; leave it out with --teacher.")
         speakers = _teachers(teacher, voice, seed or 0)
         who, settings = {"teacher": teacher}, {"recogniser": judge, "seed": seed or 0}
+    made_of = {
+        "files": _digest(hub.find_model(model)) if teacher is None else None,
+        "texts": texts,
+        "opinions": opinions,
+    }
+    journal = Journal(out.with_suffix(".jsonl"), {**who, **settings, **made_of, "also_heard_by": also_heard_by or []})
     reports = {}
     for name, say in speakers.items():
         known = recording or (_recording_of(model, name) if teacher is None else None)
-        report = speech_report(say, texts, known, judges, opinions)
+        report = speech_report(say, texts, known, judges, opinions, journal, name)
         if len(files) > 1:  # easy and hard sentences differ more than models do
             rows = iter(report["rows"])
             report["files"] = {path.stem: word_rate(list(islice(rows, len(found)))) for path, found in files.items()}
@@ -123,6 +135,14 @@ def eval_speech(
     worst = max(reports, key=lambda name: reports[name]["wer"])
     figures = {k: v for k, v in reports[worst].items() if k != "rows"}
     write_report(out, {**who, "voice": worst, **figures, **settings, "voices": reports})
+    journal.path.unlink()
+
+
+def _digest(folder: Path) -> str:
+    """Another one when a file of the model has changed."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    seen = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
 def _texts(path: Path) -> list[str]:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from speech_mtp.evaluation.intervals import estimate, ratio
+from speech_mtp.evaluation.journal import Journal
 from speech_mtp.evaluation.judges import Judges
 from speech_mtp.evaluation.last_word import last_word_heard
 from speech_mtp.evaluation.latency import delays, real_time_factor
 from speech_mtp.evaluation.speaker_similarity import speaker_similarity
-from speech_mtp.evaluation.wer import WordErrors, total_errors, word_errors
+from speech_mtp.evaluation.wer import word_errors
 from speech_mtp.progress import progress
 from speech_mtp.types import Finish
 
@@ -47,6 +49,8 @@ def speech_report(
     reference: tuple[Tensor, int] | None = None,
     judges: Judges | None = None,
     opinions: int | None = None,
+    journal: Journal | None = None,
+    voice: str = "",
 ) -> dict[str, Any]:
     """Aggregates, the worst sentences and one row per sentence (``rows``), all of it plain JSON.
 
@@ -55,24 +59,24 @@ def speech_report(
     recognisers hears has its own word errors (``others``, by name, in the report and in each row).
     ``reference`` is a wave of the voice with its rate; without one, utterances are compared with the mean of the others
     (``similarity_to`` says which). Rates are fractions, times are in the unit of their name. An utterance in which no
-    speech is found has ``similarity`` None and counts as 0. Raises ``ValueError`` for no sentences,
-    and for a reference without speech.
+    speech is found has ``similarity`` None and counts as 0. Sentences that ``journal`` holds for ``voice`` are not
+    spoken again. Raises ``ValueError`` for no sentences, and for a reference without speech.
     """
     if not sentences:
         raise ValueError("There are no sentences to evaluate; give a file with one sentence a line.")
     judges = judges or Judges()
-    rows: list[dict[str, Any]] = []
-    errors: list[WordErrors] = []
-    speakers: list[Tensor | None] = []
-    for i, text in enumerate(progress(sentences, "speech", "sentence")):
-        row, found, speaker = _judge(text, say(text), judges, opinions is None or i < opinions)
-        rows.append(row)
-        errors.append(found)
-        speakers.append(speaker)
+    judged = [line for line in journal.rows if line["voice"] == voice] if journal else []
+    for i, text in enumerate(progress(sentences[len(judged) :], "speech", "sentence"), start=len(judged)):
+        line = {"voice": voice, **_judge(text, say(text), judges, opinions is None or i < opinions)}
+        if journal:
+            journal.add(line)
+        judged.append(line)
+    rows: list[dict[str, Any]] = [line["row"] for line in judged]
+    speakers = [None if line["speaker"] is None else torch.tensor(line["speaker"]) for line in judged]
     anchor = None if reference is None else judges.embed(*reference)
-    for row, similarity in zip(rows, _similarities(speakers, anchor), strict=True):
-        row["similarity"] = similarity
-    report = _aggregate(rows, total_errors(errors))
+    similarities = _similarities(speakers, anchor)
+    rows = [{**row, "similarity": similarity} for row, similarity in zip(rows, similarities, strict=True)]
+    report = _aggregate(rows)
     if judges.others:
         report["others"] = {name: word_rate([row["others"][name] for row in rows]) for name in judges.others}
     report["similarity_to"] = "mean of the other utterances" if anchor is None else "reference"
@@ -80,20 +84,19 @@ def speech_report(
     return {**report, "rows": rows}
 
 
-def _judge(
-    text: str, spoken: Spoken, judges: Judges, opinion: bool
-) -> tuple[dict[str, Any], WordErrors, Tensor | None]:
+def _judge(text: str, spoken: Spoken, judges: Judges, opinion: bool) -> dict[str, Any]:
+    """The ``row`` of an utterance and its ``speaker`` vector."""
     wave, rate = spoken.wave, spoken.sample_rate
     heard = judges.transcribe(wave, rate)
     found = word_errors(text, heard)
     seconds = len(wave) / rate
+    speaker = judges.speaker(wave, rate)
     row = {
         "text": text,
         "heard": heard,
         "wer": found.wer,
         "cer": found.cer,
-        "errors": found.errors,
-        "words": found.words,
+        **asdict(found),
         "finish_reason": spoken.finish.reason,
         **({"others": _heard_by(text, spoken, judges)} if judges.others else {}),
         "success": spoken.finish.reason == "stop" and last_word_heard(text, heard),
@@ -105,7 +108,7 @@ def _judge(
         "ttfa_ms": 1000 * spoken.first_audio_s,
         "steps": spoken.steps,
     }
-    return row, found, judges.speaker(wave, rate)
+    return {"row": row, "speaker": None if speaker is None else speaker.tolist()}
 
 
 def _heard_by(text: str, spoken: Spoken, judges: Judges) -> dict[str, dict[str, Any]]:
@@ -136,7 +139,7 @@ def _similarities(speakers: list[Tensor | None], anchor: Tensor | None) -> list[
     return scores
 
 
-def _aggregate(rows: list[dict[str, Any]], errors: WordErrors) -> dict[str, Any]:
+def _aggregate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     def total(key: str) -> float:
         return sum(row[key] or 0.0 for row in rows)
 
@@ -149,7 +152,7 @@ def _aggregate(rows: list[dict[str, Any]], errors: WordErrors) -> dict[str, Any]
         "sentences": len(rows),
         "seconds": total("seconds"),
         **word_rate(rows),
-        "cer": errors.cer,
+        "cer": total("char_errors") / total("chars"),
         "success_rate": total("success") / len(rows),
         "finish_reasons": dict(Counter(row["finish_reason"] for row in rows)),
         "opinions": sum(row["dnsmos"] is not None for row in rows),

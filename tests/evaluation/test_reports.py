@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.corpus.samples import from_corpus, from_folder
 from speech_mtp.corpus.store import AudioStoreWriter
 from speech_mtp.evaluation.codec_report import Sample, code_agreement, codec_report, words_by_voice
+from speech_mtp.evaluation.journal import Journal
 from speech_mtp.evaluation.judges import Judges, check_installed
 from speech_mtp.evaluation.speech_report import speech_report
 from speech_mtp.plugins import MissingExtra
@@ -66,6 +68,25 @@ def test_other_recognisers_count_words_of_their_own() -> None:
     assert report["rows"][2]["others"]["deaf"] == {"heard": "", "errors": 4, "words": 4}
     assert report["success_rate"] == 1
     assert "others" not in speech_report(lambda text: Said(torch.ones(1000)), SENTENCES, judges=judges(SENTENCES))
+
+
+def test_a_report_that_was_cut_off_is_the_same(tmp_path: Path) -> None:
+    """But for the times, which are those of the first run where a sentence was judged."""
+    heard = ["the dog ran home", "we had soap", "it is late now"]
+    speakers = [torch.tensor([1.0, 0.0]), torch.tensor([0.6, 0.8]), torch.tensor([0.0, 1.0])]
+
+    def report(journal: Journal | None, first: int, stop: int = 3) -> dict[str, Any]:
+        left = iter(range(first, stop))
+        found = iter(speakers[first:])
+        ears = judges(heard[first:], lambda wave: next(found))
+        return speech_report(lambda text: Said(torch.ones(1000 + next(left))), SENTENCES, None, ears, 2, journal, "v")
+
+    whole = report(None, 0)
+    with pytest.raises((StopIteration, RuntimeError)):
+        report(Journal(tmp_path / "j", {}), 0, stop=2)
+    assert report(Journal(tmp_path / "j", {}), 2) == whole
+    assert report(Journal(tmp_path / "j", {}), 3) == whole
+    assert [row["similarity"] for row in whole["rows"]] == pytest.approx([0.316, 0.99, 0.447], abs=0.01)
 
 
 def test_a_judge_that_is_missing_is_named_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
