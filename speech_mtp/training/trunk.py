@@ -9,6 +9,8 @@ next token alone, whatever the objective, so that objectives compare.
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +87,14 @@ class TrunkTask(Task):
             self.modules["objective"] = self.objective.to(device)
         self.parameters = [p for module in self.modules.values() for p in module.parameters()]
         self.optimizers = {"trunk": adamw(self.parameters, config.weight_decay)}
+        if (
+            config.compile
+            and device.type == "cpu"
+            and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
+        ):
+            raise ValueError(
+                "task.compile needs a C++ compiler on a CPU, and there is none; install g++, or leave it out."
+            )
         self._trunk: Any = torch.compile(lm) if config.compile else lm
 
     def step(self, number: int, learning_rate: float) -> Mapping[str, float | Tensor]:

@@ -286,6 +286,13 @@ def test_a_trunk_from_nothing_becomes_a_hugging_face_folder(tmp_path: Path) -> N
     assert more["loss"] < scores["loss"] + 0.05
 
 
+def test_compiling_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents(tmp_path)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler"):
+        run(recipe(tmp_path, task={"batch": 4, "length": 32, "compile": True}))
+
+
 def test_a_llama_of_somebody_else_is_trained_further(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "llama")
     documents(tmp_path)
