@@ -146,13 +146,14 @@ class CodecTask(SourceFilterTask):
     def encode(self, batch: CodecBatch, timbre: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Values of content and prosody ``[B, F, D]``, and their terms.
 
-        The content of some is heard on a warped frequency axis or, with ``views``, by another view.
+        The content of some is heard on a warped frequency axis or, with ``views`` when their time has come, by another
+        view.
         """
         c, codec = self.config, self.codec
         terms: dict[str, Tensor] = {}
         with mixed(c.amp, self.device):
             mel, low, mask = codec.features(batch.wave, batch.lengths)
-            if c.views is None:
+            if c.views is None or self.number < c.views.after:
                 changed = torch.rand(len(mel), device=mel.device) < c.warp_share
                 spread = c.warp * torch.randn(len(mel), device=mel.device).clamp(-2, 2)
                 raw = codec.content(warp_frequency(mel, 1 + spread * changed), mask).float()

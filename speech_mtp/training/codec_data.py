@@ -77,12 +77,12 @@ class CodecTaskConfig:
 
     ``ctc_prior`` is the power of the label priors of both phoneme losses (:mod:`speech_mtp.nn.ctc`; 0: plain CTC).
 
-    With ``views`` there is no warp: every utterance is heard a second time as :class:`Views` perturb it, for the terms
-    ``consistency`` and ``codes``, and the decoder hears a share of the utterances by that view alone. A voice is drawn
-    with a probability that goes as its number of utterances to ``voice_power``. ``predicted_share`` of the crops are
-    decoded with the predicted pitch and ``drop_detail`` of them without the stream of that name, ``ema`` is the decay
-    of the weight average that is evaluated and exported (0: the last weights), and with ``on_device`` all audio lies in
-    the memory of the device."""
+    With ``views``, from their step ``after`` on, there is no warp: every utterance is heard a second time as
+    :class:`Views` perturb it, for the terms ``consistency`` and ``codes``, and the decoder hears a share of the
+    utterances by that view alone. A voice is drawn with a probability that goes as its number of utterances to
+    ``voice_power``. ``predicted_share`` of the crops are decoded with the predicted pitch and ``drop_detail`` of them
+    without the stream of that name, ``ema`` is the decay of the weight average that is evaluated and exported (0: the
+    last weights), and with ``on_device`` all audio lies in the memory of the device."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 

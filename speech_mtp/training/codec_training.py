@@ -69,6 +69,8 @@ class CodecTraining(Task):
         self.helpers = nn.ModuleDict(helpers).to(device)
         self.modules = {"codec": self.codec, "helpers": self.helpers}
         self.optimizers = {"codec": torch.optim.AdamW(self.trained(), betas=(0.8, 0.98), weight_decay=0.01, fused=True)}
+        self.number = 0
+        """The step that is being made."""
         self.spectral = SpectralLoss().to(device)
         self.multiscale = MultiScaleMel(codec.spec.sample_rate).to(device)
         if config.ema:
@@ -111,6 +113,7 @@ class CodecTraining(Task):
         return [*self.codec.parameters(), *self.helpers.parameters()]
 
     def step(self, number: int, learning_rate: float) -> dict[str, Tensor]:
+        self.number = number
         batch = self.data.batch(self.workers.batch_number(number)).to(self.device)
         terms, fake, real = self.terms(batch)
         due = number >= self.config.critic_from and number % self.config.critics.every == 0

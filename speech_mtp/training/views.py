@@ -7,10 +7,11 @@ content encoder hears; the decoder's target stays the utterance itself.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from speech_mtp.codecs.decoupled import Decoupled, scaled
@@ -26,11 +27,13 @@ class Views:
     others their own, stretched; a share ``warp`` has its mel axis stretched in place of the formants. ``gain_db`` is
     the deviation of the equaliser; ``noise`` and ``room`` are shares of the views that have one, at ``snr_db`` and with
     ``decay_s``. The decoder, the phonemes and the adversary hear a ``share`` of the utterances by their view, the
-    others as they are."""
+    others as they are. All that begins with step ``after``: content that has not learnt its phonemes yet obeys the
+    terms best by being always the same."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     share: float = 0.5
+    after: Annotated[int, Field(ge=0)] = 0
     pitch: float = 0.5
     formants: float = 0.18
     pulses: float = 0.6

@@ -36,6 +36,14 @@ def test_with_views_everything_learns_and_the_new_terms_are_there(humming: Audio
     assert all(np.isfinite(value) for value in scores.values())
 
 
+def test_views_wait_for_their_time(humming: AudioStore) -> None:
+    task = task_of(humming, views=Views(after=1), weights=VIEWS, warp_share=1.0, resample=0.0)
+    first = task.step(0, 1e-3)
+    assert not {"consistency", "codes"} & first.keys()
+    assert {"consistency", "codes"} <= task.step(1, 1e-3).keys()
+    assert "equal_both" in task.evaluate()
+
+
 def test_consistency_alone_draws_the_views_together(humming: AudioStore) -> None:
     task = task_of(humming, views=Views(), weights=VIEWS, batch=4, resample=0.0)
     batch = task.data.batch(0)
