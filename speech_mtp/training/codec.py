@@ -8,7 +8,8 @@ Besides what every codec with this decoder is trained on (:mod:`speech_mtp.train
 * ``distil``: a recogniser's features from single frames of content (:mod:`speech_mtp.training.distilling`);
 * ``energy``: what the prosody stream must carry besides the pitch, which the decoder sees nowhere else;
 * ``adversary``: a speaker classifier on both streams behind a gradient reversal (Ganin et al. 2016);
-* ``consistency``, ``codes``: two views of an utterance give the same content (:mod:`speech_mtp.training.views`).
+* ``consistency``, ``codes``: two views of an utterance give the same content (:mod:`speech_mtp.training.views`);
+* ``said``: in the decoded crop the codec hears the phonemes that the codes tell, so that no word is lost on the way.
 
 The timbre vector comes from *another* utterance of the same voice, so it cannot carry content, and the content
 encoder hears a randomly warped frequency axis, so it cannot rely on the vocal tract. A voice at another speed or on a
@@ -28,12 +29,22 @@ from speech_mtp.codecs._source_filter import FrameEncoder
 from speech_mtp.codecs.decoupled import Decoupled
 from speech_mtp.nn.conv import Block
 from speech_mtp.nn.ctc import Prior
-from speech_mtp.training.codec_data import NOBODY, CodecBatch, check_heeded, warp_frequency
+from speech_mtp.training.codec_data import NOBODY, CodecBatch, check_heeded, cut, warp_frequency
 from speech_mtp.training.precision import mixed
 from speech_mtp.training.source_filter_task import SourceFilterTask
 from speech_mtp.training.views import Change, equal_codes, perturbed_mel, view_terms
 
 WITHOUT_DETAIL = "without_detail"
+
+
+EDGE = 4
+"""Frames at either end of a crop that are not asked what they say."""
+
+
+def _still(module: nn.Module | None, *inputs: Tensor) -> object:
+    """What ``module`` gives; its weights get no gradient."""
+    assert module is not None
+    return torch.func.functional_call(module, {name: p.detach() for name, p in module.named_parameters()}, inputs)
 
 
 class ReverseGradient(torch.autograd.Function):
@@ -97,6 +108,10 @@ class CodecTask(SourceFilterTask):
         config = self.config
         if codec.phonemes is None:
             raise ValueError("The codec to train needs num_symbols > 0: the phoneme CTC shapes its content stream.")
+        if config.weights.said and config.crop_frames <= 2 * EDGE:
+            raise ValueError(
+                f"weights.said needs crops of more than {2 * EDGE} frames; task.crop_frames is {config.crop_frames}."
+            )
         if not 0 <= config.drop_detail < 1:
             raise ValueError(f"task.drop_detail is {config.drop_detail}; it must be a share from 0 to below 1.")
         if codec.detail is None:
@@ -185,6 +200,25 @@ class CodecTask(SourceFilterTask):
             return content
         kept = torch.rand(len(content), device=content.device) >= self.config.drop_detail
         return torch.cat([content[..., :-levels], content[..., -levels:] * kept[:, None, None]], -1)
+
+    def sound_terms(self, fake: Tensor, content: Tensor, crop: Tensor) -> dict[str, Tensor]:
+        """``said``: how far the phonemes that the codec, held still, hears in the decoded crop are from those that the
+        codes tell (Kullback-Leibler divergence, nats a frame), but for its first and last frames, which miss their
+        neighbours."""
+        if not self.config.weights.said:
+            return {}
+        codec, frames = self.codec, self.config.crop_frames
+        told = cut(content[..., : len(codec.config.content_levels)].detach(), crop, frames)
+        mel, mask = self.features_of_ear(fake, torch.full((len(fake),), fake.shape[1], device=fake.device))
+        with mixed(self.config.amp, self.device):
+            again, _ = codec.content_fsq(torch.as_tensor(_still(codec.content, mel, mask)).float())
+            heard = torch.as_tensor(_still(codec.phonemes, again, mask)).float().log_softmax(-1)
+            with torch.no_grad():
+                expected = torch.as_tensor(_still(codec.phonemes, told, mask)).float().log_softmax(-1)
+        each = heard.shape[1] // frames
+        inner = slice(EDGE * each, (frames - EDGE) * each)
+        loss = F.kl_div(heard[:, inner], expected[:, inner], reduction="none", log_target=True)
+        return {"said": loss.sum(-1).mean()}
 
     def export(self, folder: Path) -> None:
         """With a stream of detail, also the codec without it, in the folder ``without_detail`` beside ``folder``."""

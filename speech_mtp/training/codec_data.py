@@ -36,6 +36,7 @@ class CodecWeights:
     convergence: float = 1.0
     mel: float = 1.0
     heard: float = 2.0
+    said: float = 0.0
     ctc: float = 0.25
     near: float = 0.0
     frame: float = 0.0

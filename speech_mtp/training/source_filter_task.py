@@ -81,7 +81,11 @@ class SourceFilterTask(CodecTraining):
             with torch.no_grad():
                 expected = self.heard(real)
             terms["heard"] = (self.heard(fake) - expected).abs().mean()
-        return terms, fake, real
+        return terms | self.sound_terms(fake, content, batch.crop), fake, real
+
+    def sound_terms(self, fake: Tensor, content: Tensor, crop: Tensor) -> dict[str, Tensor]:
+        """More terms of decoded crops ``fake [B, S]``, which begin at frame ``crop [B]`` of ``content [B, F, D]``."""
+        return {}
 
     def decoded(self, content: Tensor) -> Tensor:
         """What the decoder is given of ``content [B, F, D]``."""

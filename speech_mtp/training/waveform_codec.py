@@ -25,7 +25,19 @@ from speech_mtp.training.codec_training import CodecTraining
 from speech_mtp.training.precision import mixed
 
 UNHEEDED = ("warp", "warp_share", "views", "ctc_prior", "keep_codes", "predicted_share", "drop_detail", "reference_s")
-UNHEEDED_TERMS = ("near", "frame", "energy", "adversary", "consistency", "codes", "heard", "ctc", "pitch", "voicing")
+UNHEEDED_TERMS = (
+    "near",
+    "frame",
+    "energy",
+    "adversary",
+    "consistency",
+    "codes",
+    "heard",
+    "said",
+    "ctc",
+    "pitch",
+    "voicing",
+)
 
 
 class WaveformTask(CodecTraining):

@@ -174,6 +174,35 @@ def test_every_term_of_the_sound_teaches_the_decoder_and_none_the_ear(humming: A
     assert all(weight.grad is None for weight in task.codec.content.parameters())
 
 
+def test_the_sound_must_say_what_the_codes_say(humming: AudioStore) -> None:
+    """The recording says it better than noise does; the term teaches the decoder, and neither the encoder nor the
+    phoneme head."""
+    task = task_of(humming, weights=CodecWeights(said=1.0), crop_frames=16)
+    with torch.no_grad():  # an untrained head says the same of everything
+        for weight in task.codec.phonemes.parameters():
+            weight.mul_(4)
+    batch = task.data.batch(0)
+    terms, fake, real = task.terms(batch)
+    (gradient,) = torch.autograd.grad(terms["said"], fake, retain_graph=True)
+    assert gradient.abs().sum() > 0
+    task.codec.zero_grad()
+    values = task.codec.values(task.codec.encode(batch.wave[:, None], batch.lengths).frames)[0]
+
+    def said(wave: Tensor) -> Tensor:
+        return task.sound_terms(wave, values, batch.crop)["said"]
+
+    loud = torch.randn_like(real).requires_grad_()
+    assert -1e-6 < float(said(real)) < 0.5 * float(said(loud))
+    said(loud).backward()
+    assert loud.grad is not None
+    assert all(weight.grad is None for weight in task.codec.parameters())
+
+
+def test_crops_too_short_to_be_asked_are_refused(humming: AudioStore) -> None:
+    with pytest.raises(ValueError, match="more than 8 frames"):
+        task_of(humming, weights=CodecWeights(said=1.0), crop_frames=8)
+
+
 def test_padding_adds_nothing_to_the_terms_of_a_stream(humming: AudioStore) -> None:
     task = task_of(humming, batch=1)
     batch, frames, n = task.data.batch(0), 40, 25
