@@ -343,6 +343,11 @@ class TestEval:
         capsys.readouterr()
         said = running.refused(monkeypatch, capsys, *command, "--seed", "8")
         assert "s.jsonl holds measurements with another setting of sampling; remove it" in said
+        Path("words.tsv").write_text("Two\ttoo\n", encoding="utf-8")
+        for name, value in (("lexicon", "words.tsv"), ("threads", "2"), ("opinions", "1")):
+            said = running.refused(monkeypatch, capsys, *command, f"--{name}", value)
+            assert f"another setting of {name};" in said
+        Path("words.tsv").unlink()
         voices(stop=9)
         assert run(monkeypatch, *command) == 0
         assert spoken == ["low One.", "low Two.", "high One.", "high Two."]

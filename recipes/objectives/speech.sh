@@ -8,20 +8,13 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 of="${OF:-runs/tokenizer_study/decoupled2}"
 study="${STUDY:-runs/objectives/speech}/$(basename "$of")"
-known=(next_group frames_forward frames_reverse frames_plateau known_pairs)
 names=("$@")
-[ $# -gt 0 ] || names=("${known[@]}")
-for name in "${names[@]}"; do
-    [[ " ${known[*]} " == *" $name "* ]] || { echo "There is no objective of speech $name; known: ${known[*]}." >&2 && exit 1; }
-done
-if [ ! -f "$of/codec.json" ] || [ ! -d "$of/codes" ]; then
-    echo "$of is no codec of a study: codec.json or codes are not there; make them by recipes/tokenizer_study/run.sh." >&2
-    exit 1
-fi
+[ $# -gt 0 ] || names=(next_group frames_forward frames_reverse frames_plateau known_pairs)
 
-for name in "${names[@]}"; do
+# Sets `groups`, the frames of a group, and `changes` of talker.yaml.
+settings_of() {
     groups="5" changes=()
-    case "$name" in
+    case "$1" in
     next_group) groups="5 2" ;;
     frames_forward) changes=("run.objective={name: frames, curriculum: forward}") ;;
     frames_reverse) changes=("run.objective={name: frames, curriculum: reverse}") ;;
@@ -32,7 +25,18 @@ for name in "${names[@]}"; do
     # Two frames as an id: in parallel, one loss, and only pairs that occur in the corpus are drawn (RPG).
     known_pairs) groups="2" changes=(run.objective=codes run.model.output=known \
         "run.task.weights={control: 1.0, codes: 4.0}") ;;
+    *) echo "There is no objective of speech $1; see settings_of in $0." >&2 && exit 1 ;;
     esac
+}
+
+for name in "${names[@]}"; do settings_of "$name"; done # a wrong name, before any work
+if [ ! -f "$of/codec.json" ] || [ ! -d "$of/codes" ]; then
+    echo "$of is no codec of a study: codec.json or codes are not there; make them by recipes/tokenizer_study/run.sh." >&2
+    exit 1
+fi
+
+for name in "${names[@]}"; do
+    settings_of "$name"
     mkdir -p "$study/$name"
     cp "$of/codec.json" "$study/$name/codec.json"
     for seed in ${SEEDS:-0}; do

@@ -118,11 +118,15 @@ def eval_speech(
         speakers = _teachers(teacher, voice, seed or 0)
         who, settings = {"teacher": teacher}, {"recogniser": judge, "seed": seed or 0}
     made_of = {
-        "files": _digest(hub.find_model(model)) if teacher is None else None,
+        "weights": _digest(hub.find_model(model)) if teacher is None else None,
+        "backbone": backbone,
+        "lexicon": lexicon and lexicon.read_text("utf-8"),
+        "threads": threads,
         "texts": texts,
         "opinions": opinions,
+        "also_heard_by": also_heard_by or [],
     }
-    journal = Journal(out.with_suffix(".jsonl"), {**who, **settings, **made_of, "also_heard_by": also_heard_by or []})
+    journal = Journal(out.with_suffix(".jsonl"), {**who, **settings, **made_of})
     reports = {}
     for name, say in speakers.items():
         known = recording or (_recording_of(model, name) if teacher is None else None)

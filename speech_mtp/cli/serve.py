@@ -145,7 +145,7 @@ def load_author(
     from speech_mtp.streaming.conversation import Writer
     from speech_mtp.streaming.pays import drafting_pays
 
-    lm = load_text_lm(None if llm == "packaged" else llm, AUTO, "cpu", keep_layers=False, threads=threads)
+    lm = load_text_lm(llm, AUTO, "cpu", keep_layers=False, threads=threads)
     found = head or hub.default_head(lm.fingerprint) or "none"
     drafter = None if found == "none" else load_head(found, lm)
     spec = catalogue.default(drafter)

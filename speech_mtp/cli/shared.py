@@ -186,8 +186,8 @@ def load_text_lm(
     keep_layers: bool = True,
     threads: int | None = None,
 ) -> TextLM:
-    """The causal LM in ``backbone`` (None: that of the default model), loaded in ``dtype`` (or :data:`AUTO`) on
-    ``device``, decoding with ``threads``. ``keep_layers`` as for ``TextLM.prepare``."""
+    """The causal LM in ``backbone`` (None or ``packaged``: that of the packaged model), loaded in ``dtype`` (or
+    :data:`AUTO`) on ``device``, decoding with ``threads``. ``keep_layers`` as for ``TextLM.prepare``."""
     dtype = chosen_dtype(dtype, backbone, device, compile)
     check_dtype(dtype)
     precision = DTYPES[dtype]
@@ -232,7 +232,7 @@ def chosen_dtype(dtype: str, backbone: str | None, device: str, compile: bool) -
     from speech_mtp import hub
     from speech_mtp.nn.blocks import is_native
 
-    if backbone is not None or device != "cpu" or compile or not is_native():
+    if backbone not in (None, hub.PACKAGED) or device != "cpu" or compile or not is_native():
         return "fp32"
     return "q4" if hub.own_blocks(hub.find_backbone(), hub.backbone_source()) else "fp32"
 

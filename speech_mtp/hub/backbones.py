@@ -179,9 +179,11 @@ def find_backbone(name: str | None = None, model: str | Path | None = None) -> P
 
     Errors as for :func:`resolve_backbone`, and ValueError for a model of the direct form.
     """
-    if name is not None and name != PACKAGED:
+    if name == PACKAGED:
+        return find_backbone()
+    if name is not None:
         return _language_model(name)
-    config, _ = model_settings(find_model((None if name else model) or DEFAULT_MODEL))
+    config, _ = model_settings(find_model(model or DEFAULT_MODEL))
     if config["form"] == DIRECT:
         raise ValueError(f"The model {model} has learned to speak and writes no text; name a --backbone folder.")
     return resolve_backbone(config["backbone"]["sha256"], config["backbone"])

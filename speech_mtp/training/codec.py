@@ -31,7 +31,7 @@ from speech_mtp.nn.conv import Block
 from speech_mtp.nn.ctc import Prior
 from speech_mtp.training.codec_data import NOBODY, CodecBatch, check_heeded, cut, warp_frequency
 from speech_mtp.training.precision import mixed
-from speech_mtp.training.source_filter_task import SourceFilterTask
+from speech_mtp.training.source_filter_task import SourceFilterTask, still
 from speech_mtp.training.views import Change, equal_codes, perturbed_mel, view_terms
 
 WITHOUT_DETAIL = "without_detail"
@@ -39,12 +39,6 @@ WITHOUT_DETAIL = "without_detail"
 
 EDGE = 4
 """Frames at either end of a crop that are not asked what they say."""
-
-
-def _still(module: nn.Module | None, *inputs: Tensor) -> object:
-    """What ``module`` gives; its weights get no gradient."""
-    assert module is not None
-    return torch.func.functional_call(module, {name: p.detach() for name, p in module.named_parameters()}, inputs)
 
 
 class ReverseGradient(torch.autograd.Function):
@@ -211,10 +205,10 @@ class CodecTask(SourceFilterTask):
         told = cut(content[..., : len(codec.config.content_levels)].detach(), crop, frames)
         mel, mask = self.features_of_ear(fake, torch.full((len(fake),), fake.shape[1], device=fake.device))
         with mixed(self.config.amp, self.device):
-            again, _ = codec.content_fsq(torch.as_tensor(_still(codec.content, mel, mask)).float())
-            heard = torch.as_tensor(_still(codec.phonemes, again, mask)).float().log_softmax(-1)
+            again, _ = codec.content_fsq(still(self.ear, mel, mask).float())
+            heard = still(codec.phonemes, again, mask).float().log_softmax(-1)
             with torch.no_grad():
-                expected = torch.as_tensor(_still(codec.phonemes, told, mask)).float().log_softmax(-1)
+                expected = still(codec.phonemes, told, mask).float().log_softmax(-1)
         each = heard.shape[1] // frames
         inner = slice(EDGE * each, (frames - EDGE) * each)
         loss = F.kl_div(heard[:, inner], expected[:, inner], reduction="none", log_target=True)

@@ -28,6 +28,13 @@ from speech_mtp.training.codec_training import CodecTraining
 from speech_mtp.training.precision import mixed
 
 
+def still(module: nn.Module | None, *inputs: Tensor, **more: object) -> Tensor:
+    """What ``module`` gives; its weights get no gradient."""
+    assert module is not None
+    weights = {name: weight.detach() for name, weight in module.named_parameters()}
+    return torch.as_tensor(torch.func.functional_call(module, weights, inputs, more))
+
+
 class SourceFilterTask(CodecTraining):
     """Trains ``codec``. ``config.keep_codes`` trains its decoder alone."""
 
@@ -105,11 +112,8 @@ class SourceFilterTask(CodecTraining):
     def heard(self, crop: Tensor) -> Tensor:
         """The ear's inner vectors of ``crop [B, S]``, ``[B, F, D]``; its weights get no gradient."""
         lengths = torch.full((len(crop),), crop.shape[1], device=crop.device)
-        encoder = self.ear
-        still = {name: value.detach() for name, value in encoder.named_parameters()}
         with mixed(self.config.amp, self.device):
-            inner = torch.func.functional_call(encoder, still, self.features_of_ear(crop, lengths), {"inner": True})
-        return torch.as_tensor(inner).float()
+            return still(self.ear, *self.features_of_ear(crop, lengths), inner=True).float()
 
     def decode_crop(
         self, batch: CodecBatch, content: Tensor, prosody: Tensor, timbre: Tensor

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ from speech_mtp.training.distributed import Workers
 from speech_mtp.training.packed_rows import PackedRows
 from speech_mtp.training.precision import mixed
 from speech_mtp.types import LMOutput, Positions
+
+COMPILER = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+"""Of what ``torch.compile`` writes for a CPU: the one that it takes."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +91,9 @@ class TrunkTask(Task):
             self.modules["objective"] = self.objective.to(device)
         self.parameters = [p for module in self.modules.values() for p in module.parameters()]
         self.optimizers = {"trunk": adamw(self.parameters, config.weight_decay)}
-        if (
-            config.compile
-            and device.type == "cpu"
-            and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
-        ):
+        if config.compile and device.type == "cpu" and not shutil.which(COMPILER):
             raise ValueError(
-                "task.compile needs a C++ compiler on a CPU, and there is none; install g++, or leave it out."
+                f"task.compile needs the C++ compiler {COMPILER}; install it, name another in CXX, or leave it out."
             )
         self._trunk: Any = torch.compile(lm) if config.compile else lm
 

@@ -40,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (False, True, {}, "fp32"),
         (True, False, {}, "fp32"),
         (True, True, {"backbone": "another"}, "fp32"),
+        (True, True, {"backbone": "packaged"}, "q4"),
         (True, True, {"device": "cuda"}, "fp32"),
         (True, True, {"compile": True}, "fp32"),
     ],
@@ -111,7 +112,7 @@ def test_the_service_answers_in_the_usual_dtype(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(load_author.__globals__, "load_text_lm", load)
     with pytest.raises(FileNotFoundError):
         load_author("packaged", None, None, None, 1, always_drafts=False)
-    assert asked == [(None, "auto", "cpu")]
+    assert asked == [("packaged", "auto", "cpu")]
 
 
 def test_layers_that_are_not_there_cannot_look_ahead(

@@ -9,6 +9,7 @@ import torch
 
 from speech_mtp.lm.embeddings import UnitEncoder
 from speech_mtp.lm.speech_lm import SpeechLM
+from speech_mtp.lm.talker import Talker
 from speech_mtp.nn.kv_cache import KVCache, ancestors_of
 from speech_mtp.nn.transformer import causal_mask
 from speech_mtp.types import Kind, Positions
@@ -111,3 +112,12 @@ def test_teacher_forced_text_is_read_as_in_decoding(monkeypatch: pytest.MonkeyPa
     assert not whole
     plain(positions, units, timbre)  # whose gradients need it, and which is faster so
     assert whole
+
+
+def test_the_sum_of_layers_is_in_float32_where_products_are_not() -> None:
+    talker = Talker(16, 2, 2, 32)
+    x, index = torch.randn(1, 3, 16, dtype=torch.bfloat16), torch.arange(3)[None]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = talker(x, index, torch.ones(1, 1, 3, 3, dtype=torch.bool), taps=(0, 1, -1))
+    assert out.hidden.dtype == torch.float32
+    assert talker.bfloat16()(x, index, torch.ones(1, 1, 3, 3, dtype=torch.bool)).hidden.dtype == torch.bfloat16

@@ -174,7 +174,7 @@ def test_every_term_of_the_sound_teaches_the_decoder_and_none_the_ear(humming: A
     assert all(weight.grad is None for weight in task.codec.content.parameters())
 
 
-def test_the_sound_must_say_what_the_codes_say(humming: AudioStore) -> None:
+def test_the_sound_must_say_what_the_codes_say(humming: AudioStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recording says it better than noise does; the term teaches the decoder, and neither the encoder nor the
     phoneme head."""
     task = task_of(humming, weights=CodecWeights(said=1.0), crop_frames=16)
@@ -192,10 +192,14 @@ def test_the_sound_must_say_what_the_codes_say(humming: AudioStore) -> None:
         return task.sound_terms(wave, values, batch.crop)["said"]
 
     loud = torch.randn_like(real).requires_grad_()
-    assert -1e-6 < float(said(real)) < 0.5 * float(said(loud))
+    assert -1e-6 < float(said(real)) < 0.5 * float(said(loud).detach())
     said(loud).backward()
     assert loud.grad is not None
     assert all(weight.grad is None for weight in task.codec.parameters())
+    with torch.no_grad():
+        inner = float(said(real))
+        monkeypatch.setattr("speech_mtp.training.codec.EDGE", 0)
+        assert float(said(real)) != inner  # the ends are not asked
 
 
 def test_crops_too_short_to_be_asked_are_refused(humming: AudioStore) -> None:

@@ -289,7 +289,7 @@ def test_a_trunk_from_nothing_becomes_a_hugging_face_folder(tmp_path: Path) -> N
 def test_compiling_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     documents(tmp_path)
     monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler"):
+    with pytest.raises(ValueError, match="needs the C\\+\\+ compiler"):
         run(recipe(tmp_path, task={"batch": 4, "length": 32, "compile": True}))
 
 
