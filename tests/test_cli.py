@@ -348,6 +348,9 @@ class TestEval:
             said = running.refused(monkeypatch, capsys, *command, f"--{name}", value)
             assert f"another setting of {name};" in said
         Path("words.tsv").unlink()
+        with monkeypatch.context() as other:
+            other.setattr(hub, "find_model", lambda name: Path(__file__).parent / "cli")
+            assert "another setting of weights;" in running.refused(monkeypatch, capsys, *command)
         voices(stop=9)
         assert run(monkeypatch, *command) == 0
         assert spoken == ["low One.", "low Two.", "high One.", "high Two."]

@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("speechmos", reason="needs the eval extra")
 
 from speech_mtp.evaluation.distill_mos import distill_mos
-from speech_mtp.evaluation.dnsmos import dnsmos
+from speech_mtp.evaluation.dnsmos import _judge, dnsmos
 from speech_mtp.evaluation.judge_input import judge_wave
 
 
@@ -23,6 +23,8 @@ def test_noise_scores_low_and_loud_audio_is_accepted() -> None:
     ours = dnsmos(speech, 24000)
     assert ours.overall == pytest.approx(theirs["ovrl_mos"], abs=1e-4)
     assert ours.p808 == pytest.approx(theirs["p808_mos"], abs=1e-4)
+    for session in (_judge().onnx_sess, _judge().p808_onnx_sess):
+        assert session.get_session_options().intra_op_num_threads == 1
 
 
 def test_the_second_opinion_tells_speech_from_noise(capsys: pytest.CaptureFixture[str]) -> None:
