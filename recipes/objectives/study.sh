@@ -18,14 +18,21 @@ names=("$@")
 train() { speech-mtp train "recipes/objectives/$1.yaml" "run.documents=$study/documents" "${@:2}"; }
 complete() { speech-mtp eval completion "$1" --json "$2" --functions "$functions" "${@:3}"; }
 
+compile="${COMPILE:-false}" # a compiled trunk rounds otherwise, and its times are others
+mkdir -p "$study"
+[ -f "$study/compile" ] || echo "$compile" >"$study/compile"
+if [ "$(cat "$study/compile")" != "$compile" ]; then
+    echo "$study was begun with COMPILE=$(cat "$study/compile"); go on so, or begin another study (STUDY=...)." >&2
+    exit 1
+fi
 [ -f "$study/documents/manifest.json" ] || speech-mtp train recipes/objectives/documents.yaml "run.out=$study/documents"
 for seed in ${SEEDS:-0 1 2}; do
     for name in "${names[@]}"; do
         out="$study/$name/$seed"
-        more=("run.out=$out" "run.loop.seed=$seed" "run.task.seed=$seed" "run.task.compile=${COMPILE:-false}")
+        more=("run.out=$out" "run.loop.seed=$seed" "run.task.seed=$seed" "run.task.compile=$compile")
         case "$name" in
         distill)
-            [ -d "$study/teacher/export" ] || train teacher "run.out=$study/teacher" "run.task.compile=${COMPILE:-false}"
+            [ -d "$study/teacher/export" ] || train teacher "run.out=$study/teacher" "run.task.compile=$compile"
             more+=("run.objective.teacher=$study/teacher/export")
             ;;
         trunk_more | concept | trunk_own) more+=("run.model=$study/trunk/$seed/export") ;;

@@ -26,7 +26,7 @@ for name in "${names[@]}"; do
         recipe "$name" "run.out=$out/codec" "run.data=$data" "${more[@]}"
     fi
     [ -f "$out/codec.json" ] || speech-mtp eval codec --codec "$out/codec/export" --corpus "$dev" \
-        --per-voice "${PER_VOICE:-50}" --json "$out/codec.json"
+        --per-voice "${PER_VOICE:-50}" --opinions "${OPINIONS:-120}" --json "$out/codec.json"
     # One aligner for all, so that talkers differ by their codes alone.
     [ -f "$out/codes/codes.safetensors" ] || speech-mtp train recipes/tiny_en/encode.yaml "run.data=$data" \
         "run.codec=$out/codec/export" "run.out=$out/codes" run.aligner=tiny-en

@@ -33,6 +33,10 @@ def eval_codec(
     ] = None,
     split: Annotated[str, typer.Option(help="Which part of a corpus.")] = "dev",
     per_voice: Annotated[int, typer.Option(min=1, help="Recordings of each voice at most.")] = 50,
+    opinions: Annotated[
+        int | None,
+        typer.Option(min=0, help="Opinion scores and melody of so many recordings, spread evenly; the words of all."),
+    ] = None,
     codec: CodecSource = "tiny-en",
     parts: Annotated[str, typer.Option(help=f"What to measure, with commas between: {', '.join(PARTS)}.")] = (
         "quality,views,probes"
@@ -81,7 +85,7 @@ def eval_codec(
     samples = recordings(per_voice)
     report: dict[str, Any] = {"codec": codec, "recogniser": judge}
     if "quality" in wanted:
-        report |= codec_report(loaded, samples, judges, seed)
+        report |= codec_report(loaded, samples, judges, seed, opinions=opinions)
         print(summary(report["round_trip"]))
     if "words" in wanted:
         report["words"] = words_by_voice(loaded, samples, judges)

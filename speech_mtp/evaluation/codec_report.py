@@ -53,26 +53,43 @@ class _Encoded:
 
 
 def codec_report(
-    codec: Codec, samples: Sequence[Sample], judges: Judges | None = None, seed: int = 0, max_pairs: int = 200
+    codec: Codec,
+    samples: Sequence[Sample],
+    judges: Judges | None = None,
+    seed: int = 0,
+    max_pairs: int = 200,
+    opinions: int | None = None,
 ) -> dict[str, Any]:
-    """All parts as plain JSON; ``seed`` draws the pairs and shuffles. Raises ``ValueError`` for no samples."""
+    """All parts as plain JSON; ``seed`` draws the pairs and shuffles.
+
+    Opinion scores and melody, which take most of the time, are those of ``opinions`` samples, spread evenly over all
+    (None: of all). Raises ``ValueError`` for no samples.
+    """
     if not samples:
         raise ValueError("There is no audio to evaluate the codec on; give a folder with recordings.")
     judges = judges or Judges()
     rng = random.Random(seed)
     encoded = [_encode(codec, sample, judges) for sample in progress(samples, "encode")]
+    judged = _spread(encoded, opinions)
     return {
         "utterances": len(samples),
         "voices": sorted({sample.voice for sample in samples}),
         "seconds": sum(len(sample.wave) for sample in samples) / codec.spec.sample_rate,
-        "round_trip": _round_trip(codec, encoded, judges),
+        "opinions": len(judged),
+        "round_trip": {**_round_trip(codec, encoded, judges), **_opinions(codec, judged, judges)},
         "streams": _streams(codec, encoded),
         "frame_rate_hz": codec.spec.frame_rate_hz,
         "bits_per_second": sum(map(math.log2, codec.spec.codebook_sizes)) * codec.spec.frame_rate_hz,
         "swap": _swap(codec, encoded, judges, rng, max_pairs),
         "agreement": _agreement(codec, encoded, rng, max_pairs),
-        "melody": _melody(codec, encoded, judges, rng),
+        "melody": _melody(codec, judged, judges, rng),
     }
+
+
+def _spread(items: list[Item], number: int | None) -> list[Item]:
+    """So many of the items (None: all), the same distance apart."""
+    number = len(items) if number is None else min(number, len(items))
+    return [items[i * len(items) // number] for i in range(number)]
 
 
 def _encode(codec: Codec, sample: Sample, judges: Judges) -> _Encoded:
@@ -87,7 +104,7 @@ def _decode(codec: Codec, codes: Codes) -> Tensor:
 
 
 def _round_trip(codec: Codec, encoded: list[_Encoded], judges: Judges) -> dict[str, float]:
-    """Errors, share of last words heard, and opinion, of the original and of what the codec makes of it."""
+    """Errors and share of last words heard, of the original and of what the codec makes of it."""
     rate = codec.spec.sample_rate
     spoken = [e for e in encoded if e.text]
     before = total_errors(word_errors(e.text, e.heard) for e in spoken)
@@ -102,11 +119,19 @@ def _round_trip(codec: Codec, encoded: list[_Encoded], judges: Judges) -> dict[s
         "cer": after.cer,
         "last_word_original": fmean(last_word_heard(e.text, e.heard) for e in spoken),
         "last_word": fmean(last_word_heard(e.text, text) for e, text in zip(spoken, heard, strict=True)),
-        "dnsmos_original": fmean(judges.opinion(e.sample.wave, rate) for e in encoded),
-        "dnsmos": fmean(judges.opinion(e.decoded, rate) for e in encoded),
-        "distill_mos_original": fmean(judges.second_opinion(e.sample.wave, rate) for e in encoded),
-        "distill_mos": fmean(judges.second_opinion(e.decoded, rate) for e in encoded),
     }
+
+
+def _opinions(codec: Codec, judged: list[_Encoded], judges: Judges) -> dict[str, float | None]:
+    """Mean scores of the original and of what the codec makes of it; None where nothing is judged."""
+    rate = codec.spec.sample_rate
+    found: dict[str, list[float]] = {}
+    for e in progress(judged, "opinions"):
+        for name, wave in (("_original", e.sample.wave), ("", e.decoded)):
+            found.setdefault(f"dnsmos{name}", []).append(judges.opinion(wave, rate))
+            found.setdefault(f"distill_mos{name}", []).append(judges.second_opinion(wave, rate))
+    names = ("dnsmos_original", "dnsmos", "distill_mos_original", "distill_mos")
+    return {name: fmean(found[name]) if name in found else None for name in names}
 
 
 def words_by_voice(codec: Codec, samples: Sequence[Sample], judges: Judges) -> dict[str, dict[str, int]]:
@@ -211,7 +236,7 @@ def _melody(
     """Log-F0 correlation with the original and mel distance (mean absolute difference, nats), as decoded and with
     the prosody codes in random order."""
     part = codec.spec.streams.get("prosody")
-    if part is None:
+    if part is None or not encoded:
         return None
     rate = codec.spec.sample_rate
     mel = LogMel(rate, 1024, rate // 100, 80)

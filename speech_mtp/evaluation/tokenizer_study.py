@@ -46,11 +46,25 @@ def study(folder: Path, base: str = BASE) -> dict[str, Any]:
         raise ValueError(f"{folder} holds no codec of a study: none of its folders has codec.json; check the path.")
     if base not in (BASE, *codecs):
         raise ValueError(f"The study has no codec {base!r} to compare with; {plugins.nearest(base, codecs)}.")
+    _check_recordings(codecs)
     order = [base] * (base in codecs) + [name for name in codecs if name != base]
     spoken = {name: _talkers(folder / name, codecs[name]) for name in order}
     _check_judge(spoken)
     rows = [{"name": name, "codec": _codec(codecs[name]), "groups": _groups(name, spoken, base)} for name in order]
     return {"base": base, "rows": rows, "definitions": DEFINITIONS}
+
+
+def _check_recordings(codecs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Round trips of other recordings must not be set side by side."""
+    counted = {name: (r.get("utterances"), r.get("opinions", r.get("utterances"))) for name, r in codecs.items()}
+    first = next(iter(counted))
+    for name, counts in counted.items():
+        if counts != counted[first]:
+            raise ValueError(
+                f"{first} and {name} were measured on other recordings ({counted[first][0]}, opinions of "
+                f"{counted[first][1]}; {counts[0]}, opinions of {counts[1]}); measure both with the same --per-voice "
+                "and --opinions of eval codec."
+            )
 
 
 def _check_judge(spoken: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) -> None:

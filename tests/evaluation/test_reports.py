@@ -204,6 +204,26 @@ def test_every_part_of_the_codec_report() -> None:
     json.dumps(report)
 
 
+def test_opinions_and_melody_of_some_recordings() -> None:
+    opinions: list[float] = []
+
+    def opinion(wave: Tensor, rate: int) -> float:
+        opinions.append(float(wave[0]))
+        return 3.0
+
+    ears = judges(["hello there"] * 40)
+    ears = replace(ears, opinion=opinion)
+    made = samples()
+    report = codec_report(CODEC, made, ears, opinions=2)
+    assert report["opinions"] == 2
+    assert opinions[::2] == [float(made[0].wave[0]), float(made[2].wave[0])]  # of both voices; then what is decoded
+    assert report["round_trip"]["dnsmos"] == 3.0
+    assert report["melody"]["mel_distance"] > 0
+    none = codec_report(CODEC, made, judges(["hello there"] * 40), opinions=0)
+    assert none["round_trip"]["dnsmos"] is none["melody"] is None
+    assert none["round_trip"]["wer"] == report["round_trip"]["wer"]
+
+
 def test_words_are_counted_by_voice_before_and_after_the_round_trip() -> None:
     made = [*samples(), Sample("b", "...", recording(9))]
     said = {id(sample.wave): sample.text for sample in made}

@@ -119,6 +119,15 @@ def test_different_judges_are_not_set_side_by_side(folder: Path) -> None:
         study(folder)
 
 
+def test_round_trips_of_other_recordings_are_not_set_side_by_side(folder: Path) -> None:
+    for name, counts in (("coupled", {"utterances": 100}), ("decoupled", {"utterances": 100, "opinions": 40})):
+        path = folder / name / "codec.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **counts}))
+    shutil.rmtree(folder / "mimi")
+    with pytest.raises(ValueError, match=r"coupled and decoupled .* \(100, opinions of 100; 100, opinions of 40\)"):
+        study(folder)
+
+
 def test_seeds_of_one_sentence_are_drawn_together(folder: Path) -> None:
     """The same errors over again make an interval no smaller."""
     before = study(folder)["rows"][0]["groups"]["g5"]["wer"]

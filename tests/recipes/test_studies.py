@@ -68,6 +68,8 @@ def test_objectives_of_text_are_trained_completed_and_probed(tmp_path: Path) -> 
     trunks = [call for call in calls if call[0] == "train" and Path(call[1]).stem not in others]
     assert any("teacher.yaml" in call[1] for call in trunks)
     assert all("run.task.compile=true" in call for call in trunks)
+    with pytest.raises(subprocess.CalledProcessError):
+        told(tmp_path, "objectives/study.sh", SEEDS="1")  # not compiled
 
 
 def test_smollm2_is_gone_on_with_and_measured_before(tmp_path: Path) -> None:
