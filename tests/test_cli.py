@@ -435,15 +435,17 @@ class TestEval:
             pitch=lambda wave, rate: wave[: len(wave) // 240 * 240].view(-1, 240).std(1),
         )
         monkeypatch.setattr(
-            module, "codec_report", lambda codec, found, judges, seed: whole(codec, found, ears, seed=seed)
+            module, "codec_report", lambda codec, found, judges, *rest, **more: whole(codec, found, ears, *rest, **more)
         )
         for voice in ("a", "b"):
             Path("heard", voice).mkdir(parents=True)
             audio.write(Path("heard", voice, "said.wav"), 0.2 * torch.randn(19_200), 24_000)
-        assert run(monkeypatch, "eval", "codec", "--audio", "heard", "--json", "codec.json") == 0
+        words = ("--audio", "heard", "--opinions", "1", "--json", "codec.json")
+        assert run(monkeypatch, "eval", "codec", *words) == 0
         assert capsys.readouterr().err == ""
         report = json.loads(Path("codec.json").read_text())
         assert (report["codec"], report["voices"]) == ("tiny-en", ["a", "b"])
+        assert (report["utterances"], report["opinions"]) == (2, 1)
 
     def test_a_codec_needs_recordings(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
