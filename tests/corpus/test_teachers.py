@@ -61,6 +61,15 @@ def test_hibari_repeats_itself() -> None:
     assert "mˈɔɹnɪŋ" in first.phonemes
 
 
+def test_phonemes_of_hibari_that_are_rounded_to_no_time_take_a_step() -> None:
+    pytest.importorskip("hibari", reason="needs the teachers extra")
+    from speech_mtp.corpus.teachers.hibari import Hibari
+
+    said = Hibari(speakers=27).synthesize("Today might be a great day to celebrate a friend's special day.", "alt26", 1)
+    assert said.ends_s is not None
+    assert said.ends_s[-1] == pytest.approx(len(said.wave) / 24_000, abs=0.001)
+
+
 @pytest.mark.parametrize(("name", "voice"), [("hibari", "heart"), ("hibari", "drew"), ("kokoro", "jm_kumo")])
 def test_the_phonemes_that_are_told_end_where_they_are_heard_to(name: str, voice: str) -> None:
     """The pause at the comma is where the sound is quiet."""

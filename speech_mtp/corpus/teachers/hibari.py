@@ -23,7 +23,7 @@ from speech_mtp.corpus.teachers.base import SAMPLE_RATE, Teacher, Utterance
 
 F0_RATE_HZ = 80.0
 UNVOICED_BELOW_HZ = 40.0
-_DURATIONS = "/Round_output_0"
+_DURATIONS = "/Clip_output_0"
 """How many steps of 25 ms each phoneme takes."""
 
 
