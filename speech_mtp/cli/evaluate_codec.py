@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,7 +60,10 @@ def eval_codec(
 ) -> None:
     """Quality (round trip, bit rate, code usage, timbre swap, agreement of voices, melody), the words that each voice
     loses in the round trip, and predictability: codes that stay in other views of a recording, what probes tell of each
-    stream, and what swapping each stream changes."""
+    stream, and what swapping each stream changes.
+
+    Until the report is whole, its parts are kept beside it as .jsonl, and a run that was cut off goes on.
+    """
     check_files(out, plot)
     wanted = _parts(parts)
     if not audio_dir and not corpus_dir:
@@ -66,6 +71,7 @@ def eval_codec(
     from speech_mtp import hub
     from speech_mtp.corpus.samples import from_corpus, from_folder
     from speech_mtp.evaluation.codec_report import Sample, codec_report, words_by_voice
+    from speech_mtp.evaluation.journal import Journal
     from speech_mtp.evaluation.plots import predictability_bars
     from speech_mtp.evaluation.predictability_table import predictability_table
     from speech_mtp.evaluation.stream_swaps import stream_swaps
@@ -84,24 +90,55 @@ def eval_codec(
 
     samples = recordings(per_voice)
     report: dict[str, Any] = {"codec": codec, "recogniser": judge}
-    if "quality" in wanted:
-        report |= codec_report(loaded, samples, judges, seed, opinions=opinions)
-        print(summary(report["round_trip"]))
-    if "words" in wanted:
-        report["words"] = words_by_voice(loaded, samples, judges)
-        for voice, counts in report["words"].items():
-            print(f"{voice}: {summary(counts)}")
-    if "views" in wanted:
-        report["views"] = view_agreement(loaded, samples, seed, report=Telling())
-    if "probes" in wanted:
-        report["probes"] = _probes(loaded, recordings(per_voice_probes), aligner, probe_steps)
-    if "swaps" in wanted:
-        report["swaps"] = stream_swaps(loaded, samples, swap_pairs, judges, seed, Telling())
+    made_of = {
+        "weights": _digest(loaded.state_dict().values()),
+        "recordings": _digest(sample.wave for sample in samples),
+        "texts": [[sample.voice, sample.text] for sample in samples],
+        "per_voice_probes": per_voice_probes,
+        "probe_steps": probe_steps,
+        "swap_pairs": swap_pairs,
+        "opinions": opinions,
+        "aligner": aligner,
+        "seed": seed,
+    }
+    journal = Journal(out.with_suffix(".jsonl"), {**report, **made_of})
+    measures: dict[str, Callable[[], Any]] = {
+        "quality": lambda: codec_report(loaded, samples, judges, seed, opinions=opinions),
+        "words": lambda: words_by_voice(loaded, samples, judges),
+        "views": lambda: view_agreement(loaded, samples, seed, report=Telling()),
+        "probes": lambda: _probes(loaded, recordings(per_voice_probes), aligner, probe_steps),
+        "swaps": lambda: stream_swaps(loaded, samples, swap_pairs, judges, seed, Telling()),
+    }
+    for part in (part for part in PARTS if part in wanted):
+        if not any(part in row for row in journal.rows):
+            journal.add({part: measures[part]()})
+        found = next(row[part] for row in journal.rows if part in row)
+        report |= found if part == "quality" else {part: found}
+        for line in _told(part, found):
+            print(line, flush=True)
     print(predictability_table(report))
     if plot is not None:
         predictability_bars(report, plot)
         print(f"wrote {plot}")
     write_report(out, report)
+    journal.path.unlink()
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    """Another one where a number differs."""
+    import torch
+
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _told(part: str, found: Any) -> list[str]:
+    """What is said of a part before the table of all."""
+    if part == "quality":
+        return [summary(found["round_trip"])]
+    return [f"{voice}: {summary(counts)}" for voice, counts in found.items()] if part == "words" else []
 
 
 def _parts(text: str) -> set[str]:

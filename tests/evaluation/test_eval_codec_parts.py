@@ -49,6 +49,33 @@ def test_a_codec_without_roles_is_measured_and_drawn(
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_parts_that_were_measured_before_an_interruption_are_kept(
+    recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out, whole = tmp_path / "report.json", tmp_path / "whole.json"
+    eval_codec(whole, [recordings], parts="views,probes,swaps", aligner="x")
+    with monkeypatch.context() as patch:
+        patch.setattr("speech_mtp.cli.evaluate_codec._probes", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            eval_codec(out, [recordings], parts="views,probes,swaps", aligner="x")
+    assert not out.exists()
+    with pytest.raises(ValueError, match=r"report\.jsonl holds measurements with another setting of seed"):
+        eval_codec(out, [recordings], parts="views", aligner="x", seed=1)
+    other = Encodec.tiny().eval()
+    next(other.parameters()).data += 1
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "load_codec", lambda name: other)
+        with pytest.raises(ValueError, match="another setting of weights"):
+            eval_codec(out, [recordings], parts="views", aligner="x")
+    monkeypatch.setattr("speech_mtp.evaluation.view_agreement.view_agreement", cut_off)  # not again
+    eval_codec(out, [recordings], parts="views,probes,swaps", aligner="x")
+    assert json.loads(out.read_text()) == json.loads(whole.read_text())
+    assert [path.suffix for path in tmp_path.glob("report.*")] == [".json"]
+
+
 def test_an_unknown_part_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="did you mean 'views'"):
         eval_codec(tmp_path / "r.json", [tmp_path], parts="quality,view")
