@@ -49,6 +49,14 @@ class FSQ(nn.Module):
         scores = -(place[..., None] - level).square() / softness
         return scores.masked_fill(level >= self._levels[:, None], -math.inf).log_softmax(-1)
 
+    def unevenness(self, place: Tensor, mask: Tensor) -> Tensor:
+        """How unevenly the levels are used by ``place [B, F, d]`` in the valid frames of ``mask [B, F, 1]``: log of
+        their number less the entropy of the mean soft rounding, mean over the ``d`` numbers, in nats; 0 where all are
+        used alike (the second half of the entropy penalty of Yu et al. 2023, arXiv:2310.05737, equation 5)."""
+        used = (self.log_probabilities(place).exp() * mask[..., None]).sum((0, 1)) / mask.sum()  # [d, max(levels)]
+        entropy = torch.special.entr(used.clamp(min=1e-9)).sum(-1)  # clamped: at 0 its gradient is infinite
+        return (self._levels.to(entropy).log() - entropy).mean()
+
     def values(self, codes: Tensor) -> Tensor:
         """Codes ``[...]`` -> grid values ``[..., d]``; exact inverse of ``forward``'s codes."""
         digits = codes[..., None] // self._basis % self._levels

@@ -9,6 +9,7 @@ Besides what every codec with this decoder is trained on (:mod:`speech_mtp.train
 * ``energy``: what the prosody stream must carry besides the pitch, which the decoder sees nowhere else;
 * ``adversary``: a speaker classifier on both streams behind a gradient reversal (Ganin et al. 2016);
 * ``consistency``, ``codes``: two views of an utterance give the same content (:mod:`speech_mtp.training.views`);
+* ``spread``: the levels of content are used alike; two views agree best where few are used;
 * ``said``: in the decoded crop the codec hears the phonemes that the codes tell, so that no word is lost on the way.
 
 The timbre vector comes from *another* utterance of the same voice, so it cannot carry content, and the content
@@ -175,6 +176,8 @@ class CodecTask(SourceFilterTask):
                 terms = view_terms(codec.content_fsq, first, second, mask)
                 raw = torch.where(changed[:, None, None], second, first)
             prosody, _ = codec.prosody_fsq(codec.prosody(low, mask, codec.speaker_of_prosody(timbre)).float())
+        if c.weights.spread:
+            terms["spread"] = codec.content_fsq.unevenness(codec.content_fsq.place(raw), mask)
         content, _ = codec.content_fsq(raw)
         voices = {"content": batch.voice.masked_fill(changed, NOBODY), "prosody": batch.voice}
         terms |= self._distilled(content, batch.tracks.get("features"), mask)

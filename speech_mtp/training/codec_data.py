@@ -49,6 +49,7 @@ class CodecWeights:
     distil: float = 0.0
     consistency: float = 0.0
     codes: float = 0.0
+    spread: float = 0.0
     critic: float = 0.0
     feature: float = 2.0
 

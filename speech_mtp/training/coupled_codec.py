@@ -23,7 +23,7 @@ from speech_mtp.training.source_filter_task import SourceFilterTask
 
 OF_STREAMS = ("warp", "warp_share", "views", "drop_detail")
 """Settings of a content stream."""
-TERMS_OF_STREAMS = ("near", "frame", "energy", "adversary", "consistency", "codes", "said")
+TERMS_OF_STREAMS = ("near", "frame", "energy", "adversary", "consistency", "codes", "spread", "said")
 
 
 class CoupledTask(SourceFilterTask):

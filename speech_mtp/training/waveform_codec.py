@@ -32,6 +32,7 @@ UNHEEDED_TERMS = (
     "adversary",
     "consistency",
     "codes",
+    "spread",
     "heard",
     "said",
     "ctc",

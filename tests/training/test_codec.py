@@ -83,6 +83,13 @@ def test_single_frames_tell_phonemes_too_and_what_is_often_said_is_dear(humming:
     assert "content" in parts
 
 
+def test_content_is_told_to_use_all_its_levels(humming: AudioStore) -> None:
+    only = dict.fromkeys(CodecWeights().__dict__, 0.0) | {"spread": 1.0}
+    task = task_of(humming, weights=CodecWeights(**only), warp_share=0.0)
+    course = [numbers(task.step(0, 1e-3))["spread"] for _ in range(30)]  # one batch, again and again
+    assert 0 < course[-1] < 0.7 * course[0]
+
+
 def test_the_log_counts_codes_in_use(humming: AudioStore) -> None:
     """The exponential of the entropy of the codes of the batches that are measured."""
     task = task_of(humming)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -51,6 +53,30 @@ def test_both_terms_draw_the_views_together() -> None:
         (gradient,) = torch.autograd.grad(loss, moved)
         nearer = view_terms(fsq, first - 20 * gradient, second, mask)
         assert float(nearer[name]) < float(loss) - 1e-3
+
+
+def test_levels_used_alike_cost_nothing_and_one_level_the_log_of_all() -> None:
+    fsq = FSQ((8, 4))
+    mask = torch.ones(1, 8, 1)
+    all_used = torch.stack([torch.arange(8.0), torch.arange(8.0) % 4], -1)[None]
+    assert float(fsq.unevenness(all_used, mask)) == pytest.approx(0, abs=0.01)
+    one = torch.tensor([3.0, 1.0]).expand(1, 8, 2)
+    soft = 2 * math.exp(-1 / 0.15) * (1 + 1 / 0.15)  # what the soft rounding gives the neighbours
+    assert float(fsq.unevenness(one, mask)) == pytest.approx((math.log(8) + math.log(4)) / 2 - soft, abs=2e-3)
+    some = torch.cat([all_used, one], 1)
+    valid = torch.cat([mask, 0 * mask], 1)
+    assert float(fsq.unevenness(some, valid)) == pytest.approx(float(fsq.unevenness(all_used, mask)))
+
+
+def test_uneven_levels_are_spread_by_their_gradient() -> None:
+    fsq = FSQ((8, 4))
+    torch.manual_seed(0)
+    z, mask = (0.3 * torch.randn(2, 40, 2)).requires_grad_(), torch.ones(2, 40, 1)
+    before = fsq.unevenness(fsq.place(z), mask)
+    (gradient,) = torch.autograd.grad(before, z)
+    assert gradient.isfinite().all()
+    after = fsq.unevenness(fsq.place(z - 20 * gradient), mask)
+    assert float(after) < float(before) - 1e-2
 
 
 def test_a_view_without_changes_is_what_the_encoder_hears() -> None:
