@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -357,6 +358,28 @@ class TestEval:
         assert sorted(path.name for path in Path.cwd().iterdir()) == ["lines.txt", "s.json"]
         report = json.loads(Path("s.json").read_text())
         assert (report["wer"], report["similarity"]) == (0.5, pytest.approx(1.0))
+
+    def test_a_model_is_the_same_elsewhere_and_another_with_other_weights(self, tmp_path: Path) -> None:
+        first = tmp_path / "first"
+        (first / "lm").mkdir(parents=True)
+        (first / "lm/model.safetensors").write_bytes(b"1")
+        (first / "config.json").write_text("{}")
+        before = evaluate._digest(first)
+        shutil.copytree(first, tmp_path / "second")
+        (tmp_path / "second/s.jsonl").write_text("a journal")
+        assert evaluate._digest(tmp_path / "second") == before
+        for name in ("lm/model.safetensors", "config.json"):
+            kept = (first / name).read_bytes()
+            (first / name).write_bytes(b"2")
+            assert evaluate._digest(first) != before
+            (first / name).write_bytes(kept)
+
+    def test_sentences_without_a_word_are_named_before_any_work(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        Path("lines.txt").write_text("Hello there.\nUm, uh.\n", encoding="utf-8")
+        said = refused(monkeypatch, capsys, "eval", "speech", "--sentences", "lines.txt", "--json", "s.json")
+        assert "Line 2 of lines.txt has no word to count ('Um, uh.'); remove it." in said
 
     def test_speakers_are_set_side_by_side(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -19,11 +19,13 @@ train() { speech-mtp train "recipes/objectives/$1.yaml" "run.documents=$study/do
 complete() { speech-mtp eval completion "$1" --json "$2" --functions "$functions" "${@:3}"; }
 
 compile="${COMPILE:-false}" # a compiled trunk rounds otherwise, and its times are others
-mkdir -p "$study"
-[ -f "$study/compile" ] || echo "$compile" >"$study/compile"
-if [ "$(cat "$study/compile")" != "$compile" ]; then
-    echo "$study was begun with COMPILE=$(cat "$study/compile"); go on so, or begin another study (STUDY=...)." >&2
-    exit 1
+case "$compile" in true | false) ;; *) echo "COMPILE is $compile; give true or false." >&2 && exit 1 ;; esac
+if [ -d "$study" ] && compgen -G "$study/*/[0-9]*/text.json" >/dev/null; then
+    before="$(cat "$study/compile" 2>/dev/null || echo false)"
+    if [ "$before" != "$compile" ]; then
+        echo "$study was begun with COMPILE=$before; go on so, or begin another study (STUDY=...)." >&2
+        exit 1
+    fi
 fi
 [ -f "$study/documents/manifest.json" ] || speech-mtp train recipes/objectives/documents.yaml "run.out=$study/documents"
 for seed in ${SEEDS:-0 1 2}; do
@@ -48,6 +50,7 @@ for seed in ${SEEDS:-0 1 2}; do
         case "$name" in trunk_own) more+=("run.documents=$study/own/$seed/documents") ;; esac
         # A run that was cut off goes on; one that is done writes its export again.
         [ -f "$out/text.json" ] || train "$name" "${more[@]}"
+        echo "$compile" >"$study/compile"
         [ -f "$out/text.json" ] || speech-mtp eval text "$out/export" --json "$out/text.json" --limit "$documents"
         [ -f "$out/completion.json" ] || complete "$out/export" "$out/completion.json"
         if [ -d "$out/export/head" ] && [ ! -f "$out/drafts.json" ]; then

@@ -6,6 +6,8 @@
 # semi_decoupled and mimi learn from a recogniser, which hears the audio first.
 #   recipes/tokenizer_study/run.sh                                    all codecs, groups of 5 frames, one seed
 #   GROUPS_OF="1 2 5" SEEDS="0 1" recipes/tokenizer_study/run.sh coupled decoupled2
+#   PER_VOICE=25 RECORDINGS=40 OPINIONS=40 recipes/tokenizer_study/run.sh mimi
+# The last: recordings of each voice, how many of all have opinions, and how many sentences of a talker; all the same.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 study="${STUDY:-runs/tokenizer_study}"
@@ -26,7 +28,7 @@ for name in "${names[@]}"; do
         recipe "$name" "run.out=$out/codec" "run.data=$data" "${more[@]}"
     fi
     [ -f "$out/codec.json" ] || speech-mtp eval codec --codec "$out/codec/export" --corpus "$dev" \
-        --per-voice "${PER_VOICE:-50}" --opinions "${OPINIONS:-120}" --json "$out/codec.json"
+        --per-voice "${PER_VOICE:-50}" --opinions "${RECORDINGS:-120}" --json "$out/codec.json"
     # One aligner for all, so that talkers differ by their codes alone.
     [ -f "$out/codes/codes.safetensors" ] || speech-mtp train recipes/tiny_en/encode.yaml "run.data=$data" \
         "run.codec=$out/codec/export" "run.out=$out/codes" run.aligner=tiny-en

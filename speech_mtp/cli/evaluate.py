@@ -4,7 +4,6 @@ completion``, ``eval objectives``, ``eval tokenizers``."""
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -46,6 +45,7 @@ from speech_mtp.progress import Telling
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from speech_mtp.evaluation.journal import Journal
     from speech_mtp.evaluation.judges import Judges
     from speech_mtp.lm.bundle import SpeechModel
     from speech_mtp.streaming.timed import Utterance
@@ -89,7 +89,8 @@ def eval_speech(
 ) -> None:
     """Word errors, success, opinion scores, speaker similarity and speed; the worst voice's figures come first.
 
-    Until the report is whole, what was judged is kept beside it as .jsonl, and a run that was cut off goes on.
+    Until the report is whole, what was judged is kept beside it as .jsonl, and a run that was cut off goes on;
+    times are those of the run in which a sentence was spoken.
     """
     check_output(out, (".json",))
     from speech_mtp import audio, hub
@@ -119,9 +120,9 @@ def eval_speech(
         who, settings = {"teacher": teacher}, {"recogniser": judge, "seed": seed or 0}
     made_of = {
         "weights": _digest(hub.find_model(model)) if teacher is None else None,
+        **computed_by(threads),
         "backbone": backbone,
         "lexicon": lexicon and lexicon.read_text("utf-8"),
-        "threads": threads,
         "texts": texts,
         "opinions": opinions,
         "also_heard_by": also_heard_by or [],
@@ -139,20 +140,44 @@ def eval_speech(
     worst = max(reports, key=lambda name: reports[name]["wer"])
     figures = {k: v for k, v in reports[worst].items() if k != "rows"}
     write_report(out, {**who, "voice": worst, **figures, **settings, "voices": reports})
-    journal.path.unlink()
+    done_with(journal, all(row["voice"] in reports for row in journal.rows))
 
 
 def _digest(folder: Path) -> str:
-    """Another one when a file of the model has changed."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    seen = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+    """Another one when the weights or the settings of a model have changed."""
+    found = hashlib.sha256()
+    for path in sorted(
+        path for path in folder.rglob("*") if path.name == "config.json" or path.suffix == ".safetensors"
+    ):
+        found.update(path.relative_to(folder).as_posix().encode())
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def computed_by(threads: int | None) -> dict[str, Any]:
+    """What rounds otherwise, and so may draw otherwise: the threads that were asked for, and those that there are."""
+    import torch
+
+    return {"torch": torch.__version__, "threads": [threads, torch.get_num_threads()]}
+
+
+def done_with(journal: Journal, all_used: bool) -> None:
+    """Remove the journal of a report that is written, unless it holds more than went into it."""
+    if all_used:
+        journal.path.unlink(missing_ok=True)
+    else:
+        print(f"{journal.path} holds more than this report, for which it is kept")
 
 
 def _texts(path: Path) -> list[str]:
     """The lines of a file, all of which can be spoken."""
+    from speech_mtp.evaluation.wer import normalize
+
     lines = read_lines(path)
     check_texts(lines, path)
+    for number, line in enumerate(lines, start=1):
+        if not normalize(line):
+            raise ValueError(f"Line {number} of {path} has no word to count ({line!r}); remove it.")
     return lines
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from speech_mtp.cli.evaluate import Recogniser, check_files, judges_of
+from speech_mtp.cli.evaluate import Recogniser, check_files, computed_by, done_with, judges_of
 from speech_mtp.cli.shared import CodecSource, Threads, codec_of, summary, write_report
 from speech_mtp.progress import Telling
 
@@ -88,13 +88,14 @@ def eval_codec(
         found += [sample for folder in corpus_dir or () for sample in from_corpus(folder, split, rate, number)]
         return [Sample(*sample) for sample in found]
 
-    samples = recordings(per_voice)
+    samples, probed = recordings(per_voice), recordings(per_voice_probes)
     report: dict[str, Any] = {"codec": codec, "recogniser": judge}
     made_of = {
         "weights": _digest(loaded.state_dict().values()),
         "recordings": _digest(sample.wave for sample in samples),
-        "texts": [[sample.voice, sample.text] for sample in samples],
-        "per_voice_probes": per_voice_probes,
+        "recordings_of_probes": _digest(sample.wave for sample in probed),
+        "texts": [[sample.voice, sample.text, sample.told] for sample in [*samples, *probed]],
+        **computed_by(threads),
         "probe_steps": probe_steps,
         "swap_pairs": swap_pairs,
         "opinions": opinions,
@@ -106,7 +107,7 @@ def eval_codec(
         "quality": lambda: codec_report(loaded, samples, judges, seed, opinions=opinions),
         "words": lambda: words_by_voice(loaded, samples, judges),
         "views": lambda: view_agreement(loaded, samples, seed, report=Telling()),
-        "probes": lambda: _probes(loaded, recordings(per_voice_probes), aligner, probe_steps),
+        "probes": lambda: _probes(loaded, probed, aligner, probe_steps),
         "swaps": lambda: stream_swaps(loaded, samples, swap_pairs, judges, seed, Telling()),
     }
     for part in (part for part in PARTS if part in wanted):
@@ -121,7 +122,7 @@ def eval_codec(
         predictability_bars(report, plot)
         print(f"wrote {plot}")
     write_report(out, report)
-    journal.path.unlink()
+    done_with(journal, all(part in wanted for row in journal.rows for part in row))
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:

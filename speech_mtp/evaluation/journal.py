@@ -7,49 +7,54 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+_SETTINGS = "measured_with"
+"""The key of the first line, by which a file is known as a journal."""
+
 
 class Journal:
     """``rows`` that were added to ``path``, now or by an earlier run with the same ``settings``.
 
     The first line holds the settings. A line that an interruption left half-written is dropped. Raises ValueError when
-    the file there belongs to other settings, and OSError when it cannot be written.
+    the file there belongs to other settings or is no journal, which is left as it is, and OSError when it cannot be
+    written. One run at a time.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
         self.settings = wanted = json.loads(json.dumps(settings))
-        lines = self._read()
-        if not lines:
-            path.write_text(_line(wanted), encoding="utf-8")
-        elif lines[0] != wanted:
-            other = [key for key in {**wanted, **lines[0]} if wanted.get(key) != lines[0].get(key)]
+        found = path.read_bytes() if path.exists() else b""
+        if not found:
+            path.write_bytes(_line({_SETTINGS: wanted}))
+        whole = found[: found.rfind(b"\n") + 1]
+        lines = self._parsed(whole) if found else [{_SETTINGS: wanted}]
+        if lines[0][_SETTINGS] != wanted:
+            before = lines[0][_SETTINGS]
+            other = [key for key in {**wanted, **before} if wanted.get(key) != before.get(key)]
             raise ValueError(
                 f"{path} holds measurements with another setting of {', '.join(other)}; "
                 "remove it, or give another name to this one's report."
             )
+        if whole != found:
+            path.write_bytes(whole)
         self.rows: list[dict[str, Any]] = lines[1:]
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row; it is in the file when this returns."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("ab") as file:
             file.write(_line(row))
         self.rows.append(json.loads(json.dumps(row)))
 
-    def _read(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        text = self.path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            self.path.write_text(whole, encoding="utf-8")
+    def _parsed(self, whole: bytes) -> list[dict[str, Any]]:
         try:
-            lines = [json.loads(line) for line in whole.splitlines()]
-        except ValueError as error:
-            raise ValueError(f"{self.path} is damaged or no file of measurements; remove it.") from error
-        if not all(isinstance(line, dict) for line in lines):
-            raise ValueError(f"{self.path} is damaged or no file of measurements; remove it.")
+            lines = [json.loads(line) for line in whole.split(b"\n")[:-1]]
+        except ValueError:
+            lines = []
+        if not lines or not all(isinstance(line, dict) for line in lines) or _SETTINGS not in lines[0]:
+            raise ValueError(
+                f"{self.path} is damaged or no file of measurements; move it away, or give the report another name."
+            )
         return lines
 
 
-def _line(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"
+def _line(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode()

@@ -66,6 +66,8 @@ def speech_report(
         raise ValueError("There are no sentences to evaluate; give a file with one sentence a line.")
     judges = judges or Judges()
     judged = [line for line in journal.rows if line["voice"] == voice] if journal else []
+    if journal and [line["row"]["text"] for line in judged] != list(sentences[: len(judged)]):
+        raise ValueError(f"{journal.path} was written by two runs at once; remove it, and begin anew.")
     for i, text in enumerate(progress(sentences[len(judged) :], "speech", "sentence"), start=len(judged)):
         line = {"voice": voice, **_judge(text, say(text), judges, opinions is None or i < opinions)}
         if journal:

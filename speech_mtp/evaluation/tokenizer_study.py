@@ -56,15 +56,21 @@ def study(folder: Path, base: str = BASE) -> dict[str, Any]:
 
 def _check_recordings(codecs: Mapping[str, Mapping[str, Any]]) -> None:
     """Round trips of other recordings must not be set side by side."""
-    counted = {name: (r.get("utterances"), r.get("opinions", r.get("utterances"))) for name, r in codecs.items()}
+    counted = {name: _recordings(report) for name, report in codecs.items()}
     first = next(iter(counted))
-    for name, counts in counted.items():
-        if counts != counted[first]:
+    for name, found in counted.items():
+        if found != counted[first]:
             raise ValueError(
-                f"{first} and {name} were measured on other recordings ({counted[first][0]}, opinions of "
-                f"{counted[first][1]}; {counts[0]}, opinions of {counts[1]}); measure both with the same --per-voice "
-                "and --opinions of eval codec."
+                f"{first} was measured on {counted[first]}, and {name} on {found}; measure both on the same "
+                "recordings, with the same --per-voice and --opinions of eval codec."
             )
+
+
+def _recordings(report: Mapping[str, Any]) -> str:
+    number = report.get("utterances", "?")
+    seconds = f"{report['seconds']:.0f} s" if "seconds" in report else "? s"
+    voices = ", ".join(report.get("voices", "?"))
+    return f"{number} recordings of {voices} ({seconds}), opinions of {report.get('opinions', number)}"
 
 
 def _check_judge(spoken: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) -> None:

@@ -38,8 +38,9 @@ from speech_mtp.training.views import Change, equal_codes, perturbed_mel, view_t
 WITHOUT_DETAIL = "without_detail"
 
 
-EDGE = 4
-"""Frames at either end of a crop that are not asked what they say."""
+EDGE = 8
+"""Frames at either end of a crop that are not asked what they say: of unchanged sound, cut out, those before are heard
+otherwise than in the whole by 0.01 to 1.7 nats a frame, and all others by 0.0003 (the packaged codec)."""
 
 
 class ReverseGradient(torch.autograd.Function):
@@ -200,8 +201,8 @@ class CodecTask(SourceFilterTask):
 
     def sound_terms(self, fake: Tensor, content: Tensor, crop: Tensor) -> dict[str, Tensor]:
         """``said``: how far the phonemes that the codec, held still, hears in the decoded crop are from those that the
-        codes tell (Kullback-Leibler divergence, nats a frame), but for its first and last frames, which miss their
-        neighbours."""
+        codes tell (Kullback-Leibler divergence, nats a frame), but for :data:`EDGE` frames at either end, which miss
+        their neighbours."""
         if not self.config.weights.said:
             return {}
         codec, frames = self.codec, self.config.crop_frames
@@ -215,7 +216,7 @@ class CodecTask(SourceFilterTask):
         each = heard.shape[1] // frames
         inner = slice(EDGE * each, (frames - EDGE) * each)
         loss = F.kl_div(heard[:, inner], expected[:, inner], reduction="none", log_target=True)
-        return {"said": loss.sum(-1).mean()}
+        return {"said": each * loss.sum(-1).mean()}
 
     def export(self, folder: Path) -> None:
         """With a stream of detail, also the codec without it, in the folder ``without_detail`` beside ``folder``."""

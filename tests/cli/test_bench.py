@@ -177,7 +177,7 @@ def test_a_wrong_input_is_one_sentence(
 def test_measurements_of_other_settings_are_not_mixed_in(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("report.jsonl").write_text('{"max_new_tokens": 11}\n', encoding="utf-8")
+    Path("report.jsonl").write_text('{"measured_with": {"max_new_tokens": 11}}\n', encoding="utf-8")
     more = ["--questions", str(folder / "q.txt"), "--heads", "none", "--rules", "vanilla"]
     assert bench(monkeypatch, folder, "text", *more) == 2
     assert "another setting of" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from speech_mtp.codecs.encodec import Encodec
 from speech_mtp.corpus.store import AudioStoreWriter
 from speech_mtp.evaluation.alignment import aligned_utterances
 from speech_mtp.evaluation.codec_report import Sample
+from speech_mtp.evaluation.judges import Judges
 from speech_mtp.text.phonemes import SYMBOLS, parse
 
 
@@ -55,24 +56,44 @@ def test_parts_that_were_measured_before_an_interruption_are_kept(
     def cut_off(*_: object) -> None:
         raise KeyboardInterrupt
 
-    out, whole = tmp_path / "report.json", tmp_path / "whole.json"
-    eval_codec(whole, [recordings], parts="views,probes,swaps", aligner="x")
+    out, whole, parts = tmp_path / "report.json", tmp_path / "whole.json", "quality,words,views,probes,swaps"
+    ears = Judges(
+        transcribe=lambda wave, rate: "hello there",
+        opinion=lambda wave, rate: float(wave.std()),
+        second_opinion=lambda wave, rate: 4.0,
+        embed=lambda wave, rate: torch.stack([wave.std(), wave.abs().max()]),
+        pitch=lambda wave, rate: wave[: len(wave) // 240 * 240].view(-1, 240).std(1),
+    )
+    monkeypatch.setattr("speech_mtp.cli.evaluate_codec.judges_of", lambda recogniser: (ears, "ears"))
+    for i in range(2):
+        (recordings / f"ann/{i}.txt").write_text("hello there" if i else "good morning")
+    eval_codec(whole, [recordings], parts=parts, aligner="x")
     with monkeypatch.context() as patch:
         patch.setattr("speech_mtp.cli.evaluate_codec._probes", cut_off)
         with pytest.raises(KeyboardInterrupt):
-            eval_codec(out, [recordings], parts="views,probes,swaps", aligner="x")
+            eval_codec(out, [recordings], parts=parts, aligner="x")
     assert not out.exists()
     with pytest.raises(ValueError, match=r"report\.jsonl holds measurements with another setting of seed"):
         eval_codec(out, [recordings], parts="views", aligner="x", seed=1)
+    with pytest.raises(ValueError, match="another setting of opinions"):
+        eval_codec(out, [recordings], parts="views", aligner="x", opinions=1)
+    (recordings / "ann/0.txt").write_text("good evening")
+    with pytest.raises(ValueError, match="another setting of texts"):
+        eval_codec(out, [recordings], parts="views", aligner="x")
+    (recordings / "ann/0.txt").write_text("good morning")
     other = Encodec.tiny().eval()
     next(other.parameters()).data += 1
     with monkeypatch.context() as patch:
         patch.setattr(hub, "load_codec", lambda name: other)
         with pytest.raises(ValueError, match="another setting of weights"):
             eval_codec(out, [recordings], parts="views", aligner="x")
-    monkeypatch.setattr("speech_mtp.evaluation.view_agreement.view_agreement", cut_off)  # not again
-    eval_codec(out, [recordings], parts="views,probes,swaps", aligner="x")
+    for again in ("codec_report.codec_report", "codec_report.words_by_voice", "view_agreement.view_agreement"):
+        monkeypatch.setattr(f"speech_mtp.evaluation.{again}", cut_off)
+    eval_codec(out, [recordings], parts="views", aligner="x")
+    assert (tmp_path / "report.jsonl").is_file()  # it holds more than was asked for
+    eval_codec(out, [recordings], parts=parts, aligner="x")
     assert json.loads(out.read_text()) == json.loads(whole.read_text())
+    assert json.loads(out.read_text())["round_trip"]["dnsmos"] > 0
     assert [path.suffix for path in tmp_path.glob("report.*")] == [".json"]
 
 

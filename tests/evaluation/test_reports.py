@@ -86,6 +86,10 @@ def test_a_report_that_was_cut_off_is_the_same(tmp_path: Path) -> None:
         report(Journal(tmp_path / "j", {}), 0, stop=2)
     assert report(Journal(tmp_path / "j", {}), 2) == whole
     assert report(Journal(tmp_path / "j", {}), 3) == whole
+    twice = Journal(tmp_path / "j", {})
+    twice.add(twice.rows[0])
+    with pytest.raises(ValueError, match=r"j was written by two runs at once"):
+        report(Journal(tmp_path / "j", {}), 3)
     assert [row["similarity"] for row in whole["rows"]] == pytest.approx([0.316, 0.99, 0.447], abs=0.01)
 
 

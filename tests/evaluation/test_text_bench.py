@@ -390,9 +390,20 @@ class TestFiles:
         assert journal(tmp_path, tokens=4).rows == [{"a": 1}, {"a": 3}]
         with pytest.raises(ValueError, match="another setting of tokens"):
             journal(tmp_path, tokens=5)
-        (tmp_path / "j.jsonl").write_text("nothing\n", encoding="utf-8")
-        with pytest.raises(ValueError, match="damaged"):
+
+    @pytest.mark.parametrize("other", ["nothing\n", '{"mine": 1}\n{"mine": 2}', '{"mine": 1}', '[1]\n{"tokens": 4}\n'])
+    def test_a_file_that_is_no_journal_is_left_as_it_is(self, tmp_path: Path, other: str) -> None:
+        (tmp_path / "j.jsonl").write_text(other, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"j\.jsonl is damaged or no file of measurements; move it away"):
             journal(tmp_path, tokens=4)
+        assert (tmp_path / "j.jsonl").read_text("utf-8") == other
+
+    def test_a_journal_keeps_every_letter(self, tmp_path: Path) -> None:
+        row = {"text": "naïve\u2028two\x85lines 東京"}
+        journal(tmp_path, tokens=4).add(row)
+        with (tmp_path / "j.jsonl").open("ab") as file:
+            file.write('{"text": "東'.encode()[:-1])  # cut off within a letter
+        assert journal(tmp_path, tokens=4).rows == [row]
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from Linux")

@@ -171,7 +171,7 @@ def test_the_whole_way(name: str, folder: Path, backbone: dict[str, Any], monkey
 
     whole = codec_report.codec_report
     monkeypatch.setattr(
-        codec_report, "codec_report", lambda codec, found, judges, seed: whole(codec, found, EARS, seed)
+        codec_report, "codec_report", lambda codec, found, _, seed, opinions: whole(codec, found, EARS, seed)
     )
     monkeypatch.setattr(codec_report, "words_by_voice", lambda codec, found, judges: {"low": {"words": len(found)}})
     evaluate_codec.eval_codec(

@@ -184,7 +184,7 @@ def test_every_term_of_the_sound_teaches_the_decoder_and_none_the_ear(humming: A
 def test_the_sound_must_say_what_the_codes_say(humming: AudioStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recording says it better than noise does; the term teaches the decoder, and neither the encoder nor the
     phoneme head."""
-    task = task_of(humming, weights=CodecWeights(said=1.0), crop_frames=16)
+    task = task_of(humming, weights=CodecWeights(said=1.0), crop_frames=24)
     with torch.no_grad():  # an untrained head says the same of everything
         for weight in task.codec.phonemes.parameters():
             weight.mul_(4)
@@ -199,7 +199,7 @@ def test_the_sound_must_say_what_the_codes_say(humming: AudioStore, monkeypatch:
         return task.sound_terms(wave, values, batch.crop)["said"]
 
     loud = torch.randn_like(real).requires_grad_()
-    assert -1e-6 < float(said(real)) < 0.5 * float(said(loud).detach())
+    assert abs(float(said(real))) < 1e-5 < 0.1 < float(said(loud).detach())
     said(loud).backward()
     assert loud.grad is not None
     assert all(weight.grad is None for weight in task.codec.parameters())
@@ -210,8 +210,8 @@ def test_the_sound_must_say_what_the_codes_say(humming: AudioStore, monkeypatch:
 
 
 def test_crops_too_short_to_be_asked_are_refused(humming: AudioStore) -> None:
-    with pytest.raises(ValueError, match="more than 8 frames"):
-        task_of(humming, weights=CodecWeights(said=1.0), crop_frames=8)
+    with pytest.raises(ValueError, match="more than 16 frames"):
+        task_of(humming, weights=CodecWeights(said=1.0), crop_frames=16)
 
 
 def test_padding_adds_nothing_to_the_terms_of_a_stream(humming: AudioStore) -> None:
