@@ -22,6 +22,7 @@ from speech_mtp.lm.bundle import SpeechModel
 from speech_mtp.lm.units import UnitMaker
 from speech_mtp.streaming.timed import Utterance, speak_timed
 from speech_mtp.text.lexicon import Lexicon
+from speech_mtp.threads import SPEECH, use_threads
 from speech_mtp.types import Finish
 from tests.cli import running
 from tests.cli.running import run
@@ -41,6 +42,7 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SpeechModel:
     ) -> SpeechModel:
         if name != "tiny-en":
             raise ValueError(f"There is no model {name!r}.")
+        use_threads(threads, SPEECH)
         return made
 
     monkeypatch.setattr(hub, "load", load, raising=False)

@@ -318,7 +318,7 @@ def _journal(
 ) -> Journal:
     import torch
 
-    from speech_mtp.evaluation.journal import Journal
+    from speech_mtp.evaluation.journal import Journal, computed_by
     from speech_mtp.evaluation.questions import digest
 
     on_gpu = lm.device.type == "cuda"
@@ -329,8 +329,7 @@ def _journal(
         "heads": weights,
         "backbone": lm.fingerprint,
         "device": torch.cuda.get_device_name(lm.device) if on_gpu else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **computed_by(),
         **more,
     }
     return Journal(out.with_suffix(".jsonl"), settings)

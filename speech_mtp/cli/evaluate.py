@@ -4,6 +4,7 @@ completion``, ``eval objectives``, ``eval tokenizers``."""
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -45,7 +46,6 @@ from speech_mtp.progress import Telling
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from speech_mtp.evaluation.journal import Journal
     from speech_mtp.evaluation.judges import Judges
     from speech_mtp.lm.bundle import SpeechModel
     from speech_mtp.streaming.timed import Utterance
@@ -94,7 +94,7 @@ def eval_speech(
     """
     check_output(out, (".json",))
     from speech_mtp import audio, hub
-    from speech_mtp.evaluation.journal import Journal
+    from speech_mtp.evaluation.journal import Journal, computed_by
     from speech_mtp.evaluation.speech_report import speech_report, word_rate
 
     files = {path: _texts(path) for path in sentences}
@@ -120,7 +120,7 @@ def eval_speech(
         who, settings = {"teacher": teacher}, {"recogniser": judge, "seed": seed or 0}
     made_of = {
         "weights": _digest(hub.find_model(model)) if teacher is None else None,
-        **computed_by(threads),
+        **computed_by(),
         "backbone": backbone,
         "lexicon": lexicon and lexicon.read_text("utf-8"),
         "texts": texts,
@@ -140,33 +140,16 @@ def eval_speech(
     worst = max(reports, key=lambda name: reports[name]["wer"])
     figures = {k: v for k, v in reports[worst].items() if k != "rows"}
     write_report(out, {**who, "voice": worst, **figures, **settings, "voices": reports})
-    done_with(journal, all(row["voice"] in reports for row in journal.rows))
+    journal.done(all(row["voice"] in reports for row in journal.rows))
 
 
 def _digest(folder: Path) -> str:
     """Another one when the weights or the settings of a model have changed."""
-    found = hashlib.sha256()
-    for path in sorted(
-        path for path in folder.rglob("*") if path.name == "config.json" or path.suffix == ".safetensors"
-    ):
-        found.update(path.relative_to(folder).as_posix().encode())
-        found.update(path.read_bytes())
-    return found.hexdigest()
+    from speech_mtp.lm.fingerprint import sha256
 
-
-def computed_by(threads: int | None) -> dict[str, Any]:
-    """What rounds otherwise, and so may draw otherwise: the threads that were asked for, and those that there are."""
-    import torch
-
-    return {"torch": torch.__version__, "threads": [threads, torch.get_num_threads()]}
-
-
-def done_with(journal: Journal, all_used: bool) -> None:
-    """Remove the journal of a report that is written, unless it holds more than went into it."""
-    if all_used:
-        journal.path.unlink(missing_ok=True)
-    else:
-        print(f"{journal.path} holds more than this report, for which it is kept")
+    files = [path for path in sorted(folder.rglob("*")) if path.name == "config.json" or path.suffix == ".safetensors"]
+    found = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def _texts(path: Path) -> list[str]:

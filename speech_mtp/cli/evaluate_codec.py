@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from speech_mtp.cli.evaluate import Recogniser, check_files, computed_by, done_with, judges_of
+from speech_mtp.cli.evaluate import Recogniser, check_files, judges_of
 from speech_mtp.cli.shared import CodecSource, Threads, codec_of, summary, write_report
 from speech_mtp.progress import Telling
 
@@ -71,11 +72,12 @@ def eval_codec(
     from speech_mtp import hub
     from speech_mtp.corpus.samples import from_corpus, from_folder
     from speech_mtp.evaluation.codec_report import Sample, codec_report, words_by_voice
-    from speech_mtp.evaluation.journal import Journal
+    from speech_mtp.evaluation.journal import Journal, computed_by
     from speech_mtp.evaluation.plots import predictability_bars
     from speech_mtp.evaluation.predictability_table import predictability_table
     from speech_mtp.evaluation.stream_swaps import stream_swaps
     from speech_mtp.evaluation.view_agreement import view_agreement
+    from speech_mtp.lm.fingerprint import digest_of
     from speech_mtp.threads import use_threads
 
     use_threads(threads)
@@ -88,14 +90,13 @@ def eval_codec(
         found += [sample for folder in corpus_dir or () for sample in from_corpus(folder, split, rate, number)]
         return [Sample(*sample) for sample in found]
 
-    samples, probed = recordings(per_voice), recordings(per_voice_probes)
+    samples = recordings(per_voice)
     report: dict[str, Any] = {"codec": codec, "recogniser": judge}
     made_of = {
-        "weights": _digest(loaded.state_dict().values()),
-        "recordings": _digest(sample.wave for sample in samples),
-        "recordings_of_probes": _digest(sample.wave for sample in probed),
-        "texts": [[sample.voice, sample.text, sample.told] for sample in [*samples, *probed]],
-        **computed_by(threads),
+        "weights": digest_of(loaded),
+        "recordings": _digest(samples),
+        "recordings_of_probes": _digest(recordings(per_voice_probes)),  # not kept: there may be many
+        **computed_by(),
         "probe_steps": probe_steps,
         "swap_pairs": swap_pairs,
         "opinions": opinions,
@@ -107,7 +108,7 @@ def eval_codec(
         "quality": lambda: codec_report(loaded, samples, judges, seed, opinions=opinions),
         "words": lambda: words_by_voice(loaded, samples, judges),
         "views": lambda: view_agreement(loaded, samples, seed, report=Telling()),
-        "probes": lambda: _probes(loaded, probed, aligner, probe_steps),
+        "probes": lambda: _probes(loaded, recordings(per_voice_probes), aligner, probe_steps),
         "swaps": lambda: stream_swaps(loaded, samples, swap_pairs, judges, seed, Telling()),
     }
     for part in (part for part in PARTS if part in wanted):
@@ -122,16 +123,15 @@ def eval_codec(
         predictability_bars(report, plot)
         print(f"wrote {plot}")
     write_report(out, report)
-    done_with(journal, all(part in wanted for row in journal.rows for part in row))
+    journal.done(all(part in wanted for row in journal.rows for part in row))
 
 
-def _digest(tensors: Iterable[Tensor]) -> str:
-    """Another one where a number differs."""
-    import torch
-
+def _digest(samples: Iterable[Sample]) -> str:
+    """Another one where a recording, or what is known of it, differs."""
     found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    for sample in samples:
+        found.update(json.dumps([sample.voice, sample.text, sample.told]).encode())
+        found.update(sample.wave.contiguous().numpy().data)
     return found.hexdigest()
 
 

@@ -44,6 +44,13 @@ class Journal:
             file.write(_line(row))
         self.rows.append(json.loads(json.dumps(row)))
 
+    def done(self, all_used: bool = True) -> None:
+        """Remove the file once its report is written, unless it holds more than went into that."""
+        if all_used:
+            self.path.unlink(missing_ok=True)
+        else:
+            print(f"{self.path} holds more than this report, for which it is kept")
+
     def _parsed(self, whole: bytes) -> list[dict[str, Any]]:
         try:
             lines = [json.loads(line) for line in whole.split(b"\n")[:-1]]
@@ -54,6 +61,13 @@ class Journal:
                 f"{self.path} is damaged or no file of measurements; move it away, or give the report another name."
             )
         return lines
+
+
+def computed_by() -> dict[str, Any]:
+    """Settings that every measurement has: what rounds otherwise, and so may draw otherwise."""
+    import torch
+
+    return {"threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def _line(value: Mapping[str, Any]) -> bytes:

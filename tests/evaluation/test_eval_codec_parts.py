@@ -78,7 +78,7 @@ def test_parts_that_were_measured_before_an_interruption_are_kept(
     with pytest.raises(ValueError, match="another setting of opinions"):
         eval_codec(out, [recordings], parts="views", aligner="x", opinions=1)
     (recordings / "ann/0.txt").write_text("good evening")
-    with pytest.raises(ValueError, match="another setting of texts"):
+    with pytest.raises(ValueError, match="another setting of recordings"):
         eval_codec(out, [recordings], parts="views", aligner="x")
     (recordings / "ann/0.txt").write_text("good morning")
     other = Encodec.tiny().eval()

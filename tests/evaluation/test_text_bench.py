@@ -20,7 +20,7 @@ from speech_mtp.evaluation import watch as watch_module
 from speech_mtp.evaluation.contenders import Answers, Contender, llama_cpp, native_mtp, ours, theirs, weights_of
 from speech_mtp.evaluation.identity import Group, explain, faults, identity, tie_below
 from speech_mtp.evaluation.intervals import estimate, ratio
-from speech_mtp.evaluation.journal import Journal
+from speech_mtp.evaluation.journal import Journal, computed_by
 from speech_mtp.evaluation.memory import PeakMemory
 from speech_mtp.evaluation.questions import Question, digest, read_questions
 from speech_mtp.evaluation.tables import aligned
@@ -397,6 +397,9 @@ class TestFiles:
         with pytest.raises(ValueError, match=r"j\.jsonl is damaged or no file of measurements; move it away"):
             journal(tmp_path, tokens=4)
         assert (tmp_path / "j.jsonl").read_text("utf-8") == other
+
+    def test_what_rounds_otherwise_is_a_setting(self) -> None:
+        assert computed_by() == {"threads": torch.get_num_threads(), "torch": torch.__version__}
 
     def test_a_journal_keeps_every_letter(self, tmp_path: Path) -> None:
         row = {"text": "naïve\u2028two\x85lines 東京"}

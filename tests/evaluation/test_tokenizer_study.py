@@ -126,6 +126,15 @@ def test_round_trips_of_other_recordings_are_not_set_side_by_side(folder: Path) 
     shutil.rmtree(folder / "mimi")
     with pytest.raises(ValueError, match=r"coupled was measured on 100 .*opinions of 100, and decoupled on .* of 40"):
         study(folder)
+    same = {"utterances": 100, "opinions": 40, "seconds": 99.0, "voices": ["a", "b"]}
+    for other in ({"seconds": 120.0}, {"voices": ["a", "c"]}, {}):
+        for name, counts in (("coupled", same), ("decoupled", same | other)):
+            path = folder / name / "codec.json"
+            path.write_text(json.dumps({**json.loads(path.read_text()), **counts}))
+        if other:
+            with pytest.raises(ValueError, match="measure both on the same recordings"):
+                study(folder)
+    study(folder)
 
 
 def test_seeds_of_one_sentence_are_drawn_together(folder: Path) -> None:

@@ -50,6 +50,17 @@ def test_everything_learns(humming: AudioStore, semantic: bool) -> None:
     assert {"book0_perplexity", "book1_perplexity"} <= found.keys()
 
 
+@pytest.mark.parametrize("weight", sorted(CodecWeights().__dict__.keys() - {"distil", "critic", "feature"}))
+def test_every_term_is_learnt_or_refused(humming: AudioStore, weight: str) -> None:
+    """No weight is taken and then heard by nobody."""
+    try:
+        task = task_of(humming, True, weights=CodecWeights(**{weight: 0.77}))
+    except ValueError as error:
+        assert f"weights.{weight}" in str(error)  # noqa: PT017
+    else:
+        assert weight in numbers(task.step(0, 1e-3))
+
+
 def test_phonemes_shape_the_first_book_alone(humming: AudioStore) -> None:
     only = SILENT | {"ctc": 1.0}
     task = task_of(humming, True, weights=CodecWeights(**only))

@@ -22,7 +22,7 @@ def codec(per_frame: int, steps: int = 8) -> Decoupled:
     return Decoupled(replace(small, steps_per_frame=steps, phonemes_per_frame=per_frame))
 
 
-def task_of(store: AudioStore, made: Decoupled) -> CodecTask:
+def task_of(store: AudioStore, made: Decoupled, near: float = 0.25, said: float = 0.0) -> CodecTask:
     config = CodecTaskConfig(
         batch=2,
         crop_frames=4,
@@ -30,7 +30,7 @@ def task_of(store: AudioStore, made: Decoupled) -> CodecTask:
         amp=False,
         resample=0.0,
         ctc_prior=0.3,
-        weights=CodecWeights(near=0.25),
+        weights=CodecWeights(near=near, said=said),
     )
     return CodecTask(made, store, config, torch.device("cpu"))
 
@@ -46,6 +46,21 @@ def test_phonemes_are_told_twice_a_frame(humming: AudioStore) -> None:
     assert all(np.isfinite(value) for value in scores.values())
     assert scores["ctc"] != 0
     assert scores["near"] != 0
+
+
+def test_what_the_sound_says_is_counted_a_frame(humming: AudioStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice as dear where a frame says two phonemes, each as far from what it should be."""
+    monkeypatch.setattr("speech_mtp.training.codec.EDGE", 1)
+    costs = []
+    for per_frame in (1, 2):
+        task = task_of(humming, codec(per_frame), near=0.0, said=1.0)
+        slots = 4 * per_frame
+        laws = iter([torch.zeros(2, slots, 3), torch.tensor([2.0, 0.0, 0.0]).expand(2, slots, 3)])
+        monkeypatch.setattr(task.codec.phonemes, "forward", lambda *_, laws=laws: next(laws))
+        fake, content = torch.randn(2, 4 * task.codec.spec.samples_per_frame), torch.zeros(2, 4, 4)
+        costs.append(float(task.sound_terms(fake, content, torch.zeros(2, dtype=torch.long))["said"]))
+    assert costs[1] == pytest.approx(2 * costs[0])
+    assert costs[0] > 0.1
 
 
 def test_more_phonemes_than_frames_can_be_said(humming: AudioStore) -> None:

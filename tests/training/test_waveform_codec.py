@@ -174,6 +174,17 @@ def test_the_first_book_learns_what_a_recogniser_hears(
     assert not [name for name in moved if "decoder" in name or "acoustic" in name or "upsample" in name]
 
 
+@pytest.mark.parametrize("weight", sorted(CodecWeights().__dict__.keys() - {"distil", "critic", "feature"}))
+def test_every_term_is_learnt_or_refused(codec: TrainableCodec, humming: AudioStore, weight: str) -> None:
+    """No weight is taken and then heard by nobody."""
+    try:
+        task = WaveformTask(codec, humming, config(weights=CodecWeights(**{weight: 0.77})), CPU)
+    except ValueError as error:
+        assert f"weights.{weight}" in str(error)  # noqa: PT017
+    else:
+        assert weight in numbers(task.step(0, 1e-3))
+
+
 @pytest.mark.parametrize("weight", UNHEEDED_TERMS)
 def test_a_term_that_it_has_not_is_refused(codec: TrainableCodec, humming: AudioStore, weight: str) -> None:
     with pytest.raises(ValueError, match=rf"leave task\.weights\.{weight} out"):
